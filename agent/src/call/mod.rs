@@ -1,0 +1,339 @@
+//! The vocabulary of the data path: what a call, its answer and its failure are, whatever the protocol.
+
+mod body;
+mod pairs;
+mod text;
+
+use std::{borrow::Cow, fmt, net::SocketAddr, time::Duration};
+
+use http_body_util::combinators::UnsyncBoxBody;
+use tokio::time::Instant;
+
+pub use self::{
+    body::{Watch, Watched},
+    pairs::Pairs,
+    text::Text,
+};
+use bytes::Bytes;
+
+/// One call on its way to an endpoint.
+#[derive(Debug)]
+pub struct Request {
+    /// What every stage may look at.
+    pub call: Call,
+    /// The protocol's own part, carried along and encoded again at the end.
+    pub head: Head,
+    /// Payload.
+    pub body: Body,
+}
+
+impl Request {
+    /// A second copy for another attempt: a few reference counts. `None` once the body is a stream,
+    /// because its bytes exist only once.
+    pub fn replay(&self) -> Option<Self> {
+        let body = match &self.body {
+            Body::Empty => Body::Empty,
+            Body::Full(bytes) => Body::Full(bytes.clone()),
+            Body::Stream(_) => return None,
+        };
+        Some(Self { call: self.call.clone(), head: self.head.clone(), body })
+    }
+}
+
+/// The protocol-neutral part of a request.
+#[derive(Clone, Debug)]
+pub struct Call {
+    /// Service the caller asks for; empty where the protocol does not name one (the listener's is used).
+    pub service: Text,
+    /// Method: the RPC method, or the HTTP method.
+    pub method: Text,
+    /// Group asked for, may be empty.
+    pub group: Text,
+    /// Version asked for, may be empty.
+    pub version: Text,
+    /// Application of the caller, may be empty.
+    pub application: Text,
+    /// Id that names this call in logs and traces on every hop; 0 where the protocol has none.
+    pub request_id: u64,
+    /// Socket address of the caller.
+    pub peer: Option<SocketAddr>,
+    /// Timeout that came with the call.
+    pub wire_timeout: Option<Duration>,
+    /// Absolute end of the call, retries included. Set by the cluster when the call enters it.
+    pub deadline: Instant,
+    /// What the protocol itself says about resending (HTTP method semantics); config can override.
+    pub idempotent: bool,
+    /// The caller does not wait for an answer.
+    pub one_way: bool,
+    /// Payload bytes on the wire as far as they are known at decode.
+    pub request_bytes: u64,
+}
+
+impl Call {
+    /// A call of `method` on `service` with everything else unset.
+    pub fn new(service: Text, method: Text) -> Self {
+        Self {
+            service,
+            method,
+            group: Text::default(),
+            version: Text::default(),
+            application: Text::default(),
+            request_id: 0,
+            peer: None,
+            wire_timeout: None,
+            deadline: Instant::now(),
+            idempotent: false,
+            one_way: false,
+            request_bytes: 0,
+        }
+    }
+}
+
+/// The part of a request that only its protocol understands.
+#[derive(Clone, Debug)]
+pub enum Head {
+    /// No protocol part: a call the agent made up itself.
+    None,
+    /// Motan2: message flags and the metadata block.
+    Motan2(Motan2Head),
+    /// HTTP/1.1: method, target, headers. Boxed: parts are large and rare in a mixed queue.
+    Http(Box<HttpHead>),
+}
+
+/// What a Motan2 frame carries beside its body (spec/motan.md (a)).
+#[derive(Clone, Debug, Default)]
+pub struct Motan2Head {
+    /// Serialization number, passed through untouched.
+    pub serialization: u8,
+    /// Metadata, parsed on first use.
+    pub meta: Pairs,
+}
+
+/// An HTTP request head. `http::request::Parts` is not `Clone` because of its extensions; this is.
+#[derive(Clone, Debug)]
+pub struct HttpHead {
+    /// Request method.
+    pub method: http::Method,
+    /// Request target, origin form.
+    pub uri: http::Uri,
+    /// Headers without the hop-by-hop ones.
+    pub headers: http::HeaderMap,
+    /// Protocol named by `Upgrade`, when the caller asks to leave HTTP.
+    pub upgrade: Option<http::HeaderValue>,
+}
+
+/// Payload of a request or answer.
+#[derive(Default)]
+pub enum Body {
+    /// No payload.
+    #[default]
+    Empty,
+    /// All of it, shared and cheap to clone.
+    Full(Bytes),
+    /// Pulled frame by frame, with trailers; the puller's pace is the backpressure.
+    Stream(UnsyncBoxBody<Bytes, CallError>),
+}
+
+impl fmt::Debug for Body {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Empty => f.write_str("Empty"),
+            Self::Full(bytes) => write!(f, "Full({} B)", bytes.len()),
+            Self::Stream(_) => f.write_str("Stream"),
+        }
+    }
+}
+
+/// The answer to a [`Request`].
+#[derive(Debug)]
+pub struct Response {
+    /// How the endpoint itself says it went.
+    pub status: Status,
+    /// The protocol's own part.
+    pub head: ResponseHead,
+    /// Payload.
+    pub body: Body,
+    /// Endpoint that answered.
+    pub endpoint: Option<SocketAddr>,
+}
+
+/// The part of an answer that only its protocol understands.
+#[derive(Debug)]
+pub enum ResponseHead {
+    /// No protocol part: an answer the agent made up itself.
+    None,
+    /// Motan2.
+    Motan2(Motan2Head),
+    /// HTTP/1.1.
+    Http(Box<HttpResponseHead>),
+    /// Raw TCP: the "answer" is an open connection to the endpoint.
+    Raw(Raw),
+}
+
+/// An open connection to an endpoint, for whoever copies bytes between it and the caller.
+pub struct Raw {
+    /// The connection.
+    pub io: tokio::net::TcpStream,
+    /// To be told every byte and the end; set by the cluster.
+    pub watch: Option<Box<dyn Watch>>,
+}
+
+impl fmt::Debug for Raw {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Raw").field(&self.io).finish()
+    }
+}
+
+/// The endpoint's end of a connection that leaves HTTP after 101.
+pub struct Upgrade {
+    /// Resolves to the connection.
+    pub on: hyper::upgrade::OnUpgrade,
+    /// To be told every byte and the end; set by the cluster.
+    pub watch: Option<Box<dyn Watch>>,
+}
+
+impl fmt::Debug for Upgrade {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Upgrade")
+    }
+}
+
+/// An HTTP response head.
+#[derive(Debug)]
+pub struct HttpResponseHead {
+    /// Status code.
+    pub status: http::StatusCode,
+    /// Headers without the hop-by-hop ones.
+    pub headers: http::HeaderMap,
+    /// The endpoint's end of an upgraded connection, after 101.
+    pub upgrade: Option<Upgrade>,
+}
+
+/// How an endpoint says a call went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Status {
+    /// Success.
+    Ok,
+    /// The user's own code answered with an error: a business exception, an HTTP 4xx.
+    /// Not a failure of the endpoint, never retried.
+    Refused(u32),
+    /// The endpoint failed: a framework exception, an HTTP 5xx.
+    Failed(u32),
+}
+
+impl Status {
+    /// Whether the call counts as a failure of the endpoint.
+    pub const fn is_failure(self) -> bool {
+        matches!(self, Self::Failed(_))
+    }
+
+    /// The protocol's code: 200 for success.
+    pub const fn code(self) -> u32 {
+        match self {
+            Self::Ok => 200,
+            Self::Refused(code) | Self::Failed(code) => code,
+        }
+    }
+}
+
+/// A call that got no answer from an endpoint.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("{message}")]
+pub struct CallError {
+    /// What went wrong.
+    pub kind: ErrorKind,
+    /// Who is to blame.
+    pub side: Side,
+    /// Whether sending again is safe; decided where the error is born.
+    pub retry: Retry,
+    /// For operators and, where the protocol has room, for callers.
+    pub message: Cow<'static, str>,
+}
+
+impl CallError {
+    /// An error of the mesh itself (route, filter, queue): resending changes nothing.
+    pub fn mesh(kind: ErrorKind, message: impl Into<Cow<'static, str>>) -> Self {
+        Self { kind, side: Side::Mesh, retry: Retry::Never, message: message.into() }
+    }
+
+    /// An error between agent and endpoint.
+    pub fn upstream(kind: ErrorKind, retry: Retry, message: impl Into<Cow<'static, str>>) -> Self {
+        Self { kind, side: Side::Upstream, retry, message: message.into() }
+    }
+
+    /// An error between caller and agent.
+    pub fn downstream(kind: ErrorKind, message: impl Into<Cow<'static, str>>) -> Self {
+        Self { kind, side: Side::Downstream, retry: Retry::Never, message: message.into() }
+    }
+}
+
+/// What went wrong with a call. The name in logs and metric labels is [`ErrorKind::name`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum ErrorKind {
+    /// No cluster for the service asked for.
+    NoCluster,
+    /// The cluster has no endpoint at all.
+    NoEndpoint,
+    /// The endpoint refused the connection or could not be reached.
+    Connect,
+    /// The endpoint did not accept the connection in time.
+    ConnectTimeout,
+    /// No answer before the deadline.
+    Timeout,
+    /// The connection broke before the answer was complete.
+    Reset,
+    /// The peer does not speak the protocol.
+    Protocol,
+    /// A message over the configured limit.
+    TooLarge,
+    /// A queue or limit is full.
+    Overload,
+    /// A filter said no.
+    Rejected,
+    /// The agent is stopping.
+    Draining,
+    /// The caller went away before the answer.
+    Cancelled,
+}
+
+impl ErrorKind {
+    /// Stable name for logs and metric labels.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::NoCluster => "no_cluster",
+            Self::NoEndpoint => "no_endpoint",
+            Self::Connect => "connect",
+            Self::ConnectTimeout => "connect_timeout",
+            Self::Timeout => "timeout",
+            Self::Reset => "reset",
+            Self::Protocol => "protocol",
+            Self::TooLarge => "too_large",
+            Self::Overload => "overload",
+            Self::Rejected => "rejected",
+            Self::Draining => "draining",
+            Self::Cancelled => "cancelled",
+        }
+    }
+}
+
+/// Who is to blame for an error.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    /// The caller.
+    Downstream,
+    /// The agent.
+    Mesh,
+    /// The endpoint, or the way to it.
+    Upstream,
+}
+
+/// Whether a failed call may be sent again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Retry {
+    /// Sending again is pointless or dangerous.
+    Never,
+    /// No byte of the call reached the endpoint: always safe.
+    NotSent,
+    /// The endpoint may have done the work: safe only for idempotent calls.
+    IfIdempotent,
+}

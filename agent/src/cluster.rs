@@ -1,0 +1,343 @@
+//! One service as its callers see it: filters, HA, balancing, endpoints and timeouts, swapped as one.
+
+use std::{
+    collections::HashMap,
+    net::SocketAddr,
+    sync::{Arc, Weak, atomic::Ordering::Relaxed},
+    time::Duration,
+};
+
+use arc_swap::ArcSwap;
+use http_body_util::BodyExt;
+use model::Snapshot;
+use tokio::time::Instant;
+
+use crate::{
+    call::{Body, CallError, ErrorKind, Request, Response, ResponseHead, Text, Watch, Watched},
+    config,
+    endpoint::{Connector, DialOptions, Endpoint},
+    filter::{self, CallCx, ClusterInfo, Direction, Filter, Outcome, Record},
+    ha::{self, Attempt, Attempts, HaStrategy, Sent},
+    kind::{self, BuildCx},
+    lb::{self, EndpointSet, LoadBalancer},
+    metrics::ServiceStats,
+};
+
+/// One service as its callers see it.
+pub struct Cluster {
+    /// Names and counters.
+    pub info: Arc<ClusterInfo>,
+    /// What it was built from; a reload keeps clusters whose configuration is equal.
+    pub config: config::Cluster,
+    filters: Box<[Arc<dyn Filter>]>,
+    ha: Arc<dyn HaStrategy>,
+    lb: Arc<dyn LoadBalancer>,
+    connector: Arc<dyn Connector>,
+    dial: DialOptions,
+    set: ArcSwap<EndpointSet>,
+}
+
+/// What a cluster is built from.
+pub struct Parts<'a> {
+    /// Service, group and version.
+    pub key: model::ServiceKey,
+    /// Which way its calls go.
+    pub direction: Direction,
+    /// Name of the protocol towards endpoints.
+    pub protocol: &'static str,
+    /// How calls are made.
+    pub config: &'a config::Cluster,
+    /// Sends calls.
+    pub connector: Arc<dyn Connector>,
+    /// Mark for the agent's own sockets.
+    pub mark: Option<u32>,
+    /// For the kinds it is made of.
+    pub cx: &'a BuildCx,
+}
+
+impl Cluster {
+    /// Builds a cluster without endpoints. Errors name the kind that is unknown or badly configured.
+    pub fn build(parts: Parts<'_>) -> anyhow::Result<Self> {
+        let Parts { key, direction, protocol, config, connector, mark, cx } = parts;
+        let filters: anyhow::Result<Vec<_>> =
+            config.filters.iter().map(|f| kind::build("filter", filter::KINDS, &f.name, &f.options, cx)).collect();
+        let lb = kind::build("load balancer", lb::KINDS, &config.lb.name, &config.lb.options, cx)?;
+        let none = EndpointSet { revision: 0, endpoints: Vec::new(), picker: lb.picker(&[]) };
+        Ok(Self {
+            info: Arc::new(ClusterInfo {
+                service: Text::from(key.service.as_str()),
+                key,
+                direction,
+                protocol,
+                stats: Arc::new(ServiceStats::default()),
+            }),
+            filters: filters?.into_boxed_slice(),
+            ha: kind::build("HA strategy", ha::KINDS, &config.ha.name, &config.ha.options, cx)?,
+            lb,
+            connector,
+            dial: DialOptions { connect_timeout: config.connect_timeout, mark },
+            set: ArcSwap::from_pointee(none),
+            config: config.clone(),
+        })
+    }
+
+    /// The endpoints as they are now.
+    pub fn endpoints(&self) -> Arc<EndpointSet> {
+        self.set.load_full()
+    }
+
+    /// Takes a new list of endpoints. Endpoints that stay keep their connections, health and counters;
+    /// calls in flight go on with the list they began with. Returns those that are new, for probing.
+    /// An instance whose address is no socket address is left out and reported.
+    pub fn apply(&self, snapshot: &Snapshot) -> Vec<Weak<Endpoint>> {
+        let old = self.set.load_full();
+        let mut known: HashMap<(SocketAddr, &str), &Arc<Endpoint>> =
+            old.endpoints.iter().map(|e| ((e.addr, &*e.group), e)).collect();
+        let mut fresh = Vec::new();
+        let mut endpoints = Vec::with_capacity(snapshot.instances.len());
+        for instance in &snapshot.instances {
+            let Ok(addr) = instance.address.parse::<SocketAddr>() else {
+                tracing::warn!(service = %self.info.key, address = instance.address,
+                    "instance left out: its address is not IP:PORT");
+                continue;
+            };
+            let group = if instance.group.is_empty() { &self.info.key.group } else { &instance.group };
+            match known.remove(&(addr, group.as_str())) {
+                Some(same) if same.weight == instance.weight => endpoints.push(same.clone()),
+                changed => {
+                    let mut endpoint = Endpoint::new(
+                        addr,
+                        Text::from(group.as_str()),
+                        instance.weight,
+                        self.config.eject.clone(),
+                        self.dial.clone(),
+                    );
+                    if let Some(before) = changed {
+                        endpoint.inherit(before);
+                    }
+                    let endpoint = Arc::new(endpoint);
+                    fresh.push(Arc::downgrade(&endpoint));
+                    endpoints.push(endpoint);
+                }
+            }
+        }
+        let picker = self.lb.picker(&endpoints);
+        self.set.store(Arc::new(EndpointSet { revision: snapshot.revision, endpoints, picker }));
+        fresh
+    }
+
+    /// Time that a call gets: what came with it if that is within the configured range, else the
+    /// method's, the service's or the protocol's default.
+    pub fn timeout(&self, method: &str, wire: Option<Duration>) -> Duration {
+        let configured = self.config.methods.get(method).and_then(|m| m.timeout).or(self.config.timeout);
+        let base = configured.unwrap_or_else(|| self.connector.default_timeout());
+        let (min, max) = self.config.timeout_range.unwrap_or((base / 2, base * 2));
+        wire.filter(|w| (min..=max).contains(w)).unwrap_or(base)
+    }
+
+    /// Sends a call to an endpoint and returns the head of the answer. Dropping the future cancels it.
+    ///
+    /// Filters are told the end when a streamed body is through or dropped.
+    pub async fn call(self: &Arc<Self>, mut req: Request) -> Result<Response, CallError> {
+        let started = Instant::now();
+        req.call.deadline = started + self.timeout(&req.call.method, req.call.wire_timeout);
+        self.info.stats.started.fetch_add(1, Relaxed);
+        let mut end = End::new(self, &req, started);
+        let mut cx = CallCx { cluster: self.info.clone(), started };
+        let (entered, mut result, attempt) = match filter::enter(&self.filters, &mut cx, &mut req).await {
+            Ok(()) => {
+                end.count_request(&mut req);
+                let (result, attempt) = self.attempts(&cx, req, &mut end).await;
+                (self.filters.len(), result, attempt)
+            }
+            Err((entered, answer)) => (entered, *answer, None),
+        };
+        for filter in self.filters[..entered].iter().rev() {
+            filter.on_response(&mut cx, &mut result);
+        }
+        end.head(&result);
+        match result {
+            Ok(mut response) => {
+                end.watch(&mut response, attempt);
+                Ok(response)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn attempts(
+        &self,
+        cx: &CallCx,
+        req: Request,
+        end: &mut End,
+    ) -> (Result<Response, CallError>, Option<Attempt>) {
+        let set = self.set.load_full();
+        let method = self.config.methods.get(&*req.call.method);
+        let mut attempts = Attempts::new(&set, &*self.connector, &self.filters, cx);
+        attempts.retries = method.and_then(|m| m.retries).unwrap_or(self.config.retries);
+        attempts.idempotent =
+            method.and_then(|m| m.idempotent).unwrap_or(self.config.idempotent || req.call.idempotent);
+        attempts.max_in_flight = self.config.max_in_flight;
+        let deadline = req.call.deadline;
+        let result = tokio::time::timeout_at(deadline, self.ha.call(&attempts, req)).await;
+        end.record.attempts = attempts.count();
+        end.record.endpoint = attempts.last().map(|e| e.addr);
+        match result {
+            Ok(Ok(Sent { response, attempt })) => {
+                end.record.endpoint = Some(attempt.endpoint().addr);
+                (Ok(response), Some(attempt))
+            }
+            Ok(Err(error)) => (Err(error), None),
+            Err(_) => {
+                // Connectors watch the deadline themselves; this catches time lost elsewhere.
+                (Err(CallError::mesh(ErrorKind::Timeout, "no answer before the deadline")), None)
+            }
+        }
+    }
+}
+
+/// Carries a call's record to its end; dropped before that, the caller has gone away.
+struct End {
+    record: Record,
+    cluster: Arc<Cluster>,
+    request_bytes: Option<Arc<std::sync::atomic::AtomicU64>>,
+    over: bool,
+}
+
+impl End {
+    fn new(cluster: &Arc<Cluster>, req: &Request, started: Instant) -> Self {
+        let cancelled = CallError::downstream(ErrorKind::Cancelled, "the caller went away");
+        Self {
+            record: Record {
+                cluster: cluster.info.clone(),
+                call: req.call.clone(),
+                started,
+                to_head: None,
+                total: Duration::ZERO,
+                request_bytes: req.call.request_bytes,
+                response_bytes: 0,
+                attempts: 0,
+                endpoint: None,
+                outcome: Outcome::Failed(cancelled),
+            },
+            cluster: cluster.clone(),
+            request_bytes: None,
+            over: false,
+        }
+    }
+
+    /// Counts a streamed request as it is pulled.
+    fn count_request(&mut self, req: &mut Request) {
+        if let Body::Stream(body) = &mut req.body {
+            let count = Arc::new(std::sync::atomic::AtomicU64::new(0));
+            self.request_bytes = Some(count.clone());
+            let body = std::mem::take(body);
+            req.body = Body::Stream(Watched::new(body, CountRequest(count)).boxed_unsync());
+        }
+    }
+
+    fn head(&mut self, result: &Result<Response, CallError>) {
+        self.record.to_head = Some(self.record.started.elapsed());
+        match result {
+            Ok(response) => self.record.outcome = Outcome::Answered(response.status),
+            Err(error) => {
+                self.record.outcome = Outcome::Failed(error.clone());
+                self.finish();
+            }
+        }
+    }
+
+    /// Ends the call with its answer: at once when all of it is here, else when the body or the raw
+    /// connection is through.
+    fn watch(mut self, response: &mut Response, attempt: Option<Attempt>) {
+        let later = |end: Self| WatchAnswer { end, attempt };
+        match (&mut response.head, &mut response.body) {
+            (ResponseHead::Raw(raw), _) => raw.watch = Some(Box::new(later(self))),
+            (ResponseHead::Http(head), _) if head.upgrade.is_some() => {
+                let upgrade = head.upgrade.as_mut().expect("just seen");
+                upgrade.watch = Some(Box::new(later(self)));
+            }
+            (_, Body::Empty) => self.finish(),
+            (_, Body::Full(bytes)) => {
+                self.record.response_bytes = bytes.len() as u64;
+                self.finish();
+            }
+            (_, Body::Stream(body)) => {
+                let inner = std::mem::take(body);
+                *body = Watched::new(inner, later(self)).boxed_unsync();
+            }
+        }
+    }
+
+    fn finish(&mut self) {
+        if std::mem::replace(&mut self.over, true) {
+            return;
+        }
+        let record = &mut self.record;
+        record.total = record.started.elapsed();
+        if let Some(count) = &self.request_bytes {
+            record.request_bytes = count.load(Relaxed);
+        }
+        let stats = &record.cluster.stats;
+        let ended = if record.is_success() { &stats.succeeded } else { &stats.failed };
+        ended.fetch_add(1, Relaxed);
+        stats.request_bytes.fetch_add(record.request_bytes, Relaxed);
+        stats.response_bytes.fetch_add(record.response_bytes, Relaxed);
+        // A raw connection lasts as long as its programs like: what the mesh answers for is the way there.
+        let raw = record.cluster.protocol == "tcp";
+        stats.latency.record(record.to_head.filter(|_| raw).unwrap_or(record.total));
+        for filter in self.cluster.filters.iter().rev() {
+            filter.on_end(record);
+        }
+    }
+}
+
+impl Drop for End {
+    fn drop(&mut self) {
+        self.finish();
+    }
+}
+
+struct CountRequest(Arc<std::sync::atomic::AtomicU64>);
+
+impl Watch for CountRequest {
+    fn data(&mut self, len: usize) {
+        self.0.fetch_add(len as u64, Relaxed);
+    }
+    fn end(&mut self, _: Option<&CallError>) {}
+}
+
+struct WatchAnswer {
+    end: End,
+    attempt: Option<Attempt>,
+}
+
+impl Watch for WatchAnswer {
+    fn data(&mut self, len: usize) {
+        self.end.record.response_bytes += len as u64;
+    }
+
+    fn sent(&mut self, len: usize) {
+        self.end.record.request_bytes += len as u64;
+    }
+
+    fn end(&mut self, error: Option<&CallError>) {
+        if let Some(error) = error {
+            self.end.record.outcome = Outcome::Failed(error.clone());
+            if let Some(attempt) = &mut self.attempt {
+                attempt.broke(error);
+            }
+        }
+        self.end.finish();
+        self.attempt = None;
+    }
+}
+
+impl Drop for WatchAnswer {
+    fn drop(&mut self) {
+        if !self.end.over {
+            let gone = CallError::downstream(ErrorKind::Cancelled, "the caller went away during the answer");
+            self.end.record.outcome = Outcome::Failed(gone);
+        }
+    }
+}

@@ -1,0 +1,341 @@
+//! What the agent is told: typed, checked, complete. `docs/config.md` has every key.
+
+use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, time::Duration};
+
+use crate::{call::Text, kind::Value};
+
+/// The whole configuration of one agent.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    /// Name of this agent on its host; two agents with different names do not share pins.
+    pub name: String,
+    /// Application name given to callees when the caller names none.
+    pub application: Text,
+    /// Where the file lies; relative paths start here.
+    pub base_dir: PathBuf,
+    /// Ports of the agent itself.
+    pub ports: Ports,
+    /// How connections come to the agent.
+    pub capture: Capture,
+    /// Protection of the agent from its peers.
+    pub limits: Limits,
+    /// Worker threads of the data runtime.
+    pub threads: usize,
+    /// Where the access log goes.
+    pub access_log: AccessLog,
+    /// How long a stop may take before the rest is cut.
+    pub drain: Duration,
+    /// Registries by name.
+    pub registries: BTreeMap<String, RegistryConfig>,
+    /// Services that local programs call.
+    pub referers: Vec<Referer>,
+    /// Services that local programs provide.
+    pub services: Vec<Service>,
+}
+
+/// Ports of the agent itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ports {
+    /// Captured outbound connections arrive here, on loopback.
+    pub outbound: u16,
+    /// Captured inbound connections arrive here.
+    pub inbound: u16,
+    /// Admin API and `/metrics`.
+    pub admin: SocketAddr,
+}
+
+/// How connections come to the agent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Capture {
+    /// Which way.
+    pub mode: CaptureMode,
+    /// Who is captured. Nothing by default.
+    pub enroll: Vec<Enroll>,
+    /// Connects go directly when the agent showed no life for this long.
+    pub stale_after: Duration,
+    /// Room in the kernel's tables, in connections.
+    pub max_connections: u32,
+    /// Where bpffs is mounted (or will be).
+    pub bpffs: PathBuf,
+}
+
+/// Which way connections come to the agent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CaptureMode {
+    /// eBPF where the host can, else port; says why.
+    Auto,
+    /// Connect hooks; failing to install them is fatal.
+    Ebpf,
+    /// Programs dial the agent's own listeners.
+    Port,
+}
+
+/// Whose connections are captured.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Enroll {
+    /// Every process in this control group (v2) and its children.
+    Cgroup(PathBuf),
+}
+
+/// Protection of the agent from its peers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Connections held at once, all listeners together.
+    pub connections: usize,
+    /// File descriptors kept free so that admin answers and logs rotate in a shortage.
+    pub reserved_descriptors: usize,
+    /// HTTP request head, bytes.
+    pub header_bytes: usize,
+    /// Time to receive a complete HTTP head.
+    pub header_timeout: Duration,
+    /// Motan2 metadata and body, bytes each.
+    pub content_bytes: usize,
+    /// Calls in flight on one multiplexed connection.
+    pub calls_per_connection: usize,
+    /// How long the first bytes of an undeclared protocol may dribble before it is taken for TCP.
+    pub detect_timeout: Duration,
+    /// A connection without a byte in either direction for this long is closed; zero means never.
+    pub idle_timeout: Duration,
+}
+
+/// Where the access log goes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AccessLog {
+    /// File; standard output when `None`.
+    pub path: Option<PathBuf>,
+    /// Lines waiting for the disk before further ones are dropped and counted.
+    pub buffer_lines: usize,
+}
+
+/// One registry by name.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RegistryConfig {
+    /// A name in `registry::KINDS`.
+    pub kind: String,
+    /// The kind's own options.
+    pub options: Value,
+}
+
+/// Where an agent's listener for one service stands, as the programs see it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct VirtualAddress {
+    /// Address that programs connect to; it need not exist anywhere.
+    pub ip: std::net::IpAddr,
+    /// Port; `None` means every port.
+    pub port: Option<u16>,
+}
+
+/// A service that local programs call.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Referer {
+    /// Service, group and version asked for.
+    pub key: model::ServiceKey,
+    /// A name in `protocol::KINDS`; detected from the first bytes when `None`.
+    pub protocol: Option<String>,
+    /// Destinations that are captured for this service.
+    pub addresses: Vec<VirtualAddress>,
+    /// Port mode: programs dial this address. Several services may share one.
+    pub listen: Option<SocketAddr>,
+    /// What happens to connects when the agent is gone.
+    pub on_agent_loss: OnAgentLoss,
+    /// Names of registries to ask, merged in order.
+    pub registries: Vec<String>,
+    /// Endpoints written into the configuration itself (registry `direct`).
+    pub endpoints: Vec<model::Instance>,
+    /// How calls are made.
+    pub cluster: Cluster,
+}
+
+/// What happens to connects when the agent is gone.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnAgentLoss {
+    /// They go where the program asked, as if there were no mesh.
+    #[default]
+    Direct,
+    /// They are refused: for services that must not be called unfiltered.
+    Refuse,
+}
+
+/// A service that a local program provides.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Service {
+    /// Service, group and version provided.
+    pub key: model::ServiceKey,
+    /// A name in `protocol::KINDS`; detected from the first bytes when `None`.
+    pub protocol: Option<String>,
+    /// Address the mesh listens on for callers. Several services may share one.
+    pub export: SocketAddr,
+    /// Address of the local program, the only endpoint.
+    pub local: SocketAddr,
+    /// How calls are made.
+    pub cluster: Cluster,
+}
+
+/// How calls to one service are made.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Cluster {
+    /// Time for a whole call, retries included, up to the head of the answer. `None`: the protocol's default.
+    pub timeout: Option<Duration>,
+    /// Range in which a timeout that came with the call is obeyed.
+    pub timeout_range: Option<(Duration, Duration)>,
+    /// Time to establish a connection to an endpoint.
+    pub connect_timeout: Duration,
+    /// A name in `ha::KINDS` with its options.
+    pub ha: Named,
+    /// A name in `lb::KINDS` with its options.
+    pub lb: Named,
+    /// Names in `filter::KINDS` with their options, outermost first.
+    pub filters: Vec<Named>,
+    /// Further tries after the first.
+    pub retries: u32,
+    /// Every method may be sent twice.
+    pub idempotent: bool,
+    /// Exceptions for single methods, by name.
+    pub methods: BTreeMap<String, Method>,
+    /// Connections to one endpoint, for protocols that multiplex.
+    pub connections: usize,
+    /// Idle connections kept to one endpoint, for protocols that do not multiplex.
+    pub idle_connections: usize,
+    /// How long an idle connection is kept.
+    pub idle_timeout: Duration,
+    /// Calls in flight to one endpoint before the balancer passes it over.
+    pub max_in_flight: usize,
+    /// When an endpoint leaves and how it comes back.
+    pub eject: Eject,
+    /// Motan2: bodies longer than this are compressed towards the endpoint; zero means never.
+    pub gzip_over: usize,
+}
+
+/// A kind chosen by name, with its own options.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Named {
+    /// A name in the `KINDS` table.
+    pub name: String,
+    /// The kind's own options; `null` when none were given.
+    pub options: Value,
+}
+
+impl Named {
+    /// `name` without options.
+    pub fn plain(name: &str) -> Self {
+        Self { name: name.to_owned(), options: Value::Null }
+    }
+}
+
+/// What one method does differently.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Method {
+    /// Instead of the service's.
+    pub timeout: Option<Duration>,
+    /// Instead of the service's.
+    pub retries: Option<u32>,
+    /// Instead of the service's.
+    pub idempotent: Option<bool>,
+}
+
+/// When an endpoint leaves and how it comes back.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Eject {
+    /// Failed connects in a row.
+    pub connect_failures: u32,
+    /// Failed calls in a row.
+    pub failures: u32,
+    /// Pause before the first probe; doubles with every failed one.
+    pub pause: Duration,
+    /// The longest pause.
+    pub max_pause: Duration,
+}
+
+impl Default for Ports {
+    fn default() -> Self {
+        Self { outbound: 15001, inbound: 15006, admin: SocketAddr::from(([127, 0, 0, 1], 8002)) }
+    }
+}
+
+impl Default for Capture {
+    fn default() -> Self {
+        Self {
+            mode: CaptureMode::Auto,
+            enroll: Vec::new(),
+            // Killed or stopped agents must be bypassed within a second; the beat comes every 100 ms.
+            stale_after: Duration::from_millis(900),
+            max_connections: 65_536,
+            bpffs: PathBuf::from("/sys/fs/bpf"),
+        }
+    }
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            connections: 8192,
+            reserved_descriptors: 64,
+            header_bytes: 64 * 1024,
+            header_timeout: Duration::from_secs(10),
+            // motan-go's `maxContentLength`.
+            content_bytes: 10 * 1024 * 1024,
+            calls_per_connection: 1024,
+            detect_timeout: Duration::from_millis(200),
+            idle_timeout: Duration::from_secs(3600),
+        }
+    }
+}
+
+impl Default for AccessLog {
+    fn default() -> Self {
+        // motan-go's `log_buffer_size`.
+        Self { path: None, buffer_lines: 5000 }
+    }
+}
+
+impl Default for Eject {
+    fn default() -> Self {
+        Self {
+            connect_failures: 2,
+            failures: 10,
+            pause: Duration::from_millis(500),
+            max_pause: Duration::from_secs(30),
+        }
+    }
+}
+
+impl Default for Cluster {
+    fn default() -> Self {
+        Self {
+            timeout: None,
+            timeout_range: None,
+            connect_timeout: Duration::from_millis(250),
+            ha: Named::plain("failover"),
+            lb: Named::plain("p2c"),
+            filters: vec![Named::plain("metrics")],
+            retries: 1,
+            idempotent: false,
+            methods: BTreeMap::new(),
+            connections: 2,
+            idle_connections: 128,
+            idle_timeout: Duration::from_secs(60),
+            max_in_flight: 10_000,
+            eject: Eject::default(),
+            gzip_over: 0,
+        }
+    }
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            name: "sockmesh".to_owned(),
+            application: Text::from_static("sockmesh"),
+            base_dir: PathBuf::from("."),
+            ports: Ports::default(),
+            capture: Capture::default(),
+            limits: Limits::default(),
+            threads: std::thread::available_parallelism().map_or(2, usize::from),
+            access_log: AccessLog::default(),
+            drain: Duration::from_secs(10),
+            registries: BTreeMap::new(),
+            referers: Vec::new(),
+            services: Vec::new(),
+        }
+    }
+}

@@ -1,0 +1,201 @@
+//! When an endpoint leaves the rotation and how it comes back.
+
+use std::{
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use tokio::time::{Instant, sleep};
+
+use super::{Endpoint, dial};
+use crate::config;
+
+/// Whether an endpoint may be picked.
+///
+/// Leaves on failed connects or a run of failures, comes back when a probe connects. Races between
+/// calls only move the moment by a call or two, so everything is relaxed.
+pub struct Health {
+    rules: config::Eject,
+    out: AtomicBool,
+    connect_failures: AtomicU32,
+    failures: AtomicU32,
+    /// Times it left in a row without a good call in between: each lengthens the pause.
+    ejections: AtomicU32,
+    /// Milliseconds since `born` when it left last, for "least bad".
+    left_ms: AtomicU64,
+    born: Instant,
+    wake: tokio::sync::Notify,
+}
+
+impl Health {
+    /// In rotation, never tried.
+    pub fn new(rules: config::Eject) -> Self {
+        Self {
+            rules,
+            out: AtomicBool::new(false),
+            connect_failures: AtomicU32::new(0),
+            failures: AtomicU32::new(0),
+            ejections: AtomicU32::new(0),
+            left_ms: AtomicU64::new(0),
+            born: Instant::now(),
+            wake: tokio::sync::Notify::new(),
+        }
+    }
+
+    /// Whether it is in rotation.
+    pub fn is_available(&self) -> bool {
+        !self.out.load(Relaxed)
+    }
+
+    /// An answer came, good or the user's own error.
+    pub fn succeeded(&self) {
+        // Loads first: in the usual case no cache line is written.
+        if self.failures.load(Relaxed) != 0 {
+            self.failures.store(0, Relaxed);
+        }
+        if self.connect_failures.load(Relaxed) != 0 {
+            self.connect_failures.store(0, Relaxed);
+        }
+        if self.ejections.load(Relaxed) != 0 {
+            self.ejections.store(0, Relaxed);
+        }
+        if self.out.load(Relaxed) {
+            self.out.store(false, Relaxed);
+        }
+    }
+
+    /// No connection could be made.
+    pub fn connect_failed(&self) {
+        if self.connect_failures.fetch_add(1, Relaxed) + 1 >= self.rules.connect_failures {
+            self.leave();
+        }
+    }
+
+    /// A call that reached it failed.
+    pub fn failed(&self) {
+        if self.failures.fetch_add(1, Relaxed) + 1 >= self.rules.failures {
+            self.leave();
+        }
+    }
+
+    /// The larger, the worse: what to try when everything is out. One that left longest ago is least bad.
+    pub fn badness(&self) -> u64 {
+        if self.is_available() { 0 } else { self.left_ms.load(Relaxed) + 1 }
+    }
+
+    fn leave(&self) {
+        if !self.out.swap(true, Relaxed) {
+            self.left_ms.store(self.born.elapsed().as_millis() as u64, Relaxed);
+            self.ejections.fetch_add(1, Relaxed);
+            self.wake.notify_one();
+        }
+    }
+
+    fn come_back(&self) {
+        self.connect_failures.store(0, Relaxed);
+        // One more failure sends it out again: a probe proves a listener, not a working service.
+        self.failures.store(self.rules.failures.saturating_sub(1), Relaxed);
+        self.out.store(false, Relaxed);
+    }
+
+    fn pause(&self, probes: u32) -> Duration {
+        let doublings = (self.ejections.load(Relaxed).saturating_sub(1) + probes).min(16);
+        let pause = self.rules.pause.saturating_mul(1 << doublings).min(self.rules.max_pause);
+        // Full jitter over the second half, so that many agents do not probe in step.
+        pause.mul_f64(0.5 + fastrand::f64() / 2.0)
+    }
+}
+
+/// Probes `endpoint` whenever it is out until it is gone. Runs on the control runtime.
+pub async fn probe_forever(endpoint: Weak<Endpoint>) {
+    loop {
+        let Some(strong) = endpoint.upgrade() else { return };
+        if strong.health.is_available() {
+            // Woken when it leaves; looks up now and then whether the endpoint still exists at all.
+            let woken = async { strong.health.wake.notified().await };
+            let _ = tokio::time::timeout(Duration::from_secs(30), woken).await;
+            continue;
+        }
+        probe_until_back(strong).await;
+    }
+}
+
+async fn probe_until_back(endpoint: Arc<Endpoint>) {
+    let weak = Arc::downgrade(&endpoint);
+    drop(endpoint);
+    for probes in 0u32.. {
+        let Some(endpoint) = weak.upgrade() else { return };
+        let pause = endpoint.health.pause(probes);
+        drop(endpoint);
+        sleep(pause).await;
+        let Some(endpoint) = weak.upgrade() else { return };
+        if endpoint.health.is_available() {
+            return;
+        }
+        match dial(endpoint.addr, &endpoint.dial).await {
+            Ok(_) => {
+                endpoint.health.come_back();
+                tracing::info!(endpoint = %endpoint.addr, "endpoint answers again");
+                return;
+            }
+            Err(error) => tracing::debug!(endpoint = %endpoint.addr, %error, "endpoint still out"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::endpoint::DialOptions;
+
+    fn rules() -> config::Eject {
+        config::Eject { connect_failures: 2, failures: 3, ..config::Eject::default() }
+    }
+
+    #[test]
+    fn leaves_on_connects_or_a_run_of_failures() {
+        let health = Health::new(rules());
+        health.connect_failed();
+        assert!(health.is_available());
+        health.succeeded();
+        health.connect_failed();
+        assert!(health.is_available(), "a success in between starts the count again");
+        health.connect_failed();
+        assert!(!health.is_available());
+
+        let health = Health::new(rules());
+        for _ in 0..3 {
+            assert!(health.is_available());
+            health.failed();
+        }
+        assert!(!health.is_available());
+    }
+
+    #[tokio::test]
+    async fn comes_back_when_a_probe_connects() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let quick = config::Eject { pause: Duration::from_millis(1), ..rules() };
+        let endpoint = Arc::new(Endpoint::new(
+            listener.local_addr().unwrap(),
+            Default::default(),
+            1,
+            quick,
+            DialOptions::default(),
+        ));
+        for _ in 0..3 {
+            endpoint.health.failed();
+        }
+        assert!(!endpoint.health.is_available());
+        let probing = tokio::spawn(probe_forever(Arc::downgrade(&endpoint)));
+        listener.accept().await.unwrap();
+        while !endpoint.health.is_available() {
+            tokio::task::yield_now().await;
+        }
+        endpoint.health.failed();
+        assert!(!endpoint.health.is_available(), "on probation: the next failure sends it out again");
+        probing.abort();
+    }
+}

@@ -1,0 +1,131 @@
+//! One running copy of a service as this agent sees it: address, health, connections.
+
+mod dial;
+mod health;
+
+use std::{
+    any::Any,
+    fmt,
+    net::SocketAddr,
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicU32, AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use futures_util::future::BoxFuture;
+use tokio::net::TcpStream;
+
+pub use self::{
+    dial::{DialOptions, dial},
+    health::{Health, probe_forever},
+};
+use crate::{
+    call::{CallError, Request, Response, Text},
+    config,
+    metrics::Histogram,
+};
+
+/// One running copy of a service.
+pub struct Endpoint {
+    /// Where it listens.
+    pub addr: SocketAddr,
+    /// Group it belongs to.
+    pub group: Text,
+    /// Relative share of calls; 0 is out.
+    pub weight: u32,
+    /// Whether it may be picked.
+    pub health: Arc<Health>,
+    /// What was seen of it.
+    pub stats: Arc<Stats>,
+    /// Connect timeout, marks and the like, for whoever dials it.
+    pub dial: DialOptions,
+    /// The connector's connections to it.
+    pool: OnceLock<Arc<dyn Any + Send + Sync>>,
+}
+
+/// What was seen of an endpoint. Counters only grow; pairs of them instead of gauges where a race would show.
+#[derive(Default)]
+pub struct Stats {
+    /// Attempts begun.
+    pub started: AtomicU64,
+    /// Attempts ended, well or not.
+    pub ended: AtomicU64,
+    /// Attempts ended badly.
+    pub failed: AtomicU64,
+    /// Time of an attempt, as far as the body of the answer.
+    pub latency: Histogram,
+    /// Exponentially weighted latency in nanoseconds, for `p2c`.
+    pub ewma_ns: AtomicU64,
+    /// Attempts in flight.
+    pub in_flight: AtomicU32,
+}
+
+impl Endpoint {
+    /// An endpoint nobody has talked to yet.
+    pub fn new(addr: SocketAddr, group: Text, weight: u32, eject: config::Eject, dial: DialOptions) -> Self {
+        Self {
+            addr,
+            group,
+            weight,
+            health: Arc::new(Health::new(eject)),
+            stats: Arc::default(),
+            dial,
+            pool: OnceLock::new(),
+        }
+    }
+
+    /// The connector's own state for this endpoint, made on first use.
+    ///
+    /// # Panics
+    /// When two connectors of different types use one endpoint: a cluster has exactly one connector.
+    pub fn pool<P: Any + Send + Sync>(&self, make: impl FnOnce() -> P) -> &P {
+        let pool = self.pool.get_or_init(|| Arc::new(make()));
+        pool.downcast_ref().expect("a cluster has one connector, so its endpoints hold one type of pool")
+    }
+
+    /// Takes over connections and counters of `before`, which is this endpoint with another weight.
+    pub fn inherit(&mut self, before: &Self) {
+        if let Some(pool) = before.pool.get() {
+            self.pool = OnceLock::from(pool.clone());
+        }
+        self.stats = before.stats.clone();
+        self.health = before.health.clone();
+    }
+
+    /// The connector's state if any call was made yet.
+    pub fn existing_pool<P: Any + Send + Sync>(&self) -> Option<&P> {
+        self.pool.get()?.downcast_ref()
+    }
+
+    /// Attempts in flight.
+    pub fn in_flight(&self) -> u32 {
+        self.stats.in_flight.load(Relaxed)
+    }
+}
+
+impl fmt::Debug for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Endpoint").field("addr", &self.addr).field("group", &self.group).finish_non_exhaustive()
+    }
+}
+
+/// Sends calls to endpoints in one protocol: pool, encode, await the answer.
+///
+/// Dropping the returned future cancels the attempt: its answer slot is freed, and a connection that
+/// cannot be reused after that is closed rather than pooled.
+pub trait Connector: Send + Sync + 'static {
+    /// Sends `req` to `to` and waits for the answer's head until `req.call.deadline`.
+    ///
+    /// The body is taken out of `req` only when a connection is at hand: after an error with
+    /// [`crate::call::Retry::NotSent`] the request is whole and can be sent elsewhere. Implementations
+    /// whose requests are replayable leave the body in place (a clone of `Bytes`).
+    fn call<'a>(&'a self, to: &'a Arc<Endpoint>, req: &'a mut Request) -> BoxFuture<'a, Result<Response, CallError>>;
+
+    /// Takes a connection to `to` that someone else dialled (detection dials on accept), or drops it.
+    fn adopt(&self, _to: &Arc<Endpoint>, _io: TcpStream) {}
+
+    /// Time for a call when neither the configuration nor the call says.
+    fn default_timeout(&self) -> Duration;
+}

@@ -1,0 +1,24 @@
+//! `failfast`: one try.
+
+use std::sync::Arc;
+
+use futures_util::future::BoxFuture;
+
+use super::{Attempts, HaStrategy, Sent};
+use crate::{
+    call::{CallError, Request},
+    kind::{self, BuildCx, Value},
+};
+
+struct Failfast;
+
+pub(super) fn build(options: &Value, _: &BuildCx) -> anyhow::Result<Arc<dyn HaStrategy>> {
+    kind::options::<super::NoOptions>(options)?;
+    Ok(Arc::new(Failfast))
+}
+
+impl HaStrategy for Failfast {
+    fn call<'a>(&'a self, attempts: &'a Attempts<'a>, mut req: Request) -> BoxFuture<'a, Result<Sent, CallError>> {
+        Box::pin(async move { attempts.send(&mut req).await })
+    }
+}

@@ -1,0 +1,49 @@
+//! One shape for every extension point: a name in the YAML and the function that builds it.
+
+use std::sync::Arc;
+
+use anyhow::bail;
+/// A piece of configuration that only the kind itself understands.
+pub use serde_yaml::Value;
+
+/// A row of a `KINDS` table.
+pub struct Kind<T: ?Sized + 'static> {
+    /// The word in the configuration.
+    pub name: &'static str,
+    /// Builds it from its own part of the configuration; errors name the key and the remedy.
+    pub build: fn(&Value, &BuildCx) -> anyhow::Result<Arc<T>>,
+}
+
+/// What a kind may need while it is built.
+#[derive(Clone, Debug, Default)]
+pub struct BuildCx {
+    /// Application name of this agent.
+    pub application: crate::call::Text,
+    /// Name of the service the kind is built for; empty for host-wide kinds.
+    pub service: crate::call::Text,
+    /// Directory that relative paths in the configuration are relative to.
+    pub base_dir: std::path::PathBuf,
+}
+
+/// Builds the kind called `name`, or says which names there are.
+pub fn build<T: ?Sized>(
+    what: &str,
+    kinds: &[Kind<T>],
+    name: &str,
+    value: &Value,
+    cx: &BuildCx,
+) -> anyhow::Result<Arc<T>> {
+    let Some(kind) = kinds.iter().find(|k| k.name == name) else {
+        let known: Vec<_> = kinds.iter().map(|k| k.name).collect();
+        bail!("unknown {what} `{name}`; known: {}", known.join(", "));
+    };
+    (kind.build)(value, cx)
+}
+
+/// Reads a kind's own options. Nothing at all (`null`) means every option at its default.
+pub fn options<T: serde::de::DeserializeOwned + Default>(value: &Value) -> anyhow::Result<T> {
+    if value.is_null() {
+        return Ok(T::default());
+    }
+    Ok(serde_yaml::from_value(value.clone())?)
+}

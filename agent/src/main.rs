@@ -1,0 +1,2 @@
+//! `sockmesh`: flags and verbs.
+fn main() {}

@@ -1,0 +1,28 @@
+//! What we count, with names and units. Exporters only read.
+
+mod histogram;
+mod live;
+
+pub use self::{
+    histogram::{Histogram, Summary},
+    live::{Live, LiveGuard, LiveRow, LiveTable},
+};
+
+use std::sync::atomic::AtomicU64;
+
+/// What the agent counts of a service, whatever its filters.
+#[derive(Debug, Default)]
+pub struct ServiceStats {
+    /// Calls (or raw connections) begun.
+    pub started: AtomicU64,
+    /// Ended well, the user's own errors included.
+    pub succeeded: AtomicU64,
+    /// Ended badly.
+    pub failed: AtomicU64,
+    /// Payload bytes from callers.
+    pub request_bytes: AtomicU64,
+    /// Payload bytes to callers.
+    pub response_bytes: AtomicU64,
+    /// Time of a call, body included; for raw connections the time to reach an endpoint.
+    pub latency: Histogram,
+}

@@ -1,0 +1,119 @@
+//! From where a connection wanted to go, and what a request asks for, to the cluster that serves it.
+
+use std::{
+    collections::HashMap,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
+
+use arc_swap::ArcSwap;
+
+use crate::{
+    call::{Call, CallError, ErrorKind},
+    cluster::Cluster,
+    config::VirtualAddress,
+    filter::Direction,
+};
+
+/// The clusters behind one destination. A connection keeps its route for life; a reload changes what
+/// is in it.
+pub struct Route {
+    /// Which way its calls go.
+    pub direction: Direction,
+    /// Name in `protocol::KINDS`, or `None` to detect.
+    pub protocol: Option<&'static str>,
+    clusters: ArcSwap<Vec<Arc<Cluster>>>,
+}
+
+impl Route {
+    /// A route to `clusters`, which must not be empty.
+    pub fn new(direction: Direction, protocol: Option<&'static str>, clusters: Vec<Arc<Cluster>>) -> Self {
+        Self { direction, protocol, clusters: ArcSwap::from_pointee(clusters) }
+    }
+
+    /// Puts other clusters behind this destination. Calls in flight go on with those they have.
+    pub fn replace(&self, clusters: Vec<Arc<Cluster>>) {
+        self.clusters.store(Arc::new(clusters));
+    }
+
+    /// All clusters.
+    pub fn clusters(&self) -> Arc<Vec<Arc<Cluster>>> {
+        self.clusters.load_full()
+    }
+
+    /// The cluster of a protocol that does not name services: the first.
+    pub fn only(&self) -> Option<Arc<Cluster>> {
+        self.clusters.load().first().cloned()
+    }
+
+    /// The cluster for a call that names its service. With exactly one cluster of that service it is
+    /// taken whatever group and version the call says; with several, group must equal and versions must
+    /// not contradict (spec (c), "Choosing the cluster"). Texts are those that Motan clients know.
+    pub fn select(&self, call: &Call) -> Result<Arc<Cluster>, CallError> {
+        let clusters = self.clusters.load();
+        let of_service = || clusters.iter().filter(|c| c.info.key.service == *call.service);
+        match of_service().count() {
+            1 => return Ok(of_service().next().expect("counted").clone()),
+            0 => return Err(self.not_found(call, None)),
+            _ => {}
+        }
+        if call.group.is_empty() && self.direction == Direction::Outbound {
+            let reason =
+                format!("multiple clusters are matched with service: {}, but the group is empty", call.service);
+            return Err(self.not_found(call, Some(reason)));
+        }
+        let fits = |c: &&Arc<Cluster>| {
+            let key = &c.info.key;
+            (key.group == *call.group || call.group.is_empty())
+                && (key.version.is_empty() || call.version.is_empty() || key.version == *call.version)
+        };
+        of_service().find(fits).cloned().ok_or_else(|| {
+            let reason = format!(
+                "no cluster matches the request; info: {{service: {}, group: {}, protocol: motan2, version: {}}}",
+                call.service, call.group, call.version
+            );
+            self.not_found(call, Some(reason))
+        })
+    }
+
+    fn not_found(&self, call: &Call, reason: Option<String>) -> CallError {
+        let message = match self.direction {
+            Direction::Inbound => format!("provider not exist serviceKey={}_{}", call.group, call.service),
+            Direction::Outbound => {
+                let reason = reason.unwrap_or_else(|| {
+                    if call.service.is_empty() {
+                        "empty service is not supported. service: ".to_owned()
+                    } else {
+                        format!("cluster not found. service: {}", call.service)
+                    }
+                });
+                format!("cluster not found. cluster: {reason}")
+            }
+        };
+        CallError::mesh(ErrorKind::NoCluster, message)
+    }
+}
+
+/// Routes by destination, swapped as a whole by a reload.
+#[derive(Default)]
+pub struct Routes {
+    exact: HashMap<SocketAddr, Arc<Route>>,
+    any_port: HashMap<IpAddr, Arc<Route>>,
+}
+
+impl Routes {
+    /// Adds the route of a virtual address.
+    pub fn insert(&mut self, address: VirtualAddress, route: Arc<Route>) {
+        match address.port {
+            Some(port) => self.exact.insert(SocketAddr::new(address.ip, port), route),
+            None => self.any_port.insert(address.ip, route),
+        };
+    }
+
+    /// The route of a connection that wanted to go to `original`.
+    pub fn find(&self, original: SocketAddr) -> Option<Arc<Route>> {
+        let ip = original.ip().to_canonical();
+        let exact = self.exact.get(&SocketAddr::new(ip, original.port()));
+        exact.or_else(|| self.any_port.get(&ip)).cloned()
+    }
+}

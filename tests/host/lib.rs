@@ -1,0 +1,1 @@
+//! Library `host`: what whole-system tests are made of.
