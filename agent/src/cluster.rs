@@ -10,7 +10,7 @@ use std::{
 use arc_swap::ArcSwap;
 use http_body_util::BodyExt;
 use model::Snapshot;
-use tokio::time::Instant;
+use tokio::{net::TcpStream, time::Instant};
 
 use crate::{
     call::{Body, CallError, ErrorKind, Request, Response, ResponseHead, Text, Watch, Watched},
@@ -133,6 +133,14 @@ impl Cluster {
         let base = configured.unwrap_or_else(|| self.connector.default_timeout());
         let (min, max) = self.config.timeout_range.unwrap_or((base / 2, base * 2));
         wire.filter(|w| (min..=max).contains(w)).unwrap_or(base)
+    }
+
+    /// Gives the connector a connection to `addr` that someone else dialled; dropped if it is of no use.
+    pub fn adopt(&self, addr: SocketAddr, io: TcpStream) {
+        let set = self.set.load();
+        if let Some(endpoint) = set.endpoints.iter().find(|e| e.addr == addr) {
+            self.connector.adopt(endpoint, io);
+        }
     }
 
     /// Sends a call to an endpoint and returns the head of the answer. Dropping the future cancels it.
@@ -330,6 +338,11 @@ impl Watch for WatchAnswer {
         }
         self.end.finish();
         self.attempt = None;
+    }
+
+    fn abandon(mut self: Box<Self>) {
+        self.end.over = true;
+        self.end.record.cluster.stats.started.fetch_sub(1, Relaxed);
     }
 }
 

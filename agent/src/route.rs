@@ -15,19 +15,39 @@ use crate::{
     filter::Direction,
 };
 
-/// The clusters behind one destination. A connection keeps its route for life; a reload changes what
-/// is in it.
+/// What stands behind an address: one route, or one for each protocol that a connection may turn out
+/// to speak.
+#[derive(Clone)]
+pub enum Destination {
+    /// The configuration says which protocol.
+    Declared(Arc<Route>),
+    /// The first bytes of each connection say it.
+    Undeclared(Arc<[Arc<Route>]>),
+}
+
+impl Destination {
+    /// The route for connections that speak `protocol`.
+    pub fn speaking(&self, protocol: &str) -> Option<&Arc<Route>> {
+        match self {
+            Self::Declared(route) => (route.protocol == protocol).then_some(route),
+            Self::Undeclared(routes) => routes.iter().find(|r| r.protocol == protocol),
+        }
+    }
+}
+
+/// The clusters behind one address for one protocol. A connection keeps its route for life; a reload
+/// changes what is in it.
 pub struct Route {
     /// Which way its calls go.
     pub direction: Direction,
-    /// Name in `protocol::KINDS`, or `None` to detect.
-    pub protocol: Option<&'static str>,
+    /// Name in `protocol::KINDS`.
+    pub protocol: &'static str,
     clusters: ArcSwap<Vec<Arc<Cluster>>>,
 }
 
 impl Route {
     /// A route to `clusters`, which must not be empty.
-    pub fn new(direction: Direction, protocol: Option<&'static str>, clusters: Vec<Arc<Cluster>>) -> Self {
+    pub fn new(direction: Direction, protocol: &'static str, clusters: Vec<Arc<Cluster>>) -> Self {
         Self { direction, protocol, clusters: ArcSwap::from_pointee(clusters) }
     }
 
@@ -94,24 +114,24 @@ impl Route {
     }
 }
 
-/// Routes by destination, swapped as a whole by a reload.
+/// Destinations by address, swapped as a whole by a reload.
 #[derive(Default)]
 pub struct Routes {
-    exact: HashMap<SocketAddr, Arc<Route>>,
-    any_port: HashMap<IpAddr, Arc<Route>>,
+    exact: HashMap<SocketAddr, Destination>,
+    any_port: HashMap<IpAddr, Destination>,
 }
 
 impl Routes {
-    /// Adds the route of a virtual address.
-    pub fn insert(&mut self, address: VirtualAddress, route: Arc<Route>) {
+    /// Adds a virtual address.
+    pub fn insert(&mut self, address: VirtualAddress, destination: Destination) {
         match address.port {
-            Some(port) => self.exact.insert(SocketAddr::new(address.ip, port), route),
-            None => self.any_port.insert(address.ip, route),
+            Some(port) => self.exact.insert(SocketAddr::new(address.ip, port), destination),
+            None => self.any_port.insert(address.ip, destination),
         };
     }
 
-    /// The route of a connection that wanted to go to `original`.
-    pub fn find(&self, original: SocketAddr) -> Option<Arc<Route>> {
+    /// Where a connection goes that wanted to go to `original`.
+    pub fn find(&self, original: SocketAddr) -> Option<Destination> {
         let ip = original.ip().to_canonical();
         let exact = self.exact.get(&SocketAddr::new(ip, original.port()));
         exact.or_else(|| self.any_port.get(&ip)).cloned()

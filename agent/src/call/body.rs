@@ -19,6 +19,8 @@ pub trait Watch: Send + Sync + Unpin + 'static {
     fn sent(&mut self, _len: usize) {}
     /// The body is complete, or broke with `error`. Called at most once.
     fn end(&mut self, error: Option<&CallError>);
+    /// The call never took place as far as anyone counts: detection opened a connection in vain.
+    fn abandon(self: Box<Self>) {}
 }
 
 /// A body that passes everything on and reports to `W`.

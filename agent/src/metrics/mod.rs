@@ -1,9 +1,11 @@
 //! What we count, with names and units. Exporters only read.
 
+mod counters;
 mod histogram;
 mod live;
 
 pub use self::{
+    counters::AgentCounters,
     histogram::{Histogram, Summary},
     live::{Live, LiveGuard, LiveRow, LiveTable},
 };

@@ -12,3 +12,10 @@ pub const NAME: &str = "tcp";
 pub(super) fn build(_limits: &config::Limits) -> Arc<dyn Protocol> {
     unimplemented!()
 }
+
+/// The "request" of a raw connection: a way to an endpoint.
+pub fn connect_request(peer: Option<std::net::SocketAddr>) -> crate::call::Request {
+    let mut call = crate::call::Call::new(crate::call::Text::default(), crate::call::Text::from_static("connect"));
+    call.peer = peer;
+    crate::call::Request { call, head: crate::call::Head::None, body: crate::call::Body::Empty }
+}

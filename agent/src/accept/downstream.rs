@@ -1,8 +1,7 @@
-//! Listeners: permits, original destination, protocol detection.
+//! [`Downstream`]: a program's end of a connection.
 
 use std::{
     io,
-    net::SocketAddr,
     pin::Pin,
     sync::{Arc, atomic::Ordering::Relaxed},
     task::{Context, Poll, ready},
@@ -14,26 +13,7 @@ use tokio::{
     net::TcpStream,
 };
 
-use crate::metrics::{Live, LiveGuard};
-
-/// A connection from a program, ready to be served.
-pub struct Accepted {
-    /// Reads and writes it.
-    pub io: Downstream,
-    /// The program's end.
-    pub peer: SocketAddr,
-    /// Its row in the table of live connections; gone when this is dropped.
-    pub guard: LiveGuard,
-    /// A connection to an endpoint that detection opened already, for protocols that copy bytes.
-    pub dialled: Option<crate::call::Response>,
-}
-
-impl Accepted {
-    /// Its row in the table of live connections.
-    pub fn live(&self) -> &Arc<Live> {
-        &self.guard.live
-    }
-}
+use crate::metrics::Live;
 
 /// A program's connection: what detection read comes first again, and every byte is counted.
 pub struct Downstream {

@@ -1,0 +1,210 @@
+//! Listeners: permits, original destination, protocol detection.
+
+mod detect;
+mod downstream;
+
+use std::{
+    io,
+    net::SocketAddr,
+    sync::{Arc, atomic::Ordering::Relaxed},
+    time::Duration,
+};
+
+use arc_swap::ArcSwap;
+use bytes::Bytes;
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::{OwnedSemaphorePermit, Semaphore, watch},
+    task::JoinSet,
+};
+
+pub use self::downstream::Downstream;
+use crate::{
+    call::Response,
+    capture::{Capture, Origin},
+    config,
+    drain::Drain,
+    metrics::{AgentCounters, Live, LiveGuard, LiveTable},
+    protocol::{self, ConnError, Protocol},
+    route::{Destination, Routes},
+};
+
+/// A connection from a program, ready to be served.
+pub struct Accepted {
+    /// Reads and writes it.
+    pub io: Downstream,
+    /// The program's end.
+    pub peer: SocketAddr,
+    /// Its row in the table of live connections; gone when this is dropped.
+    pub guard: LiveGuard,
+    /// A connection to an endpoint that detection opened already, for protocols that copy bytes.
+    pub dialled: Option<Response>,
+}
+
+impl Accepted {
+    /// Its row in the table of live connections.
+    pub fn live(&self) -> &Arc<Live> {
+        &self.guard.live
+    }
+}
+
+/// Where the connections of a listener go.
+pub enum Target {
+    /// The listener takes what the capture brings; each connection knows where it wanted to go.
+    Captured(Arc<ArcSwap<Routes>>),
+    /// All to one destination: programs dial this listener by intention.
+    Fixed(Destination),
+}
+
+/// What all listeners of an agent share.
+pub struct Acceptor {
+    /// Built once from `protocol::KINDS`, in that order.
+    pub protocols: Vec<(&'static str, Arc<dyn Protocol>)>,
+    /// Tells where captured connections wanted to go.
+    pub capture: Arc<dyn Capture>,
+    /// Connections that exist now.
+    pub live: Arc<LiveTable>,
+    /// One for each connection that may exist.
+    pub permits: Arc<Semaphore>,
+    /// Protection from peers.
+    pub limits: config::Limits,
+    /// What is counted of the agent itself.
+    pub counters: Arc<AgentCounters>,
+    /// Makes the destination of a captured connection whose service is gone: straight to where it wanted to go.
+    pub passthrough: Box<dyn Fn(SocketAddr) -> Destination + Send + Sync>,
+}
+
+/// Pause after the process ran out of descriptors; a connection that ends sooner ends the pause too.
+const SHORTAGE_PAUSE: Duration = Duration::from_millis(100);
+
+impl Acceptor {
+    /// Accepts until `stop` says true or a drain begins, then takes what waits in the backlog and
+    /// returns when its last connection has ended. Dropping the future cuts all its connections.
+    pub async fn listen(
+        self: Arc<Self>,
+        listener: TcpListener,
+        target: Target,
+        mut stop: watch::Receiver<bool>,
+        drain: Drain,
+    ) {
+        let target = Arc::new(target);
+        let mut connections = JoinSet::new();
+        let mut asked = drain.clone();
+        loop {
+            tokio::select! {
+                biased;
+                () = asked.graceful() => break,
+                Ok(_) = stop.wait_for(|stop| *stop) => break,
+                Some(_) = connections.join_next() => {}
+                (accepted, permit) = self.accept(&listener) => match accepted {
+                    Ok((io, peer)) => {
+                        connections.spawn(self.clone().connection(io, peer, target.clone(), permit, drain.clone()));
+                    }
+                    Err(error) => self.pause(&listener, &error, &mut connections).await,
+                },
+            }
+        }
+        // Connections in the backlog were promised: the kernel has completed their handshakes, and
+        // closing the listener would reset them.
+        while let Some(Ok((io, peer))) = futures_util::FutureExt::now_or_never(listener.accept()) {
+            let Ok(permit) = self.permits.clone().acquire_owned().await else { break };
+            connections.spawn(self.clone().connection(io, peer, target.clone(), permit, drain.clone()));
+        }
+        drop(listener);
+        while connections.join_next().await.is_some() {}
+    }
+
+    async fn accept(&self, listener: &TcpListener) -> (io::Result<(TcpStream, SocketAddr)>, OwnedSemaphorePermit) {
+        // The permit first: a connection that cannot be served waits in the kernel's backlog, where it
+        // costs no descriptor.
+        let permit = self.permits.clone().acquire_owned().await.expect("the semaphore is never closed");
+        (listener.accept().await, permit)
+    }
+
+    async fn pause(&self, listener: &TcpListener, error: &io::Error, connections: &mut JoinSet<()>) {
+        let shortage = [libc::EMFILE, libc::ENFILE, libc::ENOBUFS, libc::ENOMEM];
+        if !error.raw_os_error().is_some_and(|code| shortage.contains(&code)) {
+            // The peer gave up before it was accepted; nothing to pause for.
+            return;
+        }
+        self.counters.accept_paused.fetch_add(1, Relaxed);
+        tracing::warn!(listener = ?listener.local_addr().ok(), %error, "accepting pauses: out of descriptors or memory");
+        tokio::select! {
+            () = tokio::time::sleep(SHORTAGE_PAUSE) => {}
+            Some(_) = connections.join_next() => {}
+        }
+    }
+
+    async fn connection(
+        self: Arc<Self>,
+        io: TcpStream,
+        peer: SocketAddr,
+        target: Arc<Target>,
+        _permit: OwnedSemaphorePermit,
+        mut drain: Drain,
+    ) {
+        self.counters.accepted.fetch_add(1, Relaxed);
+        let served = self.serve(io, peer, &target, drain.clone());
+        let ended = tokio::select! {
+            ended = served => ended,
+            () = drain.forced() => return,
+        };
+        if let Err(error) = ended {
+            tracing::debug!(%peer, %error, "connection ended");
+        }
+    }
+
+    async fn serve(&self, io: TcpStream, peer: SocketAddr, target: &Target, drain: Drain) -> Result<(), ConnError> {
+        // Small answers must not wait for an acknowledgement.
+        io.set_nodelay(true)?;
+        let (destination, origin) = match target {
+            Target::Fixed(fixed) => {
+                let destination = io.local_addr()?;
+                (fixed.clone(), Origin { destination, pid: 0, uid: 0, process: String::new() })
+            }
+            Target::Captured(routes) => {
+                let origin = match self.capture.origin(&io) {
+                    Ok(origin) => origin,
+                    Err(error) => {
+                        // Someone dialled the listener itself, or the kernel forgot: there is no place to send it.
+                        self.counters.not_captured.fetch_add(1, Relaxed);
+                        reset(&io);
+                        return Err(ConnError::Unserved(format!("not captured: {error}")));
+                    }
+                };
+                let found = routes.load().find(origin.destination);
+                let destination = found.unwrap_or_else(|| {
+                    self.counters.passed_through.fetch_add(1, Relaxed);
+                    (self.passthrough)(origin.destination)
+                });
+                (destination, origin)
+            }
+        };
+        let captured = matches!(target, Target::Captured(_));
+        let guard = self.live.add(peer, origin.destination, (origin.pid, origin.process), captured);
+        let (route, prefix, dialled) = match &destination {
+            Destination::Declared(route) => (route.clone(), Bytes::new(), None),
+            Destination::Undeclared(_) => self.detect(&io, &destination).await?,
+        };
+        guard.live.set_protocol(route.protocol);
+        let io = Downstream::new(io, prefix, guard.live.clone());
+        let conn = Accepted { io, peer, guard, dialled };
+        self.protocol(route.protocol).serve(conn, route, drain).await
+    }
+
+    fn protocol(&self, name: &str) -> Arc<dyn Protocol> {
+        let found = self.protocols.iter().find(|(n, _)| *n == name);
+        found.expect("routes name only protocols of KINDS").1.clone()
+    }
+}
+
+/// All protocols, built with the host's limits.
+pub fn protocols(limits: &config::Limits) -> Vec<(&'static str, Arc<dyn Protocol>)> {
+    protocol::KINDS.iter().map(|kind| (kind.name, (kind.build)(limits))).collect()
+}
+
+/// Makes the coming close of `io` a reset, so that the program sees a failure and no clean end.
+fn reset(io: &TcpStream) {
+    // Fails only on a socket that is gone already.
+    let _ = socket2::SockRef::from(io).set_linger(Some(Duration::ZERO));
+}
