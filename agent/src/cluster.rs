@@ -37,6 +37,10 @@ pub struct Cluster {
     set: ArcSwap<EndpointSet>,
 }
 
+/// How much later than the connector the cluster gives up: of two timers for one moment the
+/// connector's must come first, because it knows whom to blame.
+const DEADLINE_GRACE: Duration = Duration::from_millis(10);
+
 /// What a cluster is built from.
 pub struct Parts<'a> {
     /// Service, group and version.
@@ -187,7 +191,7 @@ impl Cluster {
             method.and_then(|m| m.idempotent).unwrap_or(self.config.idempotent || req.call.idempotent);
         attempts.max_in_flight = self.config.max_in_flight;
         let deadline = req.call.deadline;
-        let result = tokio::time::timeout_at(deadline, self.ha.call(&attempts, req)).await;
+        let result = tokio::time::timeout_at(deadline + DEADLINE_GRACE, self.ha.call(&attempts, req)).await;
         end.record.attempts = attempts.count();
         end.record.endpoint = attempts.last().map(|e| e.addr);
         match result {
@@ -198,7 +202,9 @@ impl Cluster {
             Ok(Err(error)) => (Err(error), None),
             Err(_) => {
                 // Connectors watch the deadline themselves; this catches time lost elsewhere.
-                (Err(CallError::mesh(ErrorKind::Timeout, "no answer before the deadline")), None)
+                let mut error = CallError::mesh(ErrorKind::Timeout, "no answer before the deadline");
+                error.endpoint = end.record.endpoint;
+                (Err(error), None)
             }
         }
     }

@@ -107,6 +107,10 @@ pub struct Motan2Head {
     pub serialization: u8,
     /// Metadata, parsed on first use.
     pub meta: Pairs,
+    /// The body is still a gzip member (it could not be unpacked on arrival).
+    pub gzip: bool,
+    /// The call came from elsewhere for a local program, so its group stays as it came.
+    pub inbound: bool,
 }
 
 /// An HTTP request head. `http::request::Parts` is not `Clone` because of its extensions; this is.
@@ -248,22 +252,24 @@ pub struct CallError {
     pub retry: Retry,
     /// For operators and, where the protocol has room, for callers.
     pub message: Cow<'static, str>,
+    /// Endpoint of the attempt that failed; set where attempts are made.
+    pub endpoint: Option<SocketAddr>,
 }
 
 impl CallError {
     /// An error of the mesh itself (route, filter, queue): resending changes nothing.
     pub fn mesh(kind: ErrorKind, message: impl Into<Cow<'static, str>>) -> Self {
-        Self { kind, side: Side::Mesh, retry: Retry::Never, message: message.into() }
+        Self { kind, side: Side::Mesh, retry: Retry::Never, message: message.into(), endpoint: None }
     }
 
     /// An error between agent and endpoint.
     pub fn upstream(kind: ErrorKind, retry: Retry, message: impl Into<Cow<'static, str>>) -> Self {
-        Self { kind, side: Side::Upstream, retry, message: message.into() }
+        Self { kind, side: Side::Upstream, retry, message: message.into(), endpoint: None }
     }
 
     /// An error between caller and agent.
     pub fn downstream(kind: ErrorKind, message: impl Into<Cow<'static, str>>) -> Self {
-        Self { kind, side: Side::Downstream, retry: Retry::Never, message: message.into() }
+        Self { kind, side: Side::Downstream, retry: Retry::Never, message: message.into(), endpoint: None }
     }
 }
 

@@ -60,6 +60,8 @@ pub struct Stats {
     pub ewma_ns: AtomicU64,
     /// Attempts in flight.
     pub in_flight: AtomicU32,
+    /// Answers that came after their call was over, dropped.
+    pub late: AtomicU64,
 }
 
 impl Endpoint {

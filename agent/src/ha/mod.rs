@@ -130,7 +130,8 @@ impl<'a> Attempts<'a> {
                 attempt.answered(response.status.is_failure());
                 Ok(Sent { response, attempt })
             }
-            Err(error) => {
+            Err(mut error) => {
+                error.endpoint = Some(endpoint.addr);
                 attempt.broke(&error);
                 Err(error)
             }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use futures_util::future::BoxFuture;
 
 pub use crate::accept::Accepted;
-use crate::{config, drain::Drain, endpoint::Connector, route::Route};
+use crate::{config, drain::Drain, endpoint::Connector, kind::BuildCx, route::Route};
 
 /// Protocols by name. Detection asks them in this order; the last one takes everything.
 ///
@@ -56,7 +56,7 @@ pub trait Protocol: Send + Sync + 'static {
     ) -> BoxFuture<'static, Result<(), ConnError>>;
 
     /// The client half for one cluster.
-    fn connector(&self, config: &config::Cluster) -> anyhow::Result<Arc<dyn Connector>>;
+    fn connector(&self, config: &config::Cluster, cx: &BuildCx) -> anyhow::Result<Arc<dyn Connector>>;
 }
 
 /// Why a connection ended other than by its peer's orderly close. For the debug log and counters only:
