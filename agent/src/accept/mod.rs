@@ -53,7 +53,7 @@ pub enum Target {
     /// The listener takes what the capture brings; each connection knows where it wanted to go.
     Captured(Arc<ArcSwap<Routes>>),
     /// All to one destination: programs dial this listener by intention.
-    Fixed(Destination),
+    Fixed(Arc<ArcSwap<Destination>>),
 }
 
 /// What all listeners of an agent share.
@@ -160,7 +160,7 @@ impl Acceptor {
         let (destination, origin) = match target {
             Target::Fixed(fixed) => {
                 let destination = io.local_addr()?;
-                (fixed.clone(), Origin { destination, pid: 0, uid: 0, process: String::new() })
+                (Destination::clone(&fixed.load()), Origin { destination, pid: 0, uid: 0, process: String::new() })
             }
             Target::Captured(routes) => {
                 let origin = match self.capture.origin(&io) {

@@ -7,12 +7,17 @@ use std::{collections::BTreeMap, io, net::SocketAddr, sync::Arc};
 use serde::Serialize;
 use tokio::net::TcpStream;
 
-use crate::config::{OnAgentLoss, VirtualAddress};
+use crate::config::{Enroll, OnAgentLoss, VirtualAddress};
 
 /// A way to capture connections.
 pub trait Capture: Send + Sync + 'static {
     /// Name for operators: `ebpf`, `port`.
     fn name(&self) -> &'static str;
+
+    /// Whether captured connections arrive on the agent's outbound listener.
+    fn needs_listener(&self) -> bool {
+        true
+    }
 
     /// Brings connections to destinations in `table` to the agent from now on, replacing the table of
     /// before as a whole. Connections that exist are not touched.
@@ -53,6 +58,8 @@ pub struct CaptureTable {
     pub destinations: Vec<(VirtualAddress, OnAgentLoss)>,
     /// The agent's listeners for captured connections, IPv4 and IPv6 loopback.
     pub listeners: Vec<SocketAddr>,
+    /// Whose connections.
+    pub enroll: Vec<Enroll>,
 }
 
 /// Where a captured connection wanted to go, and who made it.

@@ -14,6 +14,10 @@ impl Capture for Port {
         "port"
     }
 
+    fn needs_listener(&self) -> bool {
+        false
+    }
+
     fn apply(&self, _: &CaptureTable) -> anyhow::Result<()> {
         Ok(())
     }
