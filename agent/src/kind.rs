@@ -23,6 +23,8 @@ pub struct BuildCx {
     pub service: crate::call::Text,
     /// Directory that relative paths in the configuration are relative to.
     pub base_dir: std::path::PathBuf,
+    /// Where access log lines go; `None` where nothing is served (a check of a configuration).
+    pub access_log: Option<Arc<crate::metrics::AccessLogWriter>>,
 }
 
 /// Builds the kind called `name`, or says which names there are.

@@ -1,1 +1,106 @@
-//! admin
+//! The agent's own HTTP API: what it does, how it goes, and the few commands.
+
+use std::{
+    collections::HashMap,
+    path::PathBuf,
+    sync::Arc,
+    time::{Instant, SystemTime},
+};
+
+use arc_swap::ArcSwap;
+use model::ServiceKey;
+use parking_lot::Mutex;
+use tokio::{
+    net::TcpListener,
+    sync::{mpsc, oneshot, watch},
+};
+
+use crate::{
+    call::Text,
+    capture::Capture,
+    cluster::Cluster,
+    metrics::{AccessLogWriter, AgentCounters, LiveTable},
+};
+
+/// Everything the API may look at, and the few commands it passes on. Given by `app`.
+pub struct Handles {
+    /// Application name of this agent.
+    pub application: Text,
+    /// Name of this agent on its host.
+    pub name: String,
+    /// Version of the program.
+    pub version: &'static str,
+    /// When it started.
+    pub started: Instant,
+    /// All clusters: referers, then services. Swapped by a reload.
+    pub clusters: Arc<ArcSwap<Vec<Arc<Cluster>>>>,
+    /// Why endpoint lists are old.
+    pub stale: Arc<StaleReasons>,
+    /// Connections that exist now.
+    pub live: Arc<LiveTable>,
+    /// The capture in use, for its name and counters.
+    pub capture: Arc<dyn Capture>,
+    /// Why this capture was chosen.
+    pub capture_reason: String,
+    /// The configuration in use.
+    pub config: Arc<ArcSwap<ConfigInfo>>,
+    /// True from the moment every listener is bound until a stop begins.
+    pub ready: watch::Receiver<bool>,
+    /// Takes commands. A small bound will do: a full queue answers "busy".
+    pub commands: mpsc::Sender<Command>,
+    /// What the agent counts of itself.
+    pub counters: Arc<AgentCounters>,
+    /// The access log's writer, if any service logs.
+    pub access_log: Option<Arc<AccessLogWriter>>,
+}
+
+/// Something an operator asks the agent to do.
+#[derive(Debug)]
+pub enum Command {
+    /// Read the configuration again and apply it as a whole or not at all. Answers what changed, or
+    /// all mistakes.
+    Reload(oneshot::Sender<Result<String, String>>),
+    /// Stop gracefully, as on SIGTERM.
+    Drain,
+}
+
+/// Which configuration is in use.
+#[derive(Clone, Debug)]
+pub struct ConfigInfo {
+    /// The file.
+    pub path: PathBuf,
+    /// 1 at start, one more with every reload that was applied.
+    pub generation: u64,
+    /// When this generation was loaded.
+    pub loaded_at: SystemTime,
+    /// What the last reload failed for; `None` once one succeeds.
+    pub last_error: Option<String>,
+}
+
+/// Why endpoint lists are older than what their registries hold, by service. Written with every
+/// snapshot, read by operators.
+#[derive(Debug, Default)]
+pub struct StaleReasons(Mutex<HashMap<ServiceKey, String>>);
+
+impl StaleReasons {
+    /// Notes what the latest snapshot of `service` says in `Snapshot::stale`.
+    pub fn set(&self, service: &ServiceKey, reason: Option<&str>) {
+        let mut reasons = self.0.lock();
+        match reason {
+            Some(reason) => reasons.insert(service.clone(), reason.to_owned()),
+            None => reasons.remove(service),
+        };
+    }
+
+    /// The reason, if the list is old.
+    pub fn get(&self, service: &ServiceKey) -> Option<String> {
+        self.0.lock().get(service).cloned()
+    }
+}
+
+/// Answers requests on `listener` until the future is dropped; run it on the control runtime. It goes
+/// on answering while the agent drains (with `/ready` saying no), so it holds no `Drain`.
+pub async fn serve(listener: TcpListener, handles: Arc<Handles>) -> anyhow::Result<()> {
+    let _ = (listener, handles);
+    std::future::pending().await
+}

@@ -2,27 +2,55 @@
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-/// Counters of the agent itself. They only grow.
-#[derive(Debug, Default)]
-pub struct AgentCounters {
-    /// Connections accepted on any data listener.
-    pub accepted: AtomicU64,
-    /// Times accepting paused for want of descriptors or memory.
-    pub accept_paused: AtomicU64,
-    /// Connections on a captured listener that no hook brought.
-    pub not_captured: AtomicU64,
-    /// Captured connections whose service was gone, carried straight to where they wanted to go.
-    pub passed_through: AtomicU64,
-    /// Undeclared connections found to be Motan2.
-    pub detected_motan2: AtomicU64,
-    /// Undeclared connections found to be HTTP.
-    pub detected_http: AtomicU64,
-    /// Undeclared connections taken for raw TCP.
-    pub detected_tcp: AtomicU64,
+/// One counter as exporters see it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CounterRow {
+    /// Metric name, `_total` included.
+    pub name: &'static str,
+    /// The one label that tells rows of the same name apart, if there are several.
+    pub label: Option<(&'static str, &'static str)>,
+    /// What it counts, one sentence.
+    pub help: &'static str,
+    /// Count since the agent started.
+    pub value: u64,
+}
+
+macro_rules! counters {
+    ($($field:ident: $name:literal $({$label:literal = $is:literal})?, $help:literal;)*) => {
+        /// Counters of the agent itself. They only grow; whoever sees the event adds one.
+        #[derive(Debug, Default)]
+        pub struct AgentCounters {
+            $(#[doc = $help] pub $field: AtomicU64,)*
+        }
+
+        impl AgentCounters {
+            /// All counters; rows of one name stand together.
+            pub fn rows(&self) -> Vec<CounterRow> {
+                vec![$(CounterRow {
+                    name: $name,
+                    label: None $(.or(Some(($label, $is))))?,
+                    help: $help,
+                    value: self.$field.load(Relaxed),
+                },)*]
+            }
+        }
+    };
+}
+
+counters! {
+    accepted: "sockmesh_connections_accepted_total", "Connections accepted on any data listener.";
+    accept_paused: "sockmesh_accept_paused_total", "Times accepting paused for want of descriptors or memory.";
+    not_captured: "sockmesh_connections_not_captured_total", "Connections on a captured listener that no hook brought.";
+    passed_through: "sockmesh_connections_passed_through_total", "Captured connections whose service was gone, carried straight to where they wanted to go.";
+    detected_motan2: "sockmesh_detected_total" {"protocol" = "motan2"}, "Undeclared connections by what their first bytes said.";
+    detected_http: "sockmesh_detected_total" {"protocol" = "http"}, "Undeclared connections by what their first bytes said.";
+    detected_tcp: "sockmesh_detected_total" {"protocol" = "tcp"}, "Undeclared connections by what their first bytes said.";
+    reloads_ok: "sockmesh_config_reloads_total" {"outcome" = "ok"}, "Reloads of the configuration by outcome.";
+    reloads_failed: "sockmesh_config_reloads_total" {"outcome" = "failed"}, "Reloads of the configuration by outcome.";
 }
 
 impl AgentCounters {
-    /// Counts what detection found.
+    /// Counts what detection found: a name in `protocol::KINDS`.
     pub fn detected(&self, protocol: &str) {
         let counter = match protocol {
             "motan2" => &self.detected_motan2,
@@ -30,5 +58,25 @@ impl AgentCounters {
             _ => &self.detected_tcp,
         };
         counter.fetch_add(1, Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_of_a_name_stand_together_with_one_help() {
+        let counters = AgentCounters::default();
+        counters.detected("http");
+        let rows = counters.rows();
+        assert_eq!(rows.iter().find(|r| r.label == Some(("protocol", "http"))).map(|r| r.value), Some(1));
+        for (i, row) in rows.iter().enumerate() {
+            let last = rows.iter().rposition(|r| r.name == row.name).unwrap();
+            for between in &rows[i..=last] {
+                assert_eq!((between.name, between.help), (row.name, row.help));
+            }
+            assert!(row.name.ends_with("_total"), "{}", row.name);
+        }
     }
 }

@@ -1,11 +1,13 @@
 //! What we count, with names and units. Exporters only read.
 
+mod access_writer;
 mod counters;
 mod histogram;
 mod live;
 
 pub use self::{
-    counters::AgentCounters,
+    access_writer::AccessLogWriter,
+    counters::{AgentCounters, CounterRow},
     histogram::{Histogram, Summary},
     live::{Live, LiveGuard, LiveRow, LiveTable},
 };
