@@ -1,11 +1,17 @@
 //! [`Text`]: a string that is a slice of a received buffer.
 
-use std::{borrow::Borrow, fmt, ops::Deref, str::Utf8Error};
+use std::{
+    borrow::Borrow,
+    fmt,
+    hash::{Hash, Hasher},
+    ops::Deref,
+    str::Utf8Error,
+};
 
 use bytes::Bytes;
 
 /// UTF-8 text inside a shared buffer: cloning is a reference count, slicing out of a frame copies nothing.
-#[derive(Clone, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Text(Bytes);
 
 impl Text {
@@ -36,6 +42,13 @@ impl Deref for Text {
     type Target = str;
     fn deref(&self) -> &str {
         self.as_str()
+    }
+}
+
+// As `str` hashes, not as bytes do: `Borrow<str>` promises it, and maps keyed by `Text` are asked by `&str`.
+impl Hash for Text {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.as_str().hash(state);
     }
 }
 
@@ -84,5 +97,16 @@ impl fmt::Display for Text {
 impl fmt::Debug for Text {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Debug::fmt(self.as_str(), f)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_map_keyed_by_text_can_be_asked_by_str() {
+        let map = std::collections::HashMap::from([(Text::from("echo"), 1)]);
+        assert_eq!(map.get("echo"), Some(&1));
     }
 }
