@@ -1,5 +1,9 @@
 //! One service as its callers see it: filters, HA, balancing, endpoints and timeouts, swapped as one.
 
+mod end;
+#[cfg(test)]
+mod tests;
+
 use std::{
     collections::HashMap,
     net::SocketAddr,
@@ -8,15 +12,15 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-use http_body_util::BodyExt;
 use model::Snapshot;
 use tokio::{net::TcpStream, time::Instant};
 
+use self::end::End;
 use crate::{
-    call::{Body, CallError, ErrorKind, Request, Response, ResponseHead, Text, Watch, Watched},
+    call::{CallError, ErrorKind, Request, Response, Text},
     config,
     endpoint::{Connector, DialOptions, Endpoint},
-    filter::{self, CallCx, ClusterInfo, Direction, Filter, Outcome, Record},
+    filter::{self, CallCx, ClusterInfo, Direction, Filter},
     ha::{self, Attempt, Attempts, HaStrategy, Sent},
     kind::{self, BuildCx},
     lb::{self, EndpointSet, LoadBalancer},
@@ -206,157 +210,6 @@ impl Cluster {
                 error.endpoint = end.record.endpoint;
                 (Err(error), None)
             }
-        }
-    }
-}
-
-/// Carries a call's record to its end; dropped before that, the caller has gone away.
-struct End {
-    record: Record,
-    cluster: Arc<Cluster>,
-    request_bytes: Option<Arc<std::sync::atomic::AtomicU64>>,
-    over: bool,
-}
-
-impl End {
-    fn new(cluster: &Arc<Cluster>, req: &Request, started: Instant) -> Self {
-        let cancelled = CallError::downstream(ErrorKind::Cancelled, "the caller went away");
-        Self {
-            record: Record {
-                cluster: cluster.info.clone(),
-                call: req.call.clone(),
-                started,
-                to_head: None,
-                total: Duration::ZERO,
-                request_bytes: req.call.request_bytes,
-                response_bytes: 0,
-                attempts: 0,
-                endpoint: None,
-                outcome: Outcome::Failed(cancelled),
-            },
-            cluster: cluster.clone(),
-            request_bytes: None,
-            over: false,
-        }
-    }
-
-    /// Counts a streamed request as it is pulled.
-    fn count_request(&mut self, req: &mut Request) {
-        if let Body::Stream(body) = &mut req.body {
-            let count = Arc::new(std::sync::atomic::AtomicU64::new(0));
-            self.request_bytes = Some(count.clone());
-            let body = std::mem::take(body);
-            req.body = Body::Stream(Watched::new(body, CountRequest(count)).boxed_unsync());
-        }
-    }
-
-    fn head(&mut self, result: &Result<Response, CallError>) {
-        self.record.to_head = Some(self.record.started.elapsed());
-        match result {
-            Ok(response) => self.record.outcome = Outcome::Answered(response.status),
-            Err(error) => {
-                self.record.outcome = Outcome::Failed(error.clone());
-                self.finish();
-            }
-        }
-    }
-
-    /// Ends the call with its answer: at once when all of it is here, else when the body or the raw
-    /// connection is through.
-    fn watch(mut self, response: &mut Response, attempt: Option<Attempt>) {
-        let later = |end: Self| WatchAnswer { end, attempt };
-        match (&mut response.head, &mut response.body) {
-            (ResponseHead::Raw(raw), _) => raw.watch = Some(Box::new(later(self))),
-            (ResponseHead::Http(head), _) if head.upgrade.is_some() => {
-                let upgrade = head.upgrade.as_mut().expect("just seen");
-                upgrade.watch = Some(Box::new(later(self)));
-            }
-            (_, Body::Empty) => self.finish(),
-            (_, Body::Full(bytes)) => {
-                self.record.response_bytes = bytes.len() as u64;
-                self.finish();
-            }
-            (_, Body::Stream(body)) => {
-                let inner = std::mem::take(body);
-                *body = Watched::new(inner, later(self)).boxed_unsync();
-            }
-        }
-    }
-
-    fn finish(&mut self) {
-        if std::mem::replace(&mut self.over, true) {
-            return;
-        }
-        let record = &mut self.record;
-        record.total = record.started.elapsed();
-        if let Some(count) = &self.request_bytes {
-            record.request_bytes = count.load(Relaxed);
-        }
-        let stats = &record.cluster.stats;
-        let ended = if record.is_success() { &stats.succeeded } else { &stats.failed };
-        ended.fetch_add(1, Relaxed);
-        stats.request_bytes.fetch_add(record.request_bytes, Relaxed);
-        stats.response_bytes.fetch_add(record.response_bytes, Relaxed);
-        // A raw connection lasts as long as its programs like: what the mesh answers for is the way there.
-        let raw = record.cluster.protocol == "tcp";
-        stats.latency.record(record.to_head.filter(|_| raw).unwrap_or(record.total));
-        for filter in self.cluster.filters.iter().rev() {
-            filter.on_end(record);
-        }
-    }
-}
-
-impl Drop for End {
-    fn drop(&mut self) {
-        self.finish();
-    }
-}
-
-struct CountRequest(Arc<std::sync::atomic::AtomicU64>);
-
-impl Watch for CountRequest {
-    fn data(&mut self, len: usize) {
-        self.0.fetch_add(len as u64, Relaxed);
-    }
-    fn end(&mut self, _: Option<&CallError>) {}
-}
-
-struct WatchAnswer {
-    end: End,
-    attempt: Option<Attempt>,
-}
-
-impl Watch for WatchAnswer {
-    fn data(&mut self, len: usize) {
-        self.end.record.response_bytes += len as u64;
-    }
-
-    fn sent(&mut self, len: usize) {
-        self.end.record.request_bytes += len as u64;
-    }
-
-    fn end(&mut self, error: Option<&CallError>) {
-        if let Some(error) = error {
-            self.end.record.outcome = Outcome::Failed(error.clone());
-            if let Some(attempt) = &mut self.attempt {
-                attempt.broke(error);
-            }
-        }
-        self.end.finish();
-        self.attempt = None;
-    }
-
-    fn abandon(mut self: Box<Self>) {
-        self.end.over = true;
-        self.end.record.cluster.stats.started.fetch_sub(1, Relaxed);
-    }
-}
-
-impl Drop for WatchAnswer {
-    fn drop(&mut self) {
-        if !self.end.over {
-            let gone = CallError::downstream(ErrorKind::Cancelled, "the caller went away during the answer");
-            self.end.record.outcome = Outcome::Failed(gone);
         }
     }
 }
