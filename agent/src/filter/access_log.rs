@@ -1,10 +1,298 @@
 //! `access_log`: one line per call.
 
-use std::sync::Arc;
+use std::{
+    cell::RefCell,
+    fmt::Write,
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
-use super::Filter;
-use crate::kind::{BuildCx, Value};
+use super::{Filter, Outcome, Record};
+use crate::{
+    kind::{self, BuildCx, Value},
+    metrics::AccessLogWriter,
+};
 
-pub(super) fn build(_: &Value, _: &BuildCx) -> anyhow::Result<Arc<dyn Filter>> {
-    unimplemented!()
+/// Longest value of a field that comes from the wire; longer ones end in `…`.
+const FIELD_BYTES: usize = 256;
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Format {
+    /// `key=value` pairs.
+    #[default]
+    Text,
+    /// One JSON object.
+    Json,
+}
+
+#[derive(Default, serde::Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct Options {
+    format: Format,
+}
+
+struct AccessLog {
+    format: Format,
+    writer: Option<Arc<AccessLogWriter>>,
+}
+
+pub(super) fn build(options: &Value, cx: &BuildCx) -> anyhow::Result<Arc<dyn Filter>> {
+    let Options { format } = kind::options(options)?;
+    Ok(Arc::new(AccessLog { format, writer: cx.access_log.clone() }))
+}
+
+thread_local! {
+    /// One line under construction; kept, so that a line costs no allocation.
+    static LINE: RefCell<String> = const { RefCell::new(String::new()) };
+}
+
+impl Filter for AccessLog {
+    fn on_end(&self, record: &Record) {
+        // Without a writer nothing is served: a configuration is being checked.
+        let Some(writer) = &self.writer else { return };
+        let began = SystemTime::now().checked_sub(record.total).unwrap_or(UNIX_EPOCH);
+        LINE.with_borrow_mut(|line| {
+            line.clear();
+            Fields { line, format: self.format, first: true }.write(record, began);
+            writer.line(line.as_bytes());
+        });
+    }
+}
+
+/// Writes one line field by field.
+struct Fields<'a> {
+    line: &'a mut String,
+    format: Format,
+    first: bool,
+}
+
+impl Fields<'_> {
+    fn write(mut self, record: &Record, began: SystemTime) {
+        let Record { cluster, call, .. } = record;
+        if self.format == Format::Json {
+            self.line.push('{');
+        }
+        self.key("time");
+        self.quoted(|line| rfc3339(line, began));
+        self.text("direction", cluster.direction.name());
+        self.text("protocol", cluster.protocol);
+        self.text("service", &cluster.service);
+        self.text("group", if cluster.key.group.is_empty() { &call.group } else { &cluster.key.group });
+        self.text("method", &call.method);
+        self.text("application", &call.application);
+        self.shown("caller", call.peer);
+        self.shown("endpoint", record.endpoint);
+        match &record.outcome {
+            Outcome::Answered(status) => {
+                self.number("code", status.code());
+                self.text("outcome", if status.is_failure() { "failed" } else { "answered" });
+            }
+            Outcome::Failed(error) => {
+                self.number("code", 0u32);
+                self.text("outcome", error.kind.name());
+            }
+        }
+        self.number("attempts", record.attempts);
+        self.number("request_bytes", record.request_bytes);
+        self.number("response_bytes", record.response_bytes);
+        match record.to_head {
+            Some(to_head) => self.milliseconds("head_ms", to_head),
+            None => self.shown("head_ms", None::<u8>),
+        }
+        self.milliseconds("total_ms", record.total);
+        self.shown("request_id", (call.request_id != 0).then_some(call.request_id));
+        if let Outcome::Failed(error) = &record.outcome {
+            self.text("error", &error.message);
+        }
+        if self.format == Format::Json {
+            self.line.push('}');
+        }
+    }
+
+    fn key(&mut self, key: &'static str) {
+        let first = std::mem::replace(&mut self.first, false);
+        let (between, quote, is) = match self.format {
+            Format::Text => (" ", "", "="),
+            Format::Json => (",", "\"", ":"),
+        };
+        for part in [if first { "" } else { between }, quote, key, quote, is] {
+            self.line.push_str(part);
+        }
+    }
+
+    /// A value that needs no escaping.
+    fn quoted(&mut self, value: impl FnOnce(&mut String)) {
+        let quote = if self.format == Format::Json { "\"" } else { "" };
+        self.line.push_str(quote);
+        value(self.line);
+        self.line.push_str(quote);
+    }
+
+    /// A value from the wire or the configuration: whatever is in it, it stays one field of one line.
+    fn text(&mut self, key: &'static str, value: &str) {
+        self.key(key);
+        let plain = |b: u8| b.is_ascii_graphic() && b != b'"' && b != b'\\' && b != b'=';
+        match self.format {
+            Format::Text if value.is_empty() => self.line.push('-'),
+            Format::Text if value.len() <= FIELD_BYTES && value != "-" && value.bytes().all(plain) => {
+                self.line.push_str(value);
+            }
+            _ => escaped(self.line, value),
+        }
+    }
+
+    fn shown(&mut self, key: &'static str, value: Option<impl std::fmt::Display>) {
+        self.key(key);
+        match (value, self.format) {
+            (Some(value), _) => self.quoted(|line| {
+                // Writing to a String cannot fail.
+                let _ = write!(line, "{value}");
+            }),
+            (None, Format::Text) => self.line.push('-'),
+            (None, Format::Json) => self.line.push_str("null"),
+        }
+    }
+
+    fn number(&mut self, key: &'static str, value: impl Into<u64>) {
+        self.key(key);
+        let _ = write!(self.line, "{}", value.into());
+    }
+
+    fn milliseconds(&mut self, key: &'static str, value: Duration) {
+        self.key(key);
+        let us = value.as_micros();
+        let _ = write!(self.line, "{}.{:03}", us / 1000, us % 1000);
+    }
+}
+
+/// A JSON string of at most [`FIELD_BYTES`] bytes of `value`.
+fn escaped(line: &mut String, value: &str) {
+    let end = value.floor_char_boundary(FIELD_BYTES);
+    line.push('"');
+    for c in value[..end].chars() {
+        match c {
+            '"' => line.push_str("\\\""),
+            '\\' => line.push_str("\\\\"),
+            // Beside the C0 and C1 controls the two separators that some readers take for a line end.
+            c if c.is_control() || c == '\u{2028}' || c == '\u{2029}' => {
+                let _ = write!(line, "\\u{:04x}", c as u32);
+            }
+            c => line.push(c),
+        }
+    }
+    if end < value.len() {
+        line.push('…');
+    }
+    line.push('"');
+}
+
+/// UTC with milliseconds: `2026-11-21T10:12:35.123Z`.
+fn rfc3339(line: &mut String, time: SystemTime) {
+    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+    let seconds = since.as_secs();
+    let (year, month, day) = date(seconds / 86_400);
+    let (hour, minute, second) = (seconds / 3600 % 24, seconds / 60 % 60, seconds % 60);
+    let ms = since.subsec_millis();
+    let _ = write!(line, "{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{ms:03}Z");
+}
+
+/// Gregorian date of a day since 1970-01-01: years begin in March, so that the leap day is the last.
+fn date(days: u64) -> (u64, u64, u64) {
+    let days = days + 719_468;
+    let (era, of_era) = (days / 146_097, days % 146_097);
+    let year = (of_era - of_era / 1460 + of_era / 36_524 - of_era / 146_096) / 365;
+    let of_year = of_era - (365 * year + year / 4 - year / 100);
+    let shifted = (5 * of_year + 2) / 153;
+    let day = of_year - (153 * shifted + 2) / 5 + 1;
+    let month = if shifted < 10 { shifted + 3 } else { shifted - 9 };
+    (era * 400 + year + u64::from(month <= 2), month, day)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        call::{CallError, ErrorKind},
+        filter::sample,
+    };
+
+    fn line(record: &Record, format: Format) -> String {
+        let mut line = String::new();
+        let began = UNIX_EPOCH + Duration::from_millis(1_795_255_955_123);
+        Fields { line: &mut line, format, first: true }.write(record, began);
+        line
+    }
+
+    #[test]
+    fn text_is_key_value_pairs_in_the_order_of_the_manual() {
+        let expected = "time=2026-11-21T10:12:35.123Z direction=outbound protocol=motan2 service=web group=idc-a \
+             method=echo application=- caller=127.0.0.1:40000 endpoint=10.0.0.1:8081 code=200 outcome=answered \
+             attempts=1 request_bytes=10 response_bytes=2000 head_ms=0.900 total_ms=1.500 request_id=2748";
+        assert_eq!(line(&sample(), Format::Text), expected);
+    }
+
+    #[test]
+    fn json_has_the_same_fields() {
+        let mut record = sample();
+        record.endpoint = None;
+        record.to_head = None;
+        record.outcome = Outcome::Failed(CallError::mesh(ErrorKind::NoEndpoint, "no \"endpoint\"\n"));
+        let value: serde_json::Value = serde_json::from_str(&line(&record, Format::Json)).unwrap();
+        assert_eq!(value["time"], "2026-11-21T10:12:35.123Z");
+        assert_eq!((&value["service"], &value["endpoint"]), (&"web".into(), &serde_json::Value::Null));
+        assert_eq!((&value["code"], &value["outcome"]), (&0.into(), &"no_endpoint".into()));
+        assert_eq!(value["error"], "no \"endpoint\"\n");
+        let text = line(&record, Format::Text);
+        let keys: Vec<_> = text.split(' ').filter_map(|f| Some(f.split_once('=')?.0)).collect();
+        assert_eq!(keys.len(), value.as_object().unwrap().len());
+        assert!(keys.iter().all(|k| value.get(k).is_some()), "{text}");
+    }
+
+    #[test]
+    fn nothing_from_the_wire_can_forge_a_line_or_a_field() {
+        let mut record = sample();
+        record.call.method = "a\r\nb code=200\u{1b}[31m\u{85}\u{2028}".into();
+        record.call.application = "x".repeat(100_000).into();
+        let text = line(&record, Format::Text);
+        assert!(!text.contains(|c: char| c.is_control()), "{text:?}");
+        assert!(text.contains(r#"method="a\u000d\u000ab code=200\u001b[31m\u0085\u2028""#), "{text}");
+        assert!(text.len() < 800);
+        let value: serde_json::Value = serde_json::from_str(&line(&record, Format::Json)).unwrap();
+        assert_eq!(value["method"].as_str(), Some(record.call.method.as_str()));
+    }
+
+    #[test]
+    fn dates_are_right_around_leap_days() {
+        for (days, expected) in [
+            (0, (1970, 1, 1)),
+            (11_016, (2000, 2, 29)),
+            (11_017, (2000, 3, 1)),
+            (19_782, (2024, 2, 29)),
+            (20_453, (2025, 12, 31)),
+            (47_541, (2100, 3, 1)),
+            (47_540, (2100, 2, 28)),
+        ] {
+            assert_eq!(date(days), expected, "{days}");
+        }
+    }
+
+    #[test]
+    fn lines_go_to_the_writer_and_options_are_checked() {
+        let path = std::env::temp_dir().join(format!("sockmesh-access-{}", std::process::id()));
+        let writer = Arc::new(AccessLogWriter::start(Some(path.clone()), 10).unwrap());
+        let cx = BuildCx { access_log: Some(writer.clone()), ..BuildCx::default() };
+        let json: Value = serde_yaml::from_str("{format: json}").unwrap();
+        build(&json, &cx).unwrap().on_end(&sample());
+        build(&Value::Null, &cx).unwrap().on_end(&sample());
+        assert!(writer.flush(Duration::from_secs(10)));
+        let text = std::fs::read_to_string(&path).unwrap();
+        let _ = std::fs::remove_file(&path);
+        let lines: Vec<_> = text.lines().collect();
+        assert!(lines[0].starts_with("{\"time\":") && lines[1].starts_with("time="), "{text}");
+        let wrong: Value = serde_yaml::from_str("{format: xml}").unwrap();
+        let error = build(&wrong, &cx).err().unwrap().to_string();
+        assert!(error.contains("xml") && error.contains("json"), "{error}");
+        build(&Value::Null, &BuildCx::default()).unwrap().on_end(&sample());
+    }
 }

@@ -167,3 +167,31 @@ pub async fn enter(
     }
     Ok(())
 }
+
+/// A record for tests of filters: method `echo` of service `web`, answered well.
+#[cfg(test)]
+pub(crate) fn sample() -> Record {
+    let info = ClusterInfo {
+        key: ServiceKey { service: "web".to_owned(), group: "idc-a".to_owned(), version: String::new() },
+        service: Text::from_static("web"),
+        direction: Direction::Outbound,
+        protocol: "motan2",
+        stats: Arc::default(),
+    };
+    let mut call = Call::new("web".into(), "echo".into());
+    call.group = "idc-a".into();
+    call.request_id = 0xabc;
+    call.peer = Some(SocketAddr::from(([127, 0, 0, 1], 40000)));
+    Record {
+        cluster: Arc::new(info),
+        call,
+        started: Instant::now(),
+        to_head: Some(Duration::from_micros(900)),
+        total: Duration::from_micros(1500),
+        request_bytes: 10,
+        response_bytes: 2000,
+        attempts: 1,
+        endpoint: Some(SocketAddr::from(([10, 0, 0, 1], 8081))),
+        outcome: Outcome::Answered(Status::Ok),
+    }
+}

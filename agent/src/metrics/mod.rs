@@ -4,12 +4,14 @@ mod access_writer;
 mod counters;
 mod histogram;
 mod live;
+mod methods;
 
 pub use self::{
     access_writer::AccessLogWriter,
     counters::{AgentCounters, CounterRow},
     histogram::{Histogram, Summary},
     live::{Live, LiveGuard, LiveRow, LiveTable},
+    methods::{Ending, MethodStats, MethodTable, OTHER},
 };
 
 use std::sync::atomic::AtomicU64;
@@ -29,4 +31,6 @@ pub struct ServiceStats {
     pub response_bytes: AtomicU64,
     /// Time of a call, body included; for raw connections the time to reach an endpoint.
     pub latency: Histogram,
+    /// The same by method, where the `metrics` filter is on.
+    pub methods: MethodTable,
 }
