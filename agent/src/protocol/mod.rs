@@ -3,6 +3,8 @@
 pub mod http1;
 pub mod motan2;
 pub mod tcp;
+#[cfg(test)]
+mod testing;
 
 use std::sync::Arc;
 

@@ -1,0 +1,266 @@
+//! Bytes both ways between a program and an endpoint, each half ended the way its sender ended it.
+//!
+//! A FIN is passed on as a FIN of that half, a reset as a reset. Whatever ends the copy otherwise
+//! (idle time, a forced stop, a dropped future) shows as a reset on both sides, never as a clean end.
+
+use std::{
+    future::poll_fn,
+    io,
+    pin::{Pin, pin},
+    sync::{Arc, atomic::Ordering::Relaxed},
+    task::Poll,
+    time::Duration,
+};
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt, Interest},
+    net::{
+        TcpStream,
+        tcp::{ReadHalf, WriteHalf},
+    },
+    time::Instant,
+};
+
+use crate::{
+    call::{CallError, ErrorKind, Retry, Watch},
+    metrics::Live,
+};
+
+/// First buffer of a direction that has something to read: most messages of most protocols fit.
+const SMALL_BUFFER_BYTES: usize = 8 * 1024;
+/// Buffer of a direction that filled the first one. Larger ones win nothing on loopback.
+const BULK_BUFFER_BYTES: usize = 64 * 1024;
+
+/// One connection and what was already read from it.
+pub struct Side {
+    /// The connection.
+    pub io: TcpStream,
+    /// Read from `io` before; goes to the other side first.
+    pub prefix: Bytes,
+}
+
+/// Who is told about the copy.
+pub struct Report {
+    /// The caller's row in the table of live connections. Prefixes are counted there already.
+    pub live: Arc<Live>,
+    /// The call.
+    pub watch: Option<Box<dyn Watch>>,
+    /// Without a byte for this long the copy ends; zero means never.
+    pub idle_timeout: Duration,
+}
+
+/// Copies until both halves have ended or one connection broke.
+///
+/// Dropping the future resets both connections. Buffers exist only while there is something to pass on,
+/// so an idle connection holds none.
+pub fn both_ways(
+    caller: Side,
+    endpoint: Side,
+    report: Report,
+) -> impl Future<Output = Result<(), CallError>> + Send + 'static {
+    let Report { live, watch, idle_timeout } = report;
+    let mut pair = Pair {
+        caller: caller.io,
+        endpoint: endpoint.io,
+        watch: Mutex::new(Watched { watch, last: Instant::now() }),
+        clean: false,
+    };
+    let prefixes = (caller.prefix, endpoint.prefix);
+    // An async block rather than an async fn: arguments of the latter are stored twice, for as long as
+    // the connection lives.
+    async move {
+        let result = pair.copy(prefixes, &live, idle_timeout).await;
+        pair.clean = result.is_ok();
+        if let Some(watch) = &mut pair.watch.get_mut().watch {
+            watch.end(result.as_ref().err());
+        }
+        result
+    }
+}
+
+/// Makes the coming close of `io` a reset, so that its peer sees a failure and no clean end.
+pub fn reset_on_close(io: &TcpStream) {
+    // Fails only on a socket that is gone already.
+    let _ = socket2::SockRef::from(io).set_linger(Some(Duration::ZERO));
+}
+
+struct Pair {
+    caller: TcpStream,
+    endpoint: TcpStream,
+    watch: Mutex<Watched>,
+    clean: bool,
+}
+
+impl Pair {
+    async fn copy(&mut self, prefixes: (Bytes, Bytes), live: &Live, idle_timeout: Duration) -> Result<(), CallError> {
+        let (from_caller, to_caller) = self.caller.split();
+        let (from_endpoint, to_endpoint) = self.endpoint.split();
+        let watch = &self.watch;
+        let up = pin!(one_way(from_caller, to_endpoint, prefixes.0, |n, first| {
+            if !first {
+                live.received.fetch_add(n as u64, Relaxed);
+            }
+            watch.lock().passed(|watch| watch.sent(n));
+        }));
+        let down = pin!(one_way(from_endpoint, to_caller, prefixes.1, |n, _| {
+            live.sent.fetch_add(n as u64, Relaxed);
+            watch.lock().passed(|watch| watch.data(n));
+        }));
+        tokio::select! {
+            result = join(up, down) => result,
+            () = idle(watch, idle_timeout) => Err(CallError::mesh(
+                ErrorKind::Cancelled,
+                format!("no byte in either direction for {idle_timeout:?} (limits.idle_timeout)"),
+            )),
+        }
+    }
+}
+
+impl Drop for Pair {
+    fn drop(&mut self) {
+        if !self.clean {
+            reset_on_close(&self.caller);
+            reset_on_close(&self.endpoint);
+        }
+    }
+}
+
+struct Watched {
+    watch: Option<Box<dyn Watch>>,
+    last: Instant,
+}
+
+impl Watched {
+    fn passed(&mut self, tell: impl FnOnce(&mut dyn Watch)) {
+        self.last = Instant::now();
+        if let Some(watch) = &mut self.watch {
+            tell(&mut **watch);
+        }
+    }
+}
+
+async fn idle(shared: &Mutex<Watched>, timeout: Duration) {
+    if timeout.is_zero() {
+        return std::future::pending().await;
+    }
+    loop {
+        // Looked up when the timer fires rather than reset with every byte.
+        let until = shared.lock().last + timeout;
+        if until <= Instant::now() {
+            return;
+        }
+        tokio::time::sleep_until(until).await;
+    }
+}
+
+/// Which end of a direction broke.
+enum Broken {
+    Reading(io::Error),
+    Writing(io::Error),
+}
+
+/// Runs both directions to their ends. `up` reads from the caller.
+async fn join<'a>(
+    mut up: Pin<&mut impl Future<Output = Result<ReadHalf<'a>, Broken>>>,
+    mut down: Pin<&mut impl Future<Output = Result<ReadHalf<'a>, Broken>>>,
+) -> Result<(), CallError> {
+    tokio::select! {
+        first = &mut up => match first {
+            Ok(half) => tokio::select! {
+                second = down => match second {
+                    Ok(_) => Ok(()),
+                    Err(Broken::Reading(error)) => Err(endpoint_broke(&error)),
+                    Err(Broken::Writing(error)) => Err(caller_broke(&error)),
+                },
+                error = failed(&half) => Err(caller_broke(&error)),
+            },
+            Err(Broken::Reading(error)) => Err(caller_broke(&error)),
+            Err(Broken::Writing(error)) => {
+                // What the endpoint said before it broke is still in its socket, and ends with its error.
+                let _ = down.await;
+                Err(endpoint_broke(&error))
+            }
+        },
+        first = &mut down => match first {
+            Ok(half) => tokio::select! {
+                second = up => match second {
+                    Ok(_) => Ok(()),
+                    Err(Broken::Reading(error)) => Err(caller_broke(&error)),
+                    Err(Broken::Writing(error)) => Err(endpoint_broke(&error)),
+                },
+                error = failed(&half) => Err(endpoint_broke(&error)),
+            },
+            Err(Broken::Reading(error)) => Err(endpoint_broke(&error)),
+            Err(Broken::Writing(error)) => {
+                let _ = up.await;
+                Err(caller_broke(&error))
+            }
+        },
+    }
+}
+
+fn caller_broke(error: &io::Error) -> CallError {
+    CallError::downstream(ErrorKind::Cancelled, format!("the caller broke the connection off: {error}"))
+}
+
+fn endpoint_broke(error: &io::Error) -> CallError {
+    CallError::upstream(ErrorKind::Reset, Retry::Never, format!("the endpoint broke the connection off: {error}"))
+}
+
+/// Resolves when a connection whose reading half has ended is reset: nobody reads it any more, so only
+/// the error state of the socket tells.
+async fn failed(half: &ReadHalf<'_>) -> io::Error {
+    match half.ready(Interest::ERROR).await {
+        Ok(_) => half.as_ref().take_error().ok().flatten().unwrap_or_else(|| io::ErrorKind::ConnectionReset.into()),
+        Err(error) => error,
+    }
+}
+
+/// Copies one direction to its end and passes the end on. Gives the reading half back, because a reset
+/// can still come there.
+async fn one_way<'a>(
+    mut from: ReadHalf<'a>,
+    mut to: WriteHalf<'a>,
+    prefix: Bytes,
+    passed: impl Fn(usize, bool),
+) -> Result<ReadHalf<'a>, Broken> {
+    if !prefix.is_empty() {
+        to.write_all(&prefix).await.map_err(Broken::Writing)?;
+        passed(prefix.len(), true);
+        drop(prefix);
+    }
+    let mut buffer = Vec::new();
+    let mut size = SMALL_BUFFER_BYTES;
+    loop {
+        if buffer.capacity() < size {
+            buffer = Vec::with_capacity(size);
+        }
+        let polled = poll_fn(|cx| {
+            let read = pin!(from.read_buf(&mut buffer));
+            Poll::Ready(read.poll(cx))
+        });
+        match polled.await {
+            Poll::Ready(Ok(0)) => break,
+            Poll::Ready(Ok(n)) => {
+                to.write_all(&buffer).await.map_err(Broken::Writing)?;
+                passed(n, false);
+                if n == buffer.capacity() {
+                    size = BULK_BUFFER_BYTES;
+                }
+                buffer.clear();
+            }
+            Poll::Ready(Err(error)) => return Err(Broken::Reading(error)),
+            Poll::Pending => {
+                // Nothing to read: wait without a buffer.
+                buffer = Vec::new();
+                size = SMALL_BUFFER_BYTES;
+                from.as_ref().readable().await.map_err(Broken::Reading)?;
+            }
+        }
+    }
+    drop(buffer);
+    to.shutdown().await.map_err(Broken::Writing)?;
+    Ok(from)
+}
