@@ -1,5 +1,32 @@
-//! Sockmesh, the kernel half. On any target but BPF this is an empty program.
+//! Sockmesh, the kernel half: brings the sockets of enrolled control groups to the agent. On any target but
+//! BPF this is an empty program.
+//!
+//! Rules of every program here: what is missing means *let it pass*; remember first, rewrite the address
+//! last; the agent's own sockets are marked and skipped; every outcome is counted. What can be decided
+//! without the kernel is decided in `ebpf-common`, where it is tested.
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
+
+#[cfg(target_arch = "bpf")]
+mod connect;
+#[cfg(target_arch = "bpf")]
+mod maps;
+#[cfg(target_arch = "bpf")]
+mod peername;
+#[cfg(target_arch = "bpf")]
+mod sockops;
+
+#[cfg(target_arch = "bpf")]
+#[panic_handler]
+fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
+    // The verifier lets no program through that could come here.
+    loop {}
+}
+
+/// GPL so that helpers which only such programs may call stay usable; the source is MIT as well.
+#[cfg(target_arch = "bpf")]
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "license")]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
 
 #[cfg(not(target_arch = "bpf"))]
 fn main() {}

@@ -1,2 +1,61 @@
 //! Types, constants and pure logic shared by the kernel half and the agent.
+//!
+//! Everything that can be decided without a kernel context is decided here, in functions that run in unit
+//! tests on the host. Shared types hold integers only, have no hidden padding (asserted when they are
+//! compiled) and keep addresses and ports in network byte order.
 #![cfg_attr(not(test), no_std)]
+
+mod decide;
+mod outcome;
+mod types;
+
+pub use decide::{
+    Admission, address, control, first_look, is_listener, is_redirected, loopback, mapped, normalise, now_stale, words,
+};
+pub use outcome::Outcome;
+pub use types::{Address, Listener, Origin, OriginState, Service, ServiceKey, TupleKey};
+
+/// Changes whenever the meaning or the shape of any pinned map changes. An agent adopts what another left
+/// behind only if this is equal.
+pub const LAYOUT_VERSION: u64 = 1;
+
+/// Mark of the agent's own sockets (`SO_MARK`), which every hook leaves alone. Setting a mark takes a
+/// capability, so an enrolled program without rights cannot put it on to escape. Spells "mesh".
+pub const AGENT_MARK: u32 = 0x6d65_7368;
+
+/// Names of the maps as the kernel shows them, at most 15 bytes each.
+pub mod map {
+    /// Destinations that are services.
+    pub const SERVICES: &str = "MESH_SERVICES";
+    /// The agent's listeners by network namespace.
+    pub const LISTENERS: &str = "MESH_LISTENERS";
+    /// Heartbeat and switches, one number a slot.
+    pub const CONTROL: &str = "MESH_CONTROL";
+    /// Origin by socket, for `getpeername`.
+    pub const ORIGINS: &str = "MESH_ORIGINS";
+    /// Origin by source address, for the agent's `accept`.
+    pub const TUPLES: &str = "MESH_TUPLES";
+    /// How often each outcome happened, by CPU.
+    pub const COUNTERS: &str = "MESH_COUNTERS";
+}
+
+/// Names of the programs as the kernel shows them, at most 15 bytes each.
+pub mod program {
+    /// `connect()` of IPv4 sockets.
+    pub const CONNECT4: &str = "mesh_connect4";
+    /// `connect()` of IPv6 sockets.
+    pub const CONNECT6: &str = "mesh_connect6";
+    /// `getpeername()` of IPv4 sockets.
+    pub const PEERNAME4: &str = "mesh_peername4";
+    /// `getpeername()` of IPv6 sockets.
+    pub const PEERNAME6: &str = "mesh_peername6";
+    /// TCP state changes.
+    pub const SOCKOPS: &str = "mesh_sockops";
+}
+
+/// Room in the table of services; an apply that needs more fails and says so.
+pub const MAX_SERVICES: usize = 16_384;
+/// Room in the table of listeners.
+pub const MAX_LISTENERS: usize = 1024;
+/// Room for connections between `connect` and `accept`, unless the configuration says otherwise.
+pub const MAX_TUPLES: usize = 65_536;

@@ -1,0 +1,77 @@
+//! What can happen at a hook; each is counted.
+
+macro_rules! outcomes {
+    ($($(#[doc = $doc:literal])+ $variant:ident = $name:literal,)+) => {
+        /// What happened at a hook. The number is the index in the table of counters.
+        #[repr(u32)]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum Outcome {
+            $($(#[doc = $doc])+ $variant,)+
+        }
+
+        impl Outcome {
+            /// All of them, in the order of their numbers.
+            pub const ALL: &'static [Self] = &[$(Self::$variant),+];
+
+            /// Name for operators.
+            pub const fn name(self) -> &'static str {
+                match self { $(Self::$variant => $name,)+ }
+            }
+        }
+    };
+}
+
+outcomes! {
+    /// connect: brought to the agent.
+    Captured = "captured",
+    /// connect: one of the agent's own sockets, left alone.
+    Own = "own",
+    /// connect: the destination is no service, left alone.
+    NotService = "not_service",
+    /// connect: not TCP (UDP, MPTCP, SCTP, ...), left alone.
+    NotTcp = "not_tcp",
+    /// connect: an inner control group's hook has brought it to the agent already.
+    Already = "already",
+    /// connect: the agent is stopping, left alone.
+    Draining = "draining",
+    /// connect: the agent shows no life, left alone.
+    StaleDirect = "stale_direct",
+    /// connect: the agent shows no life and the service says `on_agent_loss: refuse`, refused.
+    StaleRefused = "stale_refused",
+    /// connect: no agent listens in the caller's network namespace, left alone.
+    NoListener = "no_listener",
+    /// connect: no agent listens on IPv6 in the caller's network namespace, left alone.
+    NoListener6 = "no_listener6",
+    /// connect: the socket is bound to a network device that cannot reach loopback, left alone.
+    BoundDevice = "bound_device",
+    /// connect: the kernel gave no memory to remember the destination, left alone.
+    NoStorage = "no_storage",
+    /// connect: the table of connections on their way to the agent is full, left alone.
+    Full = "full",
+    /// connect: a control slot could not be read, left alone. Never expected.
+    NoControl = "no_control",
+    /// TCP: recorded for the agent's accept.
+    Recorded = "recorded",
+    /// TCP: could not be recorded; the agent will close the connection. Never expected.
+    RecordLost = "record_lost",
+    /// getpeername: answered with the address that the program asked for.
+    Peername = "peername",
+}
+
+impl Outcome {
+    /// How many there are.
+    pub const COUNT: usize = Self::ALL.len();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_indexes_and_names_are_unique() {
+        for (i, outcome) in Outcome::ALL.iter().enumerate() {
+            assert_eq!(*outcome as usize, i);
+            assert_eq!(Outcome::ALL.iter().filter(|o| o.name() == outcome.name()).count(), 1);
+        }
+    }
+}

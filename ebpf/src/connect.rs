@@ -1,0 +1,190 @@
+//! `connect()`: brings connects to services to the agent's listener in the caller's network namespace.
+//!
+//! Runs for blocking, non-blocking, io_uring and TCP Fast Open connects alike, in the caller's context.
+
+use aya_ebpf::{
+    EbpfContext as _,
+    bindings::bpf_sock_addr,
+    helpers::{
+        bpf_get_current_comm,
+        generated::{bpf_get_current_cgroup_id, bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_ktime_get_ns},
+    },
+    macros::cgroup_sock_addr,
+    programs::SockAddrContext,
+};
+use aya_log_ebpf::{debug, warn};
+use ebpf_common::{
+    Address, Admission, Origin, OriginState, Outcome, TupleKey, address, control, first_look, is_redirected, loopback,
+    mapped, normalise, now_stale, words,
+};
+
+use crate::maps::{MESH_LISTENERS, MESH_TUPLES, control_slot, count, create_origin, forget_origin, origin_of, service};
+
+const PASS: i32 = 1;
+const REFUSE: i32 = 0;
+
+/// `connect()` of an AF_INET socket.
+#[cgroup_sock_addr(connect4)]
+pub fn mesh_connect4(ctx: SockAddrContext) -> i32 {
+    // SAFETY: the verifier checks each read of the context.
+    let (addr, port) = unsafe { ((*ctx.sock_addr).user_ip4, (*ctx.sock_addr).user_port as u16) };
+    let addr = mapped(addr.to_ne_bytes());
+    let outcome = match capture(&ctx, addr, port) {
+        Ok(listener) => {
+            let [_, _, _, to] = words(&loopback(&addr));
+            // SAFETY: fields that a connect4 program may write, as whole words.
+            unsafe {
+                (&raw mut (*ctx.sock_addr).user_ip4).write_volatile(to);
+                (&raw mut (*ctx.sock_addr).user_port).write_volatile(u32::from(listener));
+            }
+            Outcome::Captured
+        }
+        Err(outcome) => outcome,
+    };
+    verdict(&ctx, outcome, addr, port)
+}
+
+/// `connect()` of an AF_INET6 socket, to IPv6 or to IPv4 in mapped form.
+#[cgroup_sock_addr(connect6)]
+pub fn mesh_connect6(ctx: SockAddrContext) -> i32 {
+    // SAFETY: the verifier checks each read of the context.
+    let (addr, port) = unsafe { (user_ip6(ctx.sock_addr), (*ctx.sock_addr).user_port as u16) };
+    let outcome = match capture(&ctx, addr, port) {
+        Ok(listener) => {
+            // SAFETY: fields that a connect6 program may write, as whole words.
+            unsafe {
+                set_user_ip6(ctx.sock_addr, loopback(&addr));
+                (&raw mut (*ctx.sock_addr).user_port).write_volatile(u32::from(listener));
+            }
+            Outcome::Captured
+        }
+        Err(outcome) => outcome,
+    };
+    verdict(&ctx, outcome, addr, port)
+}
+
+/// Decides about a connect and remembers it; the caller rewrites the address, last.
+#[inline(always)]
+fn capture(ctx: &SockAddrContext, addr: Address, port: u16) -> Result<u16, Outcome> {
+    // SAFETY: the verifier checks each read of the context and of the socket, which is never null here.
+    let (sk, kind, protocol) = unsafe {
+        let c = ctx.sock_addr;
+        ((*c).__bindgen_anon_1.sk, (*c).type_, (*c).protocol)
+    };
+    if sk.is_null() {
+        return Err(Outcome::NotTcp);
+    }
+    // SAFETY: as above.
+    let (mark, bound_device) = unsafe { ((*sk).mark, (*sk).bound_dev_if) };
+    if let Some(outcome) = first_look(kind, protocol, mark) {
+        return Err(outcome);
+    }
+
+    // SAFETY: helpers without side effects.
+    let netns = unsafe { bpf_get_netns_cookie(ctx.as_ptr()) };
+    let origin = origin_of(sk);
+    if !origin.is_null() {
+        // SAFETY: not null; only this socket's own connect writes it, under the socket's lock.
+        if is_redirected(unsafe { &*origin }, &addr, port) {
+            return Err(Outcome::Already);
+        }
+        // The socket was captured before and is used again: what it was then must not answer for now.
+        forget_origin(sk);
+        // SAFETY: helper without side effects.
+        let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
+        let _ = MESH_TUPLES.remove(TupleKey::reservation(netns, cookie));
+    }
+
+    let Some(service) = service(addr, port) else { return Err(Outcome::NotService) };
+    let (Some(beat), Some(stale_after), Some(draining)) =
+        (control_slot(control::BEAT_NS), control_slot(control::STALE_AFTER_NS), control_slot(control::DRAINING))
+    else {
+        return Err(Outcome::NoControl);
+    };
+    // SAFETY: helper without side effects.
+    let now = unsafe { bpf_ktime_get_ns() };
+    let admission = Admission {
+        flags: service.flags,
+        draining: draining != 0,
+        stale: now_stale(now, beat, stale_after),
+        // SAFETY: copied at once; a concurrent replacement is one aligned word.
+        listener: unsafe { MESH_LISTENERS.get(&netns) }.copied(),
+        v6: normalise(&addr).is_none(),
+        bound_device,
+    };
+    let listener = admission.decide()?;
+
+    // SAFETY: helpers without side effects.
+    let (cgroup, cookie) = unsafe { (bpf_get_current_cgroup_id(), bpf_get_socket_cookie(ctx.as_ptr())) };
+    let mut value = Origin {
+        addr,
+        comm: bpf_get_current_comm().unwrap_or([0; 16]),
+        netns,
+        cgroup,
+        since_ns: now,
+        pid: ctx.tgid(),
+        uid: ctx.uid(),
+        port,
+        listener,
+        state: OriginState::Rewritten as u32,
+    };
+    if MESH_TUPLES.insert(TupleKey::reservation(netns, cookie), &value, 0).is_err() {
+        return Err(Outcome::Full);
+    }
+    if create_origin(sk, &mut value).is_null() {
+        let _ = MESH_TUPLES.remove(TupleKey::reservation(netns, cookie));
+        return Err(Outcome::NoStorage);
+    }
+    Ok(listener)
+}
+
+#[inline(always)]
+fn verdict(ctx: &SockAddrContext, outcome: Outcome, addr: Address, port: u16) -> i32 {
+    count(outcome);
+    let port = u16::from_be(port);
+    match outcome {
+        Outcome::StaleRefused => {
+            warn!(ctx, "connect refused, the agent shows no life: {:i}:{}", addr, port);
+            REFUSE
+        }
+        _ => {
+            // The agent puts the outcome's name for its number: a table of names would need relocations in
+            // read-only data, which loaders do not do.
+            debug!(ctx, "connect {:i}:{} pid {} outcome #{}", addr, port, ctx.tgid(), outcome as u32);
+            PASS
+        }
+    }
+}
+
+/// Reads the destination, a word at a time as the verifier wants it.
+///
+/// # Safety
+/// `c` must be the context of an IPv6 program.
+#[inline(always)]
+pub unsafe fn user_ip6(c: *const bpf_sock_addr) -> Address {
+    // SAFETY: promised by the caller; volatile keeps the compiler from merging the reads.
+    unsafe {
+        address([
+            (&raw const (*c).user_ip6[0]).read_volatile(),
+            (&raw const (*c).user_ip6[1]).read_volatile(),
+            (&raw const (*c).user_ip6[2]).read_volatile(),
+            (&raw const (*c).user_ip6[3]).read_volatile(),
+        ])
+    }
+}
+
+/// Rewrites the destination, a word at a time as the verifier wants it.
+///
+/// # Safety
+/// `c` must be the context of an IPv6 program.
+#[inline(always)]
+pub unsafe fn set_user_ip6(c: *mut bpf_sock_addr, to: Address) {
+    let [w0, w1, w2, w3] = words(&to);
+    // SAFETY: promised by the caller; volatile keeps the compiler from merging the writes.
+    unsafe {
+        (&raw mut (*c).user_ip6[0]).write_volatile(w0);
+        (&raw mut (*c).user_ip6[1]).write_volatile(w1);
+        (&raw mut (*c).user_ip6[2]).write_volatile(w2);
+        (&raw mut (*c).user_ip6[3]).write_volatile(w3);
+    }
+}

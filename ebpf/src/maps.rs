@@ -1,0 +1,95 @@
+//! Every map, with its key, value, size and who writes it. All are pinned by the agent.
+
+use core::{ffi::c_void, ptr};
+
+use aya_ebpf::{
+    bindings::{BPF_SK_STORAGE_GET_F_CREATE, bpf_sock},
+    btf_maps::{Array, HashMap, PerCpuArray, SkStorage},
+    helpers::generated::{bpf_sk_storage_delete, bpf_sk_storage_get},
+    macros::btf_map,
+};
+use ebpf_common::{
+    Listener, MAX_LISTENERS, MAX_SERVICES, MAX_TUPLES, Origin, Outcome, Service, ServiceKey, TupleKey, control,
+};
+
+/// Destinations that are services. Written by the agent.
+#[btf_map]
+pub static MESH_SERVICES: HashMap<ServiceKey, Service, MAX_SERVICES> = HashMap::new();
+
+/// The agent's listeners by cookie of their network namespace. Written by the agent.
+#[btf_map]
+pub static MESH_LISTENERS: HashMap<u64, Listener, MAX_LISTENERS> = HashMap::new();
+
+/// Slots of `ebpf_common::control`. Written by the agent.
+#[btf_map]
+pub static MESH_CONTROL: Array<u64, { control::SLOTS }> = Array::new();
+
+/// Origin of a captured socket, gone with the socket. Written by the connect hooks and sockops.
+#[btf_map]
+pub static MESH_ORIGINS: SkStorage<Origin> = SkStorage::new();
+
+/// Connections on their way to the agent's accept. A place is taken by the connect hook (so that a full
+/// table is noticed while the connect can still go directly), turned into source address and port by
+/// sockops, taken away by the agent at accept; what is never accepted the agent removes by age.
+#[btf_map]
+pub static MESH_TUPLES: HashMap<TupleKey, Origin, MAX_TUPLES> = HashMap::new();
+
+/// How often each outcome happened. Written by every program.
+#[btf_map]
+pub static MESH_COUNTERS: PerCpuArray<u64, { Outcome::COUNT }> = PerCpuArray::new();
+
+/// Counts one `outcome`.
+#[inline(always)]
+pub fn count(outcome: Outcome) {
+    if let Some(slot) = MESH_COUNTERS.get_ptr_mut(outcome as u32) {
+        // SAFETY: the slot belongs to this CPU, and programs of this kind are not interrupted by their like.
+        unsafe { *slot += 1 };
+    }
+}
+
+/// One slot of the control table.
+#[inline(always)]
+pub fn control_slot(slot: u32) -> Option<u64> {
+    // SAFETY: an array's elements live as long as the map; volatile because the agent writes meanwhile.
+    MESH_CONTROL.get_ptr(slot).map(|p| unsafe { ptr::read_volatile(p) })
+}
+
+/// A service by destination: its own port, else every port.
+#[inline(always)]
+pub fn service(addr: [u8; 16], port: u16) -> Option<Service> {
+    let mut key = ServiceKey::new(addr, port);
+    // SAFETY: copied at once; a concurrent replacement is one aligned word.
+    if let Some(found) = unsafe { MESH_SERVICES.get(&key) } {
+        return Some(*found);
+    }
+    key.port = 0;
+    // SAFETY: as above.
+    unsafe { MESH_SERVICES.get(&key) }.copied()
+}
+
+#[inline(always)]
+fn origins() -> *mut c_void {
+    ptr::from_ref(&MESH_ORIGINS).cast_mut().cast()
+}
+
+/// The origin kept with `sk`, null when there is none. `sk` must come from a program's context and not be null.
+#[inline(always)]
+pub fn origin_of(sk: *mut bpf_sock) -> *mut Origin {
+    // SAFETY: the verifier checks that `sk` is a socket.
+    unsafe { bpf_sk_storage_get(origins(), sk.cast(), ptr::null_mut(), 0) }.cast()
+}
+
+/// Makes room for an origin with `sk`, starting as `value`; null when the kernel has no memory for it.
+#[inline(always)]
+pub fn create_origin(sk: *mut bpf_sock, value: &mut Origin) -> *mut Origin {
+    let value: *mut Origin = value;
+    // SAFETY: the verifier checks that `sk` is a socket; `value` has the size of the map's values.
+    unsafe { bpf_sk_storage_get(origins(), sk.cast(), value.cast(), BPF_SK_STORAGE_GET_F_CREATE.into()) }.cast()
+}
+
+/// Forgets the origin kept with `sk`.
+#[inline(always)]
+pub fn forget_origin(sk: *mut bpf_sock) {
+    // SAFETY: the verifier checks that `sk` is a socket.
+    unsafe { bpf_sk_storage_delete(origins(), sk.cast()) };
+}

@@ -1,0 +1,71 @@
+//! `getpeername()`: a program sees the address it asked for, not the agent's listener.
+//!
+//! The same hooks run inside `accept()`; an accepted socket has no origin and is left alone.
+
+use aya_ebpf::{macros::cgroup_sock_addr, programs::SockAddrContext};
+use aya_log_ebpf::trace;
+use ebpf_common::{Address, Outcome, is_listener, mapped, normalise, words};
+
+use crate::{
+    connect::{set_user_ip6, user_ip6},
+    maps::{count, origin_of},
+};
+
+// These hooks may return nothing else.
+const PASS: i32 = 1;
+
+/// `getpeername()` of an AF_INET socket.
+#[cgroup_sock_addr(getpeername4)]
+pub fn mesh_peername4(ctx: SockAddrContext) -> i32 {
+    // SAFETY: the verifier checks each read of the context.
+    let (addr, port) = unsafe { ((*ctx.sock_addr).user_ip4, (*ctx.sock_addr).user_port as u16) };
+    if let Some((addr, port)) = asked_for(&ctx, mapped(addr.to_ne_bytes()), port)
+        && normalise(&addr).is_some()
+    {
+        // SAFETY: fields that this program may write, as whole words.
+        unsafe {
+            (&raw mut (*ctx.sock_addr).user_ip4).write_volatile(words(&addr)[3]);
+            (&raw mut (*ctx.sock_addr).user_port).write_volatile(u32::from(port));
+        }
+        answered(&ctx, addr, port);
+    }
+    PASS
+}
+
+/// `getpeername()` of an AF_INET6 socket; IPv4 is answered in mapped form.
+#[cgroup_sock_addr(getpeername6)]
+pub fn mesh_peername6(ctx: SockAddrContext) -> i32 {
+    // SAFETY: the verifier checks each read of the context.
+    let (addr, port) = unsafe { (user_ip6(ctx.sock_addr), (*ctx.sock_addr).user_port as u16) };
+    if let Some((addr, port)) = asked_for(&ctx, addr, port) {
+        // SAFETY: fields that this program may write, as whole words.
+        unsafe {
+            set_user_ip6(ctx.sock_addr, addr);
+            (&raw mut (*ctx.sock_addr).user_port).write_volatile(u32::from(port));
+        }
+        answered(&ctx, addr, port);
+    }
+    PASS
+}
+
+#[inline(always)]
+fn asked_for(ctx: &SockAddrContext, addr: Address, port: u16) -> Option<(Address, u16)> {
+    // SAFETY: the verifier checks each read of the context.
+    let sk = unsafe { (*ctx.sock_addr).__bindgen_anon_1.sk };
+    if sk.is_null() {
+        return None;
+    }
+    let origin = origin_of(sk);
+    if origin.is_null() {
+        return None;
+    }
+    // SAFETY: not null; only a connect of this socket writes it.
+    let origin = unsafe { &*origin };
+    is_listener(origin, &addr, port).then_some((origin.addr, origin.port))
+}
+
+#[inline(always)]
+fn answered(ctx: &SockAddrContext, addr: Address, port: u16) {
+    count(Outcome::Peername);
+    trace!(ctx, "getpeername answered {:i}:{}", addr, u16::from_be(port));
+}

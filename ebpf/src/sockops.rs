@@ -1,0 +1,67 @@
+//! TCP: records a captured connection under its source address just before the SYN leaves, so that the
+//! agent finds it the moment it accepts.
+
+use aya_ebpf::{bindings::BPF_SOCK_OPS_TCP_CONNECT_CB, macros::sock_ops, programs::SockOpsContext};
+use aya_log_ebpf::{error, trace};
+use ebpf_common::{OriginState, Outcome, TupleKey, address, mapped, normalise};
+
+use crate::maps::{MESH_TUPLES, count, origin_of};
+
+// Anything else would be an error to the kernel.
+const OK: u32 = 1;
+
+/// TCP state changes; only the start of an active connection is of interest.
+#[sock_ops]
+pub fn mesh_sockops(ctx: SockOpsContext) -> u32 {
+    if ctx.op() == BPF_SOCK_OPS_TCP_CONNECT_CB {
+        connecting(&ctx);
+    }
+    OK
+}
+
+#[inline(always)]
+fn connecting(ctx: &SockOpsContext) {
+    // SAFETY: the verifier checks each read of the context.
+    let sk = unsafe { (*ctx.ops).__bindgen_anon_2.sk };
+    if sk.is_null() {
+        return;
+    }
+    let origin = origin_of(sk);
+    if origin.is_null() {
+        return;
+    }
+    // SAFETY: not null; the socket is locked by its connect.
+    let origin = unsafe { &mut *origin };
+    // Not captured this time, or an inner control group's program was here first.
+    if origin.state != OriginState::Rewritten as u32 {
+        return;
+    }
+    origin.state = OriginState::Connecting as u32;
+
+    // An IPv6 socket that speaks IPv4 arrives at the IPv4 listener, hence from an IPv4 address.
+    let addr = if normalise(&origin.addr).is_some() {
+        mapped(ctx.local_ip4().to_ne_bytes())
+    } else {
+        // SAFETY: the verifier checks each read of the context; volatile keeps them apart.
+        unsafe {
+            address([
+                (&raw const (*ctx.ops).local_ip6[0]).read_volatile(),
+                (&raw const (*ctx.ops).local_ip6[1]).read_volatile(),
+                (&raw const (*ctx.ops).local_ip6[2]).read_volatile(),
+                (&raw const (*ctx.ops).local_ip6[3]).read_volatile(),
+            ])
+        }
+    };
+    let port = (ctx.local_port() as u16).to_be();
+    // SAFETY: helper without side effects.
+    let cookie = unsafe { aya_ebpf::helpers::generated::bpf_get_socket_cookie(ctx.ops.cast()) };
+    // The reservation goes first: its place is the one that the entry needs.
+    let _ = MESH_TUPLES.remove(TupleKey::reservation(origin.netns, cookie));
+    if MESH_TUPLES.insert(TupleKey::new(origin.netns, addr, port), &*origin, 0).is_ok() {
+        count(Outcome::Recorded);
+        trace!(ctx, "recorded {:i}:{}", addr, u16::from_be(port));
+    } else {
+        count(Outcome::RecordLost);
+        error!(ctx, "not recorded, the table is full: {:i}:{}", addr, u16::from_be(port));
+    }
+}
