@@ -1,13 +1,19 @@
 //! How connections of local programs come to the agent.
 
+pub mod ebpf;
+pub mod enroll;
+pub mod kernel_log;
+mod lock;
+pub mod pins;
 pub mod port;
 
 use std::{collections::BTreeMap, io, net::SocketAddr, sync::Arc};
 
+use anyhow::Context as _;
 use serde::Serialize;
 use tokio::net::TcpStream;
 
-use crate::config::{Enroll, OnAgentLoss, VirtualAddress};
+use crate::config::{CaptureMode, Config, Enroll, OnAgentLoss, VirtualAddress};
 
 /// A way to capture connections.
 pub trait Capture: Send + Sync + 'static {
@@ -81,4 +87,51 @@ pub struct Chosen {
     pub capture: Arc<dyn Capture>,
     /// One sentence: what it is, and in `auto` why not something better.
     pub reason: String,
+}
+
+/// Builds the capture that `config` asks for. `auto` takes eBPF where this host can and somebody is
+/// enrolled, else port, and says why. With `kernel_log`, the programs' own words go to the log (target
+/// [`kernel_log::TARGET`]). An error names what is missing and the remedy; an agent of the same name that
+/// runs already is an error in `auto` too.
+pub fn choose(config: &Config, kernel_log: Option<tracing::Level>) -> anyhow::Result<Chosen> {
+    let load = || ebpf::Ebpf::load(&config.name, &config.capture, kernel_log);
+    let captured = |ebpf| Chosen {
+        capture: Arc::new(ebpf),
+        reason: format!("connect hooks on {} control group(s)", config.capture.enroll.len()),
+    };
+    let port = |reason: String| Chosen { capture: Arc::new(port::Port), reason };
+    match config.capture.mode {
+        CaptureMode::Port => Ok(port("asked for: programs dial the agent's own listeners".to_owned())),
+        CaptureMode::Ebpf => load().map(captured).context("capture: ebpf"),
+        CaptureMode::Auto if config.capture.enroll.is_empty() => Ok(port("nothing is enrolled".to_owned())),
+        CaptureMode::Auto => match load() {
+            Ok(ebpf) => Ok(captured(ebpf)),
+            Err(e) if e.downcast_ref::<lock::NameTaken>().is_some() => Err(e),
+            Err(e) => Ok(port(format!("no eBPF here: {e:#}"))),
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn auto_without_anyone_enrolled_is_port() {
+        let chosen = choose(&Config::default(), None).unwrap();
+        assert_eq!(chosen.capture.name(), "port");
+        assert_eq!(chosen.reason, "nothing is enrolled");
+    }
+
+    #[test]
+    fn auto_falls_back_and_says_why() {
+        let mut config = Config { name: format!("fallback-{}", std::process::id()), ..Config::default() };
+        config.capture.enroll = vec![Enroll::Cgroup("/nowhere/at/all".into())];
+        let chosen = choose(&config, None).unwrap();
+        assert_eq!(chosen.capture.name(), "port");
+        assert!(chosen.reason.starts_with("no eBPF here: "), "{}", chosen.reason);
+        config.capture.mode = CaptureMode::Ebpf;
+        let error = format!("{:#}", choose(&config, None).map(|c| c.reason).unwrap_err());
+        assert!(error.starts_with("capture: ebpf: "), "{error}");
+    }
 }

@@ -1,0 +1,440 @@
+//! `ebpf`: hooks of enrolled control groups bring connects to services to the agent.
+//!
+//! The kernel half is in the package `ebpf`; `docs/kernel.md` has the hooks, maps and minimum kernels.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    io,
+    net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener},
+    os::fd::{AsFd as _, OwnedFd},
+    path::PathBuf,
+    sync::atomic::{AtomicU64, Ordering::Relaxed},
+};
+
+use anyhow::{Context as _, bail};
+use aya::{
+    EbpfLoader, VerifierLogLevel,
+    maps::{MapData, PerCpuArray},
+    programs::{Program, ProgramError},
+};
+use ebpf_common::{AGENT_MARK, LAYOUT_VERSION, Listener, Outcome, Service, ServiceKey, TupleKey, control, map};
+use parking_lot::Mutex;
+use tokio::net::TcpStream;
+use tracing::{Level, info};
+
+use super::{
+    Capture, CaptureTable, Origin,
+    enroll::{Cgroup, Links, PROGRAMS},
+    kernel_log::{self, KernelLog},
+    lock::NameLock,
+    pins::{Found, Pins},
+};
+use crate::{
+    config::{self, Enroll, OnAgentLoss, VirtualAddress},
+    sys::{self, BpfMap, Hook},
+};
+
+/// A connection that was not accepted for this long never will be: longer than the kernel repeats a SYN.
+const FORGET_AFTER_NS: u64 = 150_000_000_000;
+/// Entries looked at per beat, so that a full table is gone through within two minutes at no visible cost.
+const SWEEP_PER_BEAT: usize = 64;
+
+/// The object that `cargo xtask build` left, if there was one when the agent was built.
+#[cfg(ebpf_object)]
+pub static OBJECT: Option<&[u8]> = Some(aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/sockmesh-ebpf")));
+/// The object that `cargo xtask build` left, if there was one when the agent was built.
+#[cfg(not(ebpf_object))]
+pub static OBJECT: Option<&[u8]> = None;
+
+/// Capture by connect hooks.
+pub struct Ebpf {
+    services: BpfMap<ServiceKey, Service>,
+    listeners: BpfMap<u64, Listener>,
+    control: BpfMap<u32, u64>,
+    tuples: BpfMap<TupleKey, ebpf_common::Origin>,
+    counters: PerCpuArray<MapData, u64>,
+    programs: Vec<(Hook, OwnedFd)>,
+    /// Held while services, listeners or links change, so that two changes do not mix.
+    change: Mutex<Links>,
+    pins: Pins,
+    netns: u64,
+    sweep: Mutex<Option<TupleKey>>,
+    swept: AtomicU64,
+    found: Found,
+    _kernel_log: Option<KernelLog>,
+    // Last, so that the name is free only when everything above is closed.
+    _lock: NameLock,
+}
+
+impl Ebpf {
+    /// Loads the programs for the agent called `name` and attaches them to the control groups of `config`.
+    /// Nothing is captured before the first [`apply`](Capture::apply). What an agent of that name left in
+    /// the kernel is adopted, its programs replaced without a gap, or removed if it does not fit.
+    /// With `kernel_log`, what the programs say up to that level goes to the log.
+    pub fn load(name: &str, config: &config::Capture, kernel_log: Option<Level>) -> anyhow::Result<Self> {
+        let Some(object) = OBJECT else {
+            bail!("this build has no eBPF object: run `cargo xtask build`");
+        };
+        if let Some(missing) = missing_rights() {
+            bail!("this process lacks {missing}: run it as root, or give it CAP_BPF and CAP_NET_ADMIN");
+        }
+        let lock = NameLock::take(name)?;
+        let cgroups = open_all(&config.enroll)?;
+        let netns = own_netns()?;
+        let (pins, found) = Pins::open(&config.bpffs, name, config.max_connections)?;
+        match Self::load_into(&pins, object, config, kernel_log) {
+            Ok(parts) => {
+                let this = parts.join(pins, netns, found, lock);
+                // Attached but showing no life: connects pass until `apply`.
+                let attached = this.reset(config).and_then(|()| this.change.lock().set(&this.programs, &cgroups));
+                if let Err(e) = attached {
+                    if found != Found::Adopted {
+                        let _ = this.pins.remove();
+                    }
+                    return Err(e);
+                }
+                info!(?found, cgroups = cgroups.len(), "connect hooks attached");
+                Ok(this)
+            }
+            Err(e) => {
+                if found != Found::Adopted {
+                    let _ = pins.remove();
+                }
+                Err(e)
+            }
+        }
+    }
+
+    fn load_into(
+        pins: &Pins,
+        object: &[u8],
+        config: &config::Capture,
+        kernel_log: Option<Level>,
+    ) -> anyhow::Result<Parts> {
+        let level = kernel_log.map_or(kernel_log::SILENT, kernel_log::number);
+        let mut loader = EbpfLoader::new();
+        loader
+            .allow_unsupported_maps()
+            .override_global(aya_log::LEVEL, &level, false)
+            .map_max_entries(map::TUPLES, config.max_connections);
+        if kernel_log.is_none() {
+            // Nobody writes to it: one page is the least the kernel gives.
+            loader.map_max_entries("AYA_LOGS", 4096);
+        }
+        for name in Pins::map_names() {
+            loader.map_pin_path(name, pins.map(name));
+        }
+        let mut ebpf = loader.load(object).context("the kernel does not take the maps of the eBPF object")?;
+        let programs = load_programs(&mut ebpf)?;
+        let counters = ebpf.take_map(map::COUNTERS).context("the eBPF object has no counters")?;
+        let kernel_log = match kernel_log {
+            Some(_) => Some(KernelLog::start(&mut ebpf)?),
+            None => None,
+        };
+        Ok(Parts {
+            services: open(pins, map::SERVICES)?,
+            listeners: open(pins, map::LISTENERS)?,
+            control: open(pins, map::CONTROL)?,
+            tuples: open(pins, map::TUPLES)?,
+            counters: PerCpuArray::try_from(counters).context("the counters have another shape")?,
+            programs,
+            kernel_log,
+        })
+    }
+
+    /// Makes what was adopted silent and correct: no life until the first beat, nothing on its way.
+    fn reset(&self, config: &config::Capture) -> anyhow::Result<()> {
+        let stale_after = u64::try_from(config.stale_after.as_nanos()).unwrap_or(u64::MAX);
+        for (slot, value) in [
+            (control::BEAT_NS, 0),
+            (control::STALE_AFTER_NS, stale_after),
+            (control::DRAINING, 0),
+            (control::PID, u64::from(std::process::id())),
+            (control::LAYOUT, LAYOUT_VERSION),
+        ] {
+            self.control.insert(&slot, &value).context("cannot write the control map")?;
+        }
+        for key in self.tuples.keys(config.max_connections as usize)? {
+            self.tuples.remove(&key)?;
+        }
+        Ok(())
+    }
+
+    /// What was found when it was loaded.
+    pub const fn found(&self) -> Found {
+        self.found
+    }
+
+    /// Captures exactly the processes of these control groups from now on. Connections that exist are not
+    /// touched. An error leaves it as it was.
+    pub fn enroll(&self, enroll: &[Enroll]) -> anyhow::Result<()> {
+        let cgroups = open_all(enroll)?;
+        self.change.lock().set(&self.programs, &cgroups)
+    }
+
+    fn set_services(&self, destinations: &[(VirtualAddress, OnAgentLoss)]) -> anyhow::Result<()> {
+        let mut wanted = HashMap::new();
+        for (address, loss) in destinations {
+            let flags = match loss {
+                OnAgentLoss::Direct => 0,
+                OnAgentLoss::Refuse => Service::REFUSE_ON_LOSS,
+            };
+            let key = ServiceKey::new(octets(address.ip), address.port.unwrap_or(0).to_be());
+            // Two services at one address: the stricter one decides.
+            wanted.entry(key).or_insert(Service { flags }).flags |= flags;
+        }
+        if wanted.len() > ebpf_common::MAX_SERVICES {
+            bail!("{} service addresses, the kernel's table holds {}", wanted.len(), ebpf_common::MAX_SERVICES);
+        }
+        let old = self.services.keys(ebpf_common::MAX_SERVICES)?;
+        // New ones before old ones go, so that no service is missing in between, unless there is no room.
+        let (gone, kept): (Vec<_>, Vec<_>) = old.into_iter().partition(|key| !wanted.contains_key(key));
+        let fits = gone.len() + wanted.len() <= ebpf_common::MAX_SERVICES;
+        let remove = || gone.iter().try_for_each(|key| self.services.remove(key));
+        if !fits {
+            remove().context("cannot remove services from the kernel's table")?;
+        }
+        for (key, service) in &wanted {
+            self.services.insert(key, service).context("cannot add a service to the kernel's table")?;
+        }
+        if fits {
+            remove().context("cannot remove services from the kernel's table")?;
+        }
+        tracing::debug!(services = wanted.len(), kept = kept.len(), removed = gone.len(), "services in the kernel");
+        Ok(())
+    }
+
+    fn set_listeners(&self, addresses: &[SocketAddr]) -> anyhow::Result<()> {
+        let port = |v6: bool| addresses.iter().find(|a| a.is_ipv6() == v6).map_or(0, |a| a.port().to_be());
+        let listener = Listener { port4: port(false), port6: port(true) };
+        self.listeners.insert(&self.netns, &listener).context("cannot write the kernel's table of listeners")?;
+        // Another network namespace can only be that of an agent before this one.
+        for key in self.listeners.keys(ebpf_common::MAX_LISTENERS)? {
+            if key != self.netns {
+                self.listeners.remove(&key)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Forgets connections that were captured and never accepted, a few per call.
+    fn sweep(&self, now_ns: u64) {
+        let mut cursor = self.sweep.lock();
+        for _ in 0..SWEEP_PER_BEAT {
+            match self.tuples.next_key(cursor.as_ref()) {
+                Ok(Some(key)) => {
+                    if let Ok(Some(origin)) = self.tuples.get(&key)
+                        && now_ns.saturating_sub(origin.since_ns) > FORGET_AFTER_NS
+                        && self.tuples.remove(&key).is_ok()
+                    {
+                        self.swept.fetch_add(1, Relaxed);
+                    }
+                    *cursor = Some(key);
+                }
+                _ => {
+                    *cursor = None;
+                    return;
+                }
+            }
+        }
+    }
+}
+
+impl Capture for Ebpf {
+    fn name(&self) -> &'static str {
+        "ebpf"
+    }
+
+    fn apply(&self, table: &CaptureTable) -> anyhow::Result<()> {
+        let cgroups = open_all(&table.enroll)?;
+        let links = self.change.lock();
+        self.set_listeners(&table.listeners)?;
+        self.set_services(&table.destinations)?;
+        links.set(&self.programs, &cgroups)?;
+        drop(links);
+        self.beat();
+        Ok(())
+    }
+
+    fn origin(&self, conn: &TcpStream) -> io::Result<Origin> {
+        let peer = conn.peer_addr()?;
+        let key = TupleKey::new(sys::netns_cookie(conn)?, octets(peer.ip()), peer.port().to_be());
+        let Some(origin) = self.tuples.take(&key)? else {
+            return Err(io::Error::new(io::ErrorKind::NotFound, format!("{peer} was not captured")));
+        };
+        let comm = origin.comm.split(|b| *b == 0).next().unwrap_or_default();
+        Ok(Origin {
+            destination: SocketAddr::new(Ipv6Addr::from(origin.addr).to_canonical(), u16::from_be(origin.port)),
+            pid: origin.pid,
+            uid: origin.uid,
+            process: String::from_utf8_lossy(comm).into_owned(),
+        })
+    }
+
+    fn beat(&self) {
+        let now = monotonic_ns();
+        if let Err(error) = self.control.insert(&control::BEAT_NS, &now) {
+            tracing::warn!(%error, "cannot tell the kernel half that the agent lives");
+        }
+        self.sweep(now);
+    }
+
+    fn stop_capturing(&self) {
+        if let Err(error) = self.control.insert(&control::DRAINING, &1) {
+            tracing::warn!(%error, "cannot tell the kernel half that the agent stops");
+        }
+    }
+
+    fn uninstall(&self) -> anyhow::Result<()> {
+        let _links = self.change.lock();
+        self.pins.remove()
+    }
+
+    fn mark(&self) -> Option<u32> {
+        Some(AGENT_MARK)
+    }
+
+    fn counters(&self) -> BTreeMap<&'static str, u64> {
+        let mut counters: BTreeMap<_, _> = Outcome::ALL
+            .iter()
+            .map(|outcome| {
+                let by_cpu = self.counters.get(&(*outcome as u32), 0);
+                (outcome.name(), by_cpu.map_or(0, |values| values.iter().sum()))
+            })
+            .collect();
+        counters.insert("never_accepted", self.swept.load(Relaxed));
+        counters
+    }
+}
+
+struct Parts {
+    services: BpfMap<ServiceKey, Service>,
+    listeners: BpfMap<u64, Listener>,
+    control: BpfMap<u32, u64>,
+    tuples: BpfMap<TupleKey, ebpf_common::Origin>,
+    counters: PerCpuArray<MapData, u64>,
+    programs: Vec<(Hook, OwnedFd)>,
+    kernel_log: Option<KernelLog>,
+}
+
+impl Parts {
+    fn join(self, pins: Pins, netns: u64, found: Found, lock: NameLock) -> Ebpf {
+        Ebpf {
+            services: self.services,
+            listeners: self.listeners,
+            control: self.control,
+            tuples: self.tuples,
+            counters: self.counters,
+            programs: self.programs,
+            change: Mutex::new(pins.links()),
+            pins,
+            netns,
+            sweep: Mutex::new(None),
+            swept: AtomicU64::new(0),
+            found,
+            _kernel_log: self.kernel_log,
+            _lock: lock,
+        }
+    }
+}
+
+fn open<K: aya::Pod, V: aya::Pod>(pins: &Pins, name: &str) -> anyhow::Result<BpfMap<K, V>> {
+    let path: PathBuf = pins.map(name);
+    sys::obj_get(&path).and_then(BpfMap::new).with_context(|| format!("cannot use the map {}", path.display()))
+}
+
+/// Loads every program; errors name the one that the kernel refused and why.
+pub fn load_programs(ebpf: &mut aya::Ebpf) -> anyhow::Result<Vec<(Hook, OwnedFd)>> {
+    PROGRAMS
+        .iter()
+        .map(|(name, hook)| load_program(ebpf, name).map(|fd| (*hook, fd)).map_err(|e| refusal(name, &e)))
+        .collect()
+}
+
+/// Loads one program.
+pub fn load_program(ebpf: &mut aya::Ebpf, name: &str) -> Result<OwnedFd, ProgramError> {
+    let program = ebpf.program_mut(name).ok_or(ProgramError::NotLoaded)?;
+    match program {
+        Program::CgroupSockAddr(p) => p.load()?,
+        Program::SockOps(p) => p.load()?,
+        _ => return Err(ProgramError::UnexpectedProgramType),
+    }
+    Ok(program.fd()?.as_fd().try_clone_to_owned()?)
+}
+
+/// Why the kernel refused a program, for operators; the verifier's words go to the debug log.
+fn refusal(name: &str, error: &ProgramError) -> anyhow::Error {
+    match error {
+        ProgramError::LoadError { io_error, verifier_log } => {
+            let log = verifier_log.to_string();
+            tracing::debug!(program = name, log, "the verifier's words");
+            let last = log.lines().rev().find(|l| !l.is_empty() && !l.starts_with("processed")).unwrap_or_default();
+            anyhow::anyhow!(
+                "the kernel refuses program {name}: {io_error}. {last} (`sockmesh check` tells what this kernel lacks)"
+            )
+        }
+        other => anyhow::anyhow!("the kernel refuses program {name}: {other}"),
+    }
+}
+
+/// A loader that keeps nothing: for probing what this kernel takes.
+pub fn probe(object: &[u8]) -> anyhow::Result<aya::Ebpf> {
+    let mut loader = EbpfLoader::new();
+    loader
+        .allow_unsupported_maps()
+        .verifier_log_level(VerifierLogLevel::DISABLE)
+        .override_global(aya_log::LEVEL, &kernel_log::SILENT, false)
+        .map_max_entries(map::TUPLES, 1)
+        .map_max_entries("AYA_LOGS", 4096);
+    loader.load(object).context("the kernel does not take the maps of the eBPF object")
+}
+
+fn open_all(enroll: &[Enroll]) -> anyhow::Result<Vec<Cgroup>> {
+    let mut all: Vec<Cgroup> = Vec::new();
+    for Enroll::Cgroup(path) in enroll {
+        let cgroup = Cgroup::open(path)?;
+        if all.iter().all(|c| c.id != cgroup.id) {
+            all.push(cgroup);
+        }
+    }
+    Ok(all)
+}
+
+/// Cookie of the network namespace that the agent listens in.
+pub fn own_netns() -> anyhow::Result<u64> {
+    // Any socket will do: bound nowhere in particular, gone at once.
+    let socket = TcpListener::bind(("127.0.0.1", 0)).context("no IPv4 loopback in this network namespace")?;
+    sys::netns_cookie(&socket)
+        .context("the kernel gives no cookie of network namespaces: Linux 5.14 or newer is needed")
+}
+
+/// The capabilities that loading and attaching need and this process has not.
+pub fn missing_rights() -> Option<String> {
+    const NET_ADMIN: u64 = 1 << 12;
+    const SYS_ADMIN: u64 = 1 << 21;
+    const BPF: u64 = 1 << 39;
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|l| l.strip_prefix("CapEff:"))?;
+    let has = u64::from_str_radix(line.trim(), 16).ok()?;
+    let mut missing = Vec::new();
+    if has & (BPF | SYS_ADMIN) == 0 {
+        missing.push("CAP_BPF");
+    }
+    if has & NET_ADMIN == 0 {
+        missing.push("CAP_NET_ADMIN");
+    }
+    (!missing.is_empty()).then(|| missing.join(" and "))
+}
+
+fn octets(ip: IpAddr) -> [u8; 16] {
+    match ip {
+        IpAddr::V4(v4) => v4.to_ipv6_mapped().octets(),
+        IpAddr::V6(v6) => v6.octets(),
+    }
+}
+
+/// `CLOCK_MONOTONIC`, which is what programs read.
+fn monotonic_ns() -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
+}

@@ -1,0 +1,161 @@
+//! What outlives the agent: a folder in bpffs with its maps and links.
+//!
+//! ```text
+//! <bpffs>/sockmesh/<agent's name>/maps/MESH_...
+//!                                /links/<control group>-<hook>
+//! ```
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context as _, bail};
+use aya::maps::{MapInfo, MapType};
+use ebpf_common::{
+    LAYOUT_VERSION, Listener, MAX_LISTENERS, MAX_SERVICES, Origin, Outcome, Service, ServiceKey, TupleKey, control, map,
+};
+
+use super::enroll::Links;
+use crate::sys::{self, BpfMap};
+
+const BPF_FS_MAGIC: u64 = 0xcafe_4a11;
+
+/// The folder of one agent.
+#[derive(Debug)]
+pub struct Pins {
+    bpffs: PathBuf,
+    parent: PathBuf,
+    root: PathBuf,
+    mounted: bool,
+}
+
+/// What was found at start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Found {
+    /// Nothing.
+    Nothing,
+    /// Maps and links of an agent that ended without taking them away; they fit and are used on.
+    Adopted,
+    /// Such maps and links of another version or size; they were removed.
+    Replaced,
+}
+
+/// A map's type, size of keys and values, room.
+type Shape = (MapType, usize, usize, usize);
+
+fn shapes(max_connections: u32) -> [(&'static str, Shape); 6] {
+    [
+        (map::SERVICES, (MapType::Hash, size_of::<ServiceKey>(), size_of::<Service>(), MAX_SERVICES)),
+        (map::LISTENERS, (MapType::Hash, 8, size_of::<Listener>(), MAX_LISTENERS)),
+        (map::CONTROL, (MapType::Array, 4, 8, control::SLOTS)),
+        (map::ORIGINS, (MapType::SkStorage, 4, size_of::<Origin>(), 0)),
+        (map::TUPLES, (MapType::Hash, size_of::<TupleKey>(), size_of::<Origin>(), max_connections as usize)),
+        (map::COUNTERS, (MapType::PerCpuArray, 4, 8, Outcome::COUNT)),
+    ]
+}
+
+impl Pins {
+    /// The folder of the agent called `name` below `bpffs`, which is mounted if it is not. What an agent
+    /// of that name left there is kept when it fits and removed otherwise.
+    pub fn open(bpffs: &Path, name: &str, max_connections: u32) -> anyhow::Result<(Self, Found)> {
+        if name.is_empty() || name.contains(['/', '.']) {
+            bail!("`name: {name}` cannot name a folder in bpffs: leave out `/` and `.`");
+        }
+        let _alone = alone(bpffs);
+        let mounted = mount(bpffs)?;
+        let parent = bpffs.join("sockmesh");
+        let root = parent.join(name);
+        let pins = Self { bpffs: bpffs.to_owned(), parent, root, mounted };
+        let mut found = Found::Nothing;
+        if pins.root.exists() {
+            found = if pins.fits(max_connections) { Found::Adopted } else { Found::Replaced };
+            if found == Found::Replaced {
+                pins.remove_root()?;
+            }
+        }
+        for dir in [pins.root.join("maps"), pins.root.join("links")] {
+            fs::create_dir_all(&dir)
+                .with_context(|| format!("cannot create {}: bpffs must be writable, run as root", dir.display()))?;
+        }
+        Ok((pins, found))
+    }
+
+    /// Where the map called `name` is pinned.
+    pub fn map(&self, name: &str) -> PathBuf {
+        self.root.join("maps").join(name)
+    }
+
+    /// The links.
+    pub fn links(&self) -> Links {
+        Links::new(self.root.join("links"))
+    }
+
+    /// Names of the maps that are pinned.
+    pub fn map_names() -> impl Iterator<Item = &'static str> {
+        shapes(0).into_iter().map(|(name, _)| name)
+    }
+
+    fn fits(&self, max_connections: u32) -> bool {
+        let same_shape = shapes(max_connections).into_iter().all(|(name, (kind, key, value, room))| {
+            MapInfo::from_pin(self.map(name)).is_ok_and(|info| {
+                info.map_type().is_ok_and(|k| k == kind)
+                    && (info.key_size() as usize, info.value_size() as usize) == (key, value)
+                    && info.max_entries() as usize == room
+            })
+        });
+        same_shape
+            && sys::obj_get(&self.map(map::CONTROL))
+                .and_then(BpfMap::<u32, u64>::new)
+                .and_then(|control| control.get(&control::LAYOUT))
+                .is_ok_and(|version| version == Some(LAYOUT_VERSION))
+    }
+
+    /// Takes everything away that this agent or one of its name before it has put there.
+    pub fn remove(&self) -> anyhow::Result<()> {
+        let _alone = alone(&self.bpffs);
+        self.remove_root()?;
+        // Other agents' folders may stand beside it.
+        let _ = fs::remove_dir(&self.parent);
+        if self.mounted && fs::read_dir(&self.bpffs).is_ok_and(|mut rest| rest.next().is_none()) {
+            // Somebody else may be looking around in it: then it stays.
+            let _ = rustix::mount::unmount(&self.bpffs, rustix::mount::UnmountFlags::empty());
+        }
+        Ok(())
+    }
+
+    fn remove_root(&self) -> anyhow::Result<()> {
+        if self.root.join("links").exists() {
+            self.links().clear()?;
+        }
+        match fs::remove_dir_all(&self.root) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => {
+                Err(e).with_context(|| format!("cannot remove {}", self.root.display()))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Keeps agents from unmounting the bpffs that another is about to use. Not essential, so errors do not count.
+fn alone(bpffs: &Path) -> Option<fs::File> {
+    let dir = fs::File::open(bpffs.parent()?).ok()?;
+    rustix::fs::flock(&dir, rustix::fs::FlockOperation::LockExclusive).ok()?;
+    Some(dir)
+}
+
+/// Whether a bpffs is mounted at `path`.
+pub fn is_bpffs(path: &Path) -> bool {
+    rustix::fs::statfs(path).is_ok_and(|fs| fs.f_type as u64 & 0xffff_ffff == BPF_FS_MAGIC)
+}
+
+/// Mounts a bpffs at `path` unless there is one; says whether it did.
+fn mount(path: &Path) -> anyhow::Result<bool> {
+    if is_bpffs(path) {
+        return Ok(false);
+    }
+    let remedy =
+        || format!("no bpffs at {0} and cannot mount one: run as root, or `mount -t bpf bpf {0}`", path.display());
+    rustix::mount::mount("bpf", path, "bpf", rustix::mount::MountFlags::empty(), None).with_context(remedy)?;
+    Ok(true)
+}
