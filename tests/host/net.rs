@@ -1,0 +1,106 @@
+//! Ports and network namespaces.
+
+use std::{
+    net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener},
+    sync::atomic::{AtomicU16, Ordering::Relaxed},
+};
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::{Cmd, temp::serial};
+
+/// A TCP port that nobody uses and the kernel will not give to outgoing connections.
+///
+/// For programs that must be told their port; listeners of our own ask for port 0.
+pub fn free_port() -> u16 {
+    // Below the usual ephemeral range (32768), each process in a stretch of its own.
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let base = 16_000 + (std::process::id() % 80) as u16 * 200;
+    for _ in 0..400 {
+        let port = base + NEXT.fetch_add(1, Relaxed) % 200;
+        if TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).is_ok() {
+            return port;
+        }
+    }
+    panic!("no free port from {base} on");
+}
+
+/// `127.0.0.1` with a [`free_port`].
+pub fn free_addr() -> SocketAddr {
+    SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()))
+}
+
+/// A network namespace with one link to ours; removed on drop.
+#[derive(Debug)]
+pub struct Net {
+    name: String,
+    here: Ipv4Addr,
+    there: Ipv4Addr,
+}
+
+impl Net {
+    /// Makes one with loopback and the link up. Needs root.
+    pub fn new() -> Self {
+        let (pid, n) = (std::process::id(), serial());
+        let name = format!("sm{}n{n}", pid % 100_000);
+        // 198.18.0.0/15 is set aside for tests of network equipment (RFC 2544).
+        let ip = |last| Ipv4Addr::new(198, 18, (pid % 251) as u8, (n % 63 * 4) as u8 + last);
+        let net = Self { name, here: ip(1), there: ip(2) };
+        let (ns, inner, outer) = (&net.name, format!("i{}", net.name), format!("o{}", net.name));
+        let (here, there) = (net.here, net.there);
+        ip_do(&format!("netns add {ns}"));
+        ip_do(&format!("link add {outer} type veth peer name {inner} netns {ns}"));
+        ip_do(&format!("addr add {here}/30 dev {outer}"));
+        ip_do(&format!("link set {outer} up"));
+        ip_do(&format!("-n {ns} addr add {there}/30 dev {inner}"));
+        ip_do(&format!("-n {ns} link set {inner} up"));
+        ip_do(&format!("-n {ns} link set lo up"));
+        net
+    }
+
+    /// Its name, as `ip netns` knows it.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The address at our end of the link.
+    pub fn here(&self) -> IpAddr {
+        self.here.into()
+    }
+
+    /// The address at the far end.
+    pub fn there(&self) -> IpAddr {
+        self.there.into()
+    }
+
+    /// From now on nothing comes back from there: no answer, no refusal.
+    pub fn black_hole(&self) {
+        ip_do(&format!("-n {} route add blackhole {}/32", self.name, self.here));
+    }
+
+    /// Undoes [`Net::black_hole`].
+    pub fn heal(&self) {
+        ip_do(&format!("-n {} route del blackhole {}/32", self.name, self.here));
+    }
+}
+
+impl Default for Net {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+fn ip_do(what: &str) {
+    Cmd::line(&format!("ip {what}")).run().ok();
+}
+
+impl Drop for Net {
+    fn drop(&mut self) {
+        let pids = Cmd::line(&format!("ip netns pids {}", self.name)).run().out;
+        for pid in pids.lines().filter_map(|l| Pid::from_raw(l.trim().parse().ok()?)) {
+            let _ = kill_process(pid, Signal::KILL);
+        }
+        // Takes the link with it.
+        let _ = Cmd::line(&format!("ip netns del {}", self.name)).run();
+    }
+}

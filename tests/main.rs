@@ -1,0 +1,15 @@
+//! Promises to users, checked with real programs: one file for each promise, one binary for all.
+
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "test code: a panic is its way to fail")]
+
+mod capture;
+mod cli;
+mod docs;
+mod drain;
+mod ha;
+mod http;
+mod limits;
+mod loss;
+mod motan2;
+mod reload;
+mod tcp;
