@@ -7,7 +7,7 @@ use tokio::{io::Interest, net::TcpStream, time::Instant};
 
 use super::{Acceptor, reset};
 use crate::{
-    call::{CallError, ErrorKind, Response, ResponseHead},
+    call::{CallError, Response, ResponseHead},
     protocol::{ConnError, Detect, tcp},
     route::{Destination, Route},
 };
@@ -28,7 +28,8 @@ impl Acceptor {
         let dial = async {
             match &raw {
                 Some(cluster) => cluster.call(tcp::connect_request(io.peer_addr().ok())).await,
-                None => Err(CallError::mesh(ErrorKind::NoCluster, "no cluster for raw connections")),
+                // Several declared protocols share this address and none of them is raw: nobody is dialled.
+                None => std::future::pending().await,
             }
         };
         tokio::pin!(dial);
@@ -74,7 +75,8 @@ impl Acceptor {
         };
         self.counters.detected(found);
         let Some(route) = destination.speaking(found).cloned() else {
-            return Err(ConnError::Unserved(format!("no cluster speaks {found}")));
+            reset(io);
+            return Err(ConnError::Unserved(format!("nothing behind this address speaks {found}")));
         };
         let prefix = prefix.freeze();
         if found != tcp::NAME {

@@ -4,7 +4,7 @@ use std::{io, net::SocketAddr, time::Duration};
 
 use tokio::net::{TcpSocket, TcpStream};
 
-use crate::call::{CallError, ErrorKind, Retry};
+use crate::call::{CallError, ErrorKind, Retry, Side};
 
 /// How connections to an endpoint are opened.
 #[derive(Clone, Debug)]
@@ -44,6 +44,14 @@ pub async fn dial(addr: SocketAddr, options: &DialOptions) -> Result<TcpStream, 
         Ok(Err(error)) if error.kind() == io::ErrorKind::TimedOut => {
             Err(failed(ErrorKind::ConnectTimeout, "cannot connect to", &error))
         }
+        Ok(Err(error)) if is_own_shortage(&error) => Err(CallError {
+            kind: ErrorKind::Overload,
+            side: Side::Mesh,
+            // Without a descriptor no other endpoint can be reached either; without a free port, another can.
+            retry: if error.kind() == io::ErrorKind::AddrNotAvailable { Retry::NotSent } else { Retry::Never },
+            message: format!("cannot open a connection to {addr}: {error}").into(),
+            endpoint: None,
+        }),
         Ok(Err(error)) => Err(failed(ErrorKind::Connect, "cannot connect to", &error)),
         Err(_) => Err(failed(
             ErrorKind::ConnectTimeout,
@@ -51,6 +59,12 @@ pub async fn dial(addr: SocketAddr, options: &DialOptions) -> Result<TcpStream, 
             &format_args!("no answer within {:?}", options.connect_timeout),
         )),
     }
+}
+
+/// Errors that say something about this host, nothing about the endpoint.
+fn is_own_shortage(error: &io::Error) -> bool {
+    let own = [libc::EMFILE, libc::ENFILE, libc::ENOBUFS, libc::ENOMEM, libc::EADDRNOTAVAIL];
+    error.raw_os_error().is_some_and(|code| own.contains(&code))
 }
 
 fn is_self_connected(stream: &TcpStream) -> bool {
