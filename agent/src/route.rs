@@ -137,3 +137,104 @@ impl Routes {
         exact.or_else(|| self.any_port.get(&ip)).cloned()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use futures_util::future::BoxFuture;
+
+    use super::*;
+    use crate::{
+        call::{Request, Response, Text},
+        cluster::Parts,
+        config,
+        endpoint::{Connector, Endpoint},
+        kind::BuildCx,
+    };
+
+    struct Nobody;
+
+    impl Connector for Nobody {
+        fn call<'a>(&'a self, _: &'a Arc<Endpoint>, _: &'a mut Request) -> BoxFuture<'a, Result<Response, CallError>> {
+            Box::pin(std::future::pending())
+        }
+        fn default_timeout(&self) -> Duration {
+            Duration::from_secs(1)
+        }
+    }
+
+    fn cluster(service: &str, group: &str, version: &str) -> Arc<Cluster> {
+        let config = config::Cluster { filters: Vec::new(), ..Default::default() };
+        let key = model::ServiceKey { service: service.into(), group: group.into(), version: version.into() };
+        let parts = Parts {
+            key,
+            direction: Direction::Outbound,
+            protocol: "motan2",
+            config: &config,
+            connector: Arc::new(Nobody),
+            mark: None,
+            cx: &BuildCx::default(),
+        };
+        Arc::new(Cluster::build(parts).unwrap())
+    }
+
+    fn call(service: &str, group: &str, version: &str) -> Call {
+        let mut call = Call::new(Text::from(service), Text::from_static("m"));
+        call.group = Text::from(group);
+        call.version = Text::from(version);
+        call
+    }
+
+    fn selected(route: &Route, call: &Call) -> String {
+        match route.select(call) {
+            Ok(cluster) => cluster.info.key.to_string(),
+            Err(error) => error.to_string(),
+        }
+    }
+
+    #[test]
+    fn one_cluster_is_taken_whatever_the_group_several_must_fit() {
+        let clusters = vec![cluster("one", "g", "1"), cluster("two", "a", "1"), cluster("two", "b", "")];
+        let route = Route::new(Direction::Outbound, "motan2", clusters);
+        let cases = [
+            (("one", "other", "9"), "g/one:1"),
+            (("two", "a", "1"), "a/two:1"),
+            (("two", "b", "7"), "b/two"),
+            (
+                ("two", "", ""),
+                "cluster not found. cluster: multiple clusters are matched with service: two, but the group is empty",
+            ),
+            (
+                ("two", "a", "2"),
+                "cluster not found. cluster: no cluster matches the request; info: \
+                 {service: two, group: a, protocol: motan2, version: 2}",
+            ),
+            (("none", "", ""), "cluster not found. cluster: cluster not found. service: none"),
+            (("", "", ""), "cluster not found. cluster: empty service is not supported. service: "),
+        ];
+        for ((service, group, version), expected) in cases {
+            assert_eq!(selected(&route, &call(service, group, version)), expected);
+        }
+        let inbound = Route::new(Direction::Inbound, "motan2", vec![cluster("one", "g", "")]);
+        assert_eq!(selected(&inbound, &call("none", "g", "")), "provider not exist serviceKey=g_none");
+    }
+
+    #[test]
+    fn destinations_by_address_and_port_then_by_address() {
+        let to =
+            |name| Destination::Declared(Arc::new(Route::new(Direction::Outbound, "tcp", vec![cluster(name, "", "")])));
+        let mut routes = Routes::default();
+        let ip: IpAddr = "240.0.0.1".parse().unwrap();
+        routes.insert(VirtualAddress { ip, port: Some(80) }, to("web"));
+        routes.insert(VirtualAddress { ip, port: None }, to("rest"));
+        let name = |at: &str| {
+            let found = routes.find(at.parse().unwrap())?.speaking("tcp")?.only()?;
+            Some(found.info.key.service.clone())
+        };
+        assert_eq!(name("240.0.0.1:80").as_deref(), Some("web"));
+        assert_eq!(name("[::ffff:240.0.0.1]:80").as_deref(), Some("web"));
+        assert_eq!(name("240.0.0.1:81").as_deref(), Some("rest"));
+        assert_eq!(name("240.0.0.2:80"), None);
+    }
+}
