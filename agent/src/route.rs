@@ -8,12 +8,11 @@ use std::{
 
 use arc_swap::ArcSwap;
 
-pub use crate::filter::Direction;
 use crate::{
     call::{Call, CallError, ErrorKind},
-    cluster::Cluster,
     config::VirtualAddress,
 };
+pub use crate::{cluster::Cluster, filter::Direction};
 
 /// What stands behind an address: one route, or one for each protocol that a connection may turn out
 /// to speak.

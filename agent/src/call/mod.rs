@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 pub use self::{
     body::{Watch, Watched},
-    pairs::Pairs,
+    pairs::{Extra, OddPairs, Pairs, Rule},
     text::Text,
 };
 use bytes::Bytes;

@@ -1,0 +1,142 @@
+//! Whole hops over loopback sockets: a caller, the server half, a cluster, the client half, a server.
+
+use bytes::Bytes;
+
+use super::{
+    codec::{Decoded, Frame, Head, kind},
+    gzip,
+    testing::*,
+};
+use crate::{config, route::Direction};
+
+#[tokio::test]
+async fn v1_goes_there_and_back() {
+    let backend = Backend::new().await;
+    let addr = backend.addr;
+    backend.serve(echo);
+    let agent = Agent::outbound(&[addr]).await;
+    let mut caller = agent.connect().await;
+    caller.send(&golden("v1-string.request")).await;
+    let answer = caller.frame().await;
+    let recorded = frame_of(&golden("v1-string.answer"));
+    assert_eq!((answer.head, &answer.body), (recorded.head, &recorded.body));
+    let mut expected = meta_of(&recorded);
+    expected.insert("x-forwarded-for".into(), addr.to_string());
+    assert_eq!(meta_of(&answer), expected);
+}
+
+#[tokio::test]
+async fn v2_business_exceptions_pass_with_their_serialization_number() {
+    let backend = Backend::new().await;
+    let addr = backend.addr;
+    backend.serve(|request| {
+        let recorded = frame_of(&golden("v2-business-exception.answer"));
+        let mut meta = recorded.meta.clone();
+        meta.set("x-forwarded-for".into(), "".into());
+        meta.set("M_pt".into(), "".into());
+        Frame { head: Head { kind: kind::RESPONSE, id: request.head.id, ..recorded.head }, meta, body: Bytes::new() }
+    });
+    let agent = Agent::outbound(&[addr]).await;
+    let mut caller = agent.connect().await;
+    let recorded = frame_of(&golden("v2-business-exception.answer"));
+    let ask = Frame {
+        head: Head { id: recorded.head.id, ..frame_of(&golden("v1-string.request")).head },
+        ..frame_of(&golden("v1-string.request"))
+    };
+    caller.send(&bytes_of(&ask)).await;
+    let answer = caller.frame().await;
+    assert_eq!(answer.head, recorded.head);
+    let mut expected = meta_of(&recorded);
+    expected.insert("x-forwarded-for".into(), addr.to_string());
+    assert_eq!(meta_of(&answer), expected, "M_pt is added when the server gave none");
+}
+
+#[tokio::test]
+async fn v3_unknown_service_byte_for_byte() {
+    let agent = Agent::outbound(&[]).await;
+    let mut caller = agent.connect().await;
+    let ask = request(0x18ea_007a_8830_0032, &[("M_p", "kit.NoSuchService"), ("M_m", "x")], b"");
+    caller.send(&bytes_of(&ask)).await;
+    assert_eq!(bytes_of(&caller.frame().await), golden("v3-agent-exception.answer"));
+}
+
+#[tokio::test]
+async fn v4_v5_heartbeats_are_answered_by_the_agent_itself() {
+    let agent = Agent::outbound(&[]).await;
+    let mut caller = agent.connect().await;
+    caller.send(&golden("v4-heartbeat.request")).await;
+    assert_eq!(bytes_of(&caller.frame().await), golden("v4-heartbeat.answer"));
+    caller.send(&golden("v5-motan1-heartbeat.request")).await;
+    match caller.next().await {
+        // The answer has the answer's bit where Motan2 has its version's low bits: read as Motan1 too.
+        Some(Decoded::Motan1(bytes)) => assert_eq!(bytes, golden("v5-motan1-heartbeat.answer")),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn v6_gzip_is_undone_both_ways() {
+    let backend = Backend::new().await;
+    let agent = Agent::outbound(&[backend.addr]).await;
+    let mut caller = agent.connect().await;
+    caller.send(&golden("v6-gzip.request")).await;
+    let mut server = backend.accept().await;
+    let seen = server.frame().await;
+    assert_eq!(seen.head.kind, kind::PROXY);
+    assert_eq!(&seen.body[..], b"\x01\0\0\0\x01z");
+    let mut answer = echo(&seen);
+    answer.head.kind |= kind::GZIP;
+    answer.body = gzip::pack(answer.body).await;
+    server.send(&bytes_of(&answer)).await;
+    let got = caller.frame().await;
+    let recorded = frame_of(&golden("v6-gzip.answer"));
+    assert_eq!((got.head, got.body), (recorded.head, recorded.body));
+}
+
+#[tokio::test]
+async fn v8_one_way_is_passed_on_and_answered_all_the_same() {
+    let backend = Backend::new().await;
+    let cluster = cluster(Direction::Outbound, ("kit.SpecialService", "kit-group"), &[backend.addr], |_| {});
+    let agent = Agent::new(vec![cluster], config::Limits::default()).await;
+    let mut caller = agent.connect().await;
+    caller.send(&golden("v8-one-way.request")).await;
+    let mut server = backend.accept().await;
+    let (seen, recorded) = (server.frame().await, frame_of(&golden("v8-one-way.forwarded")));
+    assert_eq!(seen.head, Head { id: seen.head.id, ..recorded.head });
+    assert_ne!(seen.head.id, 0x18ea_00e5_e2c0_0005, "an id of the agent's own");
+    assert_eq!((meta_of(&seen), &seen.body), (meta_of(&recorded), &recorded.body));
+
+    let recorded = frame_of(&golden("v8-one-way.forwarded-answer"));
+    let answer = Frame { head: Head { id: seen.head.id, ..recorded.head }, ..recorded.clone() };
+    server.send(&bytes_of(&answer)).await;
+    let got = caller.frame().await;
+    assert_eq!(got.head, Head { kind: 3, id: 0x18ea_00e5_e2c0_0005, ..recorded.head });
+    assert_eq!(got.body, recorded.body);
+    assert_eq!(meta_of(&got)["x-forwarded-for"], backend.addr.to_string());
+}
+
+#[tokio::test]
+async fn v11_a_timeout_is_the_exception_that_callers_know() {
+    let backend = Backend::new().await;
+    let agent = Agent::outbound(&[backend.addr]).await;
+    let mut caller = agent.connect().await;
+    let meta = [("M_p", "kit.EchoService"), ("M_m", "sleep"), ("M_tmo", "600")];
+    caller.send(&bytes_of(&request(0x18ea_007a_8830_003d, &meta, b""))).await;
+    let mut server = backend.accept().await;
+    let seen = server.frame().await;
+    let (got, recorded) = (caller.frame().await, frame_of(&golden("v11-timeout.answer")));
+    assert_eq!(got.head, recorded.head);
+    let (mut got, mut expected) = (meta_of(&got), meta_of(&recorded));
+    let took: u64 = got.remove("M_pt").unwrap().parse().unwrap();
+    assert!((600..1000).contains(&took), "{took} ms, not the second that is the default");
+    expected.remove("M_pt");
+    expected.insert("x-forwarded-for".into(), backend.addr.to_string());
+    assert_eq!(got, expected);
+
+    // The late answer hurts nobody: the connection goes on.
+    server.send(&bytes_of(&echo(&seen))).await;
+    caller.send(&golden("v1-string.request")).await;
+    let seen = server.frame().await;
+    server.send(&bytes_of(&echo(&seen))).await;
+    assert_eq!(caller.frame().await.head.id, 0x18ea_007a_8830_0001);
+}
