@@ -1,1 +1,87 @@
-fn main() {}
+//! `cargo xtask`: everything that a developer or a machine does with this repository.
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "a command line talks to a person")]
+
+mod bench;
+mod build;
+mod ci;
+mod demo;
+mod doctor;
+mod lint;
+mod packages;
+mod sh;
+mod sys;
+mod test;
+mod toolchain;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", about = "Builds, runs, tests and checks Sockmesh")]
+struct Args {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Runs a mesh of real programs on this machine until Ctrl-C
+    Run(demo::Options),
+    /// Sets up what the tests need, builds, and runs them
+    Test {
+        /// Only tests whose name contains this
+        filter: Option<String>,
+    },
+    /// Builds the eBPF object (making its tool chain below target/ if need be) and the agent
+    Build,
+    /// Runs a benchmark
+    Bench {
+        /// Its name: pipeline
+        name: String,
+        /// Its own arguments
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
+    /// Checks the import table and the other rules of this repository
+    Lint {
+        /// Writes the import table into docs/architecture.md first
+        #[arg(long)]
+        write: bool,
+    },
+    /// The one gate: format, lint, clippy, docs, tests
+    Ci,
+    /// Says which tools are there and which are missing
+    Doctor,
+    #[command(hide = true)]
+    DemoGuard { session: i32 },
+    #[command(hide = true)]
+    StandIn {
+        #[command(subcommand)]
+        which: demo::standin::StandIn,
+    },
+}
+
+fn main() -> ExitCode {
+    let result = match Args::parse().verb {
+        Verb::Run(options) => demo::run(&options),
+        Verb::Test { filter } => test::run(filter.as_deref()),
+        Verb::Build => build::all().map(|ebpf| {
+            let how = if ebpf == build::Ebpf::Built { "with" } else { "without" };
+            println!("built {} {how} eBPF capture", build::agent().display());
+        }),
+        Verb::Bench { name, args } => bench::run(&name, &args),
+        Verb::Lint { write } => if write { lint::write_table() } else { Ok(()) }.and_then(|()| lint::run()),
+        Verb::Ci => ci::run(),
+        Verb::Doctor => doctor::run(),
+        Verb::DemoGuard { session } => demo::guard::run(session),
+        Verb::StandIn { which } => demo::standin::run(&which),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("error: {e:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

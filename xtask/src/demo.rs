@@ -1,0 +1,309 @@
+//! `cargo xtask run`: a mesh of programs nobody here wrote, on this machine, until Ctrl-C.
+
+pub mod cgroup;
+pub mod guard;
+mod process;
+mod programs;
+pub mod standin;
+
+use std::{
+    fmt::Write as _,
+    fs::{self, File},
+    io::{IsTerminal, Write as _},
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    process::Command,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result};
+
+use self::{
+    guard::Guard,
+    process::Process,
+    programs::{Places, Program},
+};
+use crate::{
+    build::{self, Ebpf},
+    packages, sh, sys,
+};
+
+/// A provider that was stopped comes back after this long, so that its return can be watched too.
+const BACK_AFTER: Duration = Duration::from_secs(15);
+/// Between two pictures on a terminal, and between two in a file.
+const REFRESH: Duration = Duration::from_secs(1);
+const REFRESH_FILE: Duration = Duration::from_secs(5);
+
+/// What the user asked for.
+#[derive(clap::Args)]
+pub struct Options {
+    /// Programs dial the agent's own listeners instead of being captured by eBPF
+    #[arg(long)]
+    port_mode: bool,
+    /// Stops by itself after this many seconds
+    #[arg(long = "for", value_name = "SECONDS")]
+    seconds: Option<u64>,
+    /// Installs no package; what is missing is stood in for
+    #[arg(long)]
+    no_install: bool,
+    /// Prints the configuration that the agent would get, and starts nothing
+    #[arg(long)]
+    config_only: bool,
+}
+
+/// Runs the demo until a stop signal, the end of its time, or the end of its agent.
+pub fn run(options: &Options) -> Result<()> {
+    let name = format!("demo-{}", std::process::id());
+    if options.config_only {
+        let top = callers_group(options, &Ebpf::Built).ok();
+        let places = Places::find(top.map(|top| top.join("callers")))?;
+        print!("{}", places.yaml(&name));
+        return Ok(());
+    }
+    if !options.no_install {
+        for line in packages::provide(programs::WANTED) {
+            println!("a stand-in takes the place of {line}");
+        }
+    }
+    let ebpf = build::all()?;
+    // From here on a stop signal means: in order. Before, there is nothing to put in order.
+    let signals = sys::Signals::catch()?;
+    let top = match callers_group(options, &ebpf) {
+        Ok(top) => Some(top),
+        Err(why) => {
+            println!("no eBPF capture: {why:#}; the demo runs in port mode");
+            None
+        }
+    };
+    let guard = Guard::start()?;
+    let mut demo = Demo { name, top, guard, servers: Vec::new(), agent: None, callers: Vec::new() };
+    let end = demo.start(&signals).and_then(|started| demo.watch(&signals, options, &started));
+    println!("\nstopping");
+    let summary = demo.stop();
+    print!("{summary}");
+    demo.guard.finish()?;
+    match end {
+        // A stop signal while something was starting is an end like another.
+        Err(_) if signals.wait(Duration::ZERO) => Ok(()),
+        end => end,
+    }
+}
+
+/// The demo's control group if the kernel is to bring connections to the agent; an error says why it
+/// cannot. Makes nothing.
+fn callers_group(options: &Options, ebpf: &Ebpf) -> Result<PathBuf> {
+    if options.port_mode {
+        anyhow::bail!("--port-mode was given");
+    }
+    if !sys::is_root() {
+        anyhow::bail!("it needs root");
+    }
+    if *ebpf == Ebpf::Missing {
+        anyhow::bail!("the agent was built without its eBPF object (the reason is above)");
+    }
+    let mount = cgroup::mount().context("no cgroup v2 is mounted")?;
+    Ok(mount.join(format!("sockmesh-demo-{}", std::process::id())))
+}
+
+/// Everything that was started.
+struct Demo {
+    name: String,
+    top: Option<PathBuf>,
+    guard: Guard,
+    servers: Vec<Running>,
+    agent: Option<Process>,
+    callers: Vec<Running>,
+}
+
+struct Running {
+    program: Program,
+    process: Process,
+    /// Since when it is down.
+    down: Option<Instant>,
+}
+
+/// What the screen needs to know of a demo that has started.
+struct Started {
+    dir: PathBuf,
+    places: Places,
+}
+
+impl Demo {
+    fn start(&mut self, signals: &sys::Signals) -> Result<Started> {
+        let dir = sh::target("demo").join(std::process::id().to_string());
+        self.guard.watch_dir(&dir)?;
+        fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
+        if let Some(top) = &self.top {
+            self.guard.watch_cgroup(top)?;
+            // The agent takes its pins away itself; this is for one that was killed.
+            self.guard.watch_dir(&Path::new("/sys/fs/bpf/sockmesh").join(&self.name))?;
+        }
+        let places = Places::find(self.top.as_ref().map(|top| top.join("callers")))?;
+        if let Some(line) = places.unusual() {
+            println!("{line}");
+        }
+        let config = dir.join("demo.yaml");
+        fs::write(&config, places.yaml(&self.name))?;
+
+        for program in programs::servers(&dir, &places)? {
+            let mut process = self.spawn(&program, &dir)?;
+            let addr = program.listens.context("a server listens")?;
+            let ready = process.wait_until(signals, || process::accepts(addr));
+            self.servers.push(Running { program, process, down: None });
+            ready?;
+        }
+
+        // Before the agent: the group that it is told to enrol has to exist.
+        self.procs("callers")?;
+        let mut command = Command::new(build::agent());
+        command.args(["run", "-c"]).arg(&config);
+        let procs = self.procs("agent")?;
+        let agent = Process::start("sockmesh", command, procs.as_ref(), dir.join("agent.log"), &self.guard)?;
+        self.agent.insert(agent).wait_until(signals, || process::answers(places.admin, "/ready"))?;
+
+        for program in programs::callers(&dir, &places)? {
+            let process = self.spawn(&program, &dir)?;
+            self.callers.push(Running { program, process, down: None });
+        }
+        Ok(Started { dir, places })
+    }
+
+    fn procs(&self, group: &str) -> Result<Option<File>> {
+        self.top.as_ref().map(|top| cgroup::make(&top.join(group))).transpose()
+    }
+
+    fn spawn(&self, program: &Program, dir: &Path) -> Result<Process> {
+        let log = dir.join(format!("{}-{}.log", program.group, program.name.replace(' ', "-")));
+        Process::start(&program.name, program.command(), self.procs(program.group)?.as_ref(), log, &self.guard)
+    }
+
+    /// Shows what happens until the end.
+    fn watch(&mut self, signals: &sys::Signals, options: &Options, started: &Started) -> Result<()> {
+        let terminal = std::io::stdout().is_terminal();
+        let end = options.seconds.map(|seconds| Instant::now() + Duration::from_secs(seconds));
+        let mut first = true;
+        loop {
+            if let Some(agent) = &mut self.agent
+                && !agent.runs()
+            {
+                return Err(agent.obituary());
+            }
+            self.bring_back(&started.dir)?;
+            let picture = self.picture(started);
+            show(&picture, terminal, first);
+            first = false;
+            let refresh = if terminal { REFRESH } else { REFRESH_FILE };
+            let left = end.map_or(refresh, |end| end.saturating_duration_since(Instant::now()).min(refresh));
+            if signals.wait(left) || end.is_some_and(|end| Instant::now() >= end) {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Starts providers again that were stopped a while ago.
+    fn bring_back(&mut self, dir: &Path) -> Result<()> {
+        for index in 0..self.servers.len() {
+            let running = &mut self.servers[index];
+            if running.process.runs() {
+                running.down = None;
+            } else if running.down.get_or_insert_with(Instant::now).elapsed() >= BACK_AFTER {
+                let process = self.spawn(&self.servers[index].program, dir)?;
+                self.servers[index].process = process;
+            }
+        }
+        Ok(())
+    }
+
+    fn picture(&mut self, started: &Started) -> String {
+        let mut text = String::new();
+        let way = if self.top.is_some() { "captured by eBPF" } else { "port mode" };
+        let agent = self.agent.as_ref().map_or(0, Process::pid);
+        _ = writeln!(text, "Sockmesh demo ({way}), agent pid {agent}. Ctrl-C stops everything.\n");
+        for running in self.servers.iter_mut().chain(&mut self.callers) {
+            let program = &running.program;
+            let counts = program.counts.as_deref().map(counts).unwrap_or_default();
+            let state = match running.down {
+                None => format!("pid {}", running.process.pid()),
+                Some(since) => {
+                    format!("stopped, comes back in {} s", BACK_AFTER.saturating_sub(since.elapsed()).as_secs())
+                }
+            };
+            _ = writeln!(text, "  {:<24} {:<34} {state:<14} {counts}", program.name, program.part);
+        }
+        text.push('\n');
+        text += &stat(started.places.admin);
+        text.push('\n');
+        text += &self.hints(&started.places);
+        text
+    }
+
+    /// What to type next, in another terminal.
+    fn hints(&self, places: &Places) -> String {
+        let nginx = self.servers.first().map_or(0, |running| running.process.pid());
+        let agent = build::agent();
+        let agent = agent.strip_prefix(sh::root()).unwrap_or(&agent).display();
+        let admin = places.admin;
+        let with = if admin.port() == 8002 { String::new() } else { format!(" --admin {admin}") };
+        format!(
+            "In another terminal:\n\
+             \x20 kill {nginx:<30} # stop one nginx: no call fails; it is back after {} s\n\
+             \x20 {agent} sockets{with}  # who is connected to what\n\
+             \x20 {agent} endpoints{with}\n\
+             \x20 curl -s http://{admin}/metrics\n",
+            BACK_AFTER.as_secs()
+        )
+    }
+
+    /// Stops callers first, so that none of them sees the end of the others; returns what they counted.
+    fn stop(&mut self) -> String {
+        let mut summary = String::new();
+        for running in &mut self.callers {
+            running.process.stop(Duration::from_secs(3));
+            let counts = running.program.counts.as_deref().map(counts).unwrap_or_default();
+            _ = writeln!(summary, "  {:<24} {counts}", running.program.name);
+        }
+        if let Some(agent) = &mut self.agent {
+            // Longer than its own drain of 2 s.
+            agent.stop(Duration::from_secs(6));
+        }
+        for running in &mut self.servers {
+            running.process.stop(Duration::from_secs(3));
+        }
+        summary
+    }
+}
+
+/// What a caller counted.
+fn counts(file: &Path) -> String {
+    let text = fs::read_to_string(file).unwrap_or_default();
+    match text.trim().split_once(' ') {
+        Some((good, bad)) => format!("{good} calls, {bad} failed"),
+        None => "no call finished yet".to_owned(),
+    }
+}
+
+/// The live table of the agent, as the operator's verb prints it.
+fn stat(admin: SocketAddr) -> String {
+    let mut command = Command::new(build::agent());
+    command.args(["stat", "--once", "--admin", &admin.to_string()]);
+    match sh::read(&mut command) {
+        Ok(table) => table + "\n",
+        Err(e) => format!("no table: {e:#}\n"),
+    }
+}
+
+/// In place on a terminal; one after the other elsewhere.
+fn show(picture: &str, terminal: bool, first: bool) {
+    let mut out = std::io::stdout().lock();
+    let text = if terminal {
+        let lines = sys::terminal_lines().filter(|lines| *lines > 1).unwrap_or(usize::MAX);
+        let shown: Vec<_> = picture.lines().take(lines - 1).collect();
+        // Home, each line cleared to its end, the rest of the screen cleared: no flicker.
+        let clear = if first { "\x1b[2J" } else { "" };
+        format!("{clear}\x1b[H{}\x1b[K\n\x1b[J", shown.join("\x1b[K\n"))
+    } else {
+        format!("{picture}\n")
+    };
+    // Nobody may be left to read it; the demo goes on until it is told to stop.
+    _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+}

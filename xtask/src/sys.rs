@@ -1,0 +1,155 @@
+//! The only `unsafe` of xtask: signals, process death and waiting, straight from the kernel.
+#![allow(unsafe_code, reason = "system calls that std has no safe form for")]
+
+use std::{
+    fs::File,
+    io,
+    os::{
+        fd::{AsRawFd, FromRawFd, OwnedFd},
+        unix::process::CommandExt,
+    },
+    process::{Child, Command, ExitStatus},
+    time::Duration,
+};
+
+/// Whether this process has root's rights.
+pub fn is_root() -> bool {
+    // SAFETY: geteuid has no arguments and cannot fail.
+    unsafe { libc::geteuid() == 0 }
+}
+
+/// Signals that ask a program to stop.
+const STOP: [i32; 3] = [libc::SIGINT, libc::SIGTERM, libc::SIGHUP];
+
+/// The stop signals (INT, TERM, HUP), taken as something to wait for instead of something that kills.
+#[derive(Debug)]
+pub struct Signals(OwnedFd);
+
+impl Signals {
+    /// Holds the stop signals back from now on, in this thread and the threads it will start.
+    ///
+    /// Children do not inherit this: `Command` clears the mask before it executes a program.
+    pub fn catch() -> io::Result<Self> {
+        // SAFETY: the set is initialised by sigemptyset before use, and outlives both calls; the
+        // descriptor returned by signalfd is fresh and owned by nobody else.
+        unsafe {
+            let mut set = std::mem::zeroed();
+            libc::sigemptyset(&mut set);
+            for signal in STOP {
+                libc::sigaddset(&mut set, signal);
+            }
+            libc::pthread_sigmask(libc::SIG_BLOCK, &set, std::ptr::null_mut());
+            let fd = libc::signalfd(-1, &set, libc::SFD_CLOEXEC);
+            if fd < 0 {
+                return Err(io::Error::last_os_error());
+            }
+            Ok(Self(OwnedFd::from_raw_fd(fd)))
+        }
+    }
+
+    /// Waits for a stop signal, at most `limit`. True once one came, at once and for ever.
+    pub fn wait(&self, limit: Duration) -> bool {
+        readable(self.0.as_raw_fd(), limit)
+    }
+}
+
+/// Waits until `fd` has something to read (or its other end is gone), at most `limit`.
+pub fn readable(fd: i32, limit: Duration) -> bool {
+    let mut poll = libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
+    let millis = i32::try_from(limit.as_millis()).unwrap_or(i32::MAX);
+    // SAFETY: one valid pollfd, and the count says one.
+    unsafe { libc::poll(&mut poll, 1, millis) > 0 }
+}
+
+/// Waits for the end of a child, at most `limit`; `None` when it still runs then.
+pub fn wait_child(child: &mut Child, limit: Duration) -> io::Result<Option<ExitStatus>> {
+    if let Some(status) = child.try_wait()? {
+        return Ok(Some(status));
+    }
+    let pid = i32::try_from(child.id()).map_err(io::Error::other)?;
+    // SAFETY: pidfd_open takes two integers; the descriptor it returns is fresh and owned by nobody else.
+    let pidfd = unsafe {
+        let fd = libc::syscall(libc::SYS_pidfd_open, pid, 0);
+        if fd < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        OwnedFd::from_raw_fd(i32::try_from(fd).map_err(io::Error::other)?)
+    };
+    readable(pidfd.as_raw_fd(), limit);
+    child.try_wait()
+}
+
+/// Sends a signal to a process (or, when negative, to a process group). False when there is none.
+pub fn kill(pid: i32, signal: i32) -> bool {
+    // SAFETY: kill takes two integers.
+    unsafe { libc::kill(pid, signal) == 0 }
+}
+
+/// Makes the child a group of its own that the kernel stops when this process dies, and puts it into the
+/// control group whose `cgroup.procs` is given, before the program starts.
+pub fn tie(command: &mut Command, procs: Option<File>, death_signal: i32) {
+    command.process_group(0);
+    let parent = std::process::id();
+    // SAFETY: between fork and exec only prctl, getppid and write are called, all of them
+    // async-signal-safe, and nothing is allocated.
+    unsafe {
+        command.pre_exec(move || {
+            if libc::prctl(libc::PR_SET_PDEATHSIG, death_signal) != 0 {
+                return Err(io::Error::last_os_error());
+            }
+            // The parent may have died before the line above: then nobody would ever send the signal.
+            if libc::getppid().unsigned_abs() != parent {
+                return Err(io::Error::from_raw_os_error(libc::ESRCH));
+            }
+            if let Some(procs) = &procs
+                && libc::write(procs.as_raw_fd(), c"0".as_ptr().cast(), 1) != 1
+            {
+                return Err(io::Error::last_os_error());
+            }
+            Ok(())
+        });
+    }
+}
+
+/// Lets the child leave the terminal's session, so that no key of the user reaches it.
+pub fn detach(command: &mut Command) {
+    // SAFETY: between fork and exec only setsid is called, which is async-signal-safe.
+    unsafe {
+        command.pre_exec(|| {
+            libc::setsid();
+            Ok(())
+        });
+    }
+}
+
+impl Drop for Signals {
+    /// Lets the signals work again; one that came meanwhile and was not waited for takes effect now.
+    fn drop(&mut self) {
+        // SAFETY: the set is initialised by sigemptyset before use, and outlives the call.
+        unsafe {
+            let mut set = std::mem::zeroed();
+            libc::sigemptyset(&mut set);
+            for signal in STOP {
+                libc::sigaddset(&mut set, signal);
+            }
+            libc::pthread_sigmask(libc::SIG_UNBLOCK, &set, std::ptr::null_mut());
+        }
+    }
+}
+
+/// Waits, for those who wait for something that cannot be waited for (a process that is no child).
+pub fn pause(time: Duration) {
+    let millis = i32::try_from(time.as_millis()).unwrap_or(i32::MAX);
+    // SAFETY: no descriptors, and the count says none.
+    unsafe { libc::poll(std::ptr::null_mut(), 0, millis) };
+}
+
+/// Lines of the terminal that standard output is, if it is one.
+pub fn terminal_lines() -> Option<usize> {
+    // SAFETY: all zeroes are a valid winsize, and the call writes at most that.
+    let size = unsafe {
+        let mut size: libc::winsize = std::mem::zeroed();
+        (libc::ioctl(libc::STDOUT_FILENO, libc::TIOCGWINSZ, &mut size) == 0).then_some(size)
+    };
+    size.map(|size| usize::from(size.ws_row))
+}

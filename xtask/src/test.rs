@@ -1,0 +1,110 @@
+//! `cargo xtask test`: sets the machine up, builds, and runs every test.
+
+use std::{fs, time::Duration};
+
+use anyhow::{Context, Result, bail};
+
+use crate::{build, packages, sh};
+
+/// Real programs that system tests start.
+const PROGRAMS: &[&str] =
+    &["nginx", "redis-server", "redis-cli", "redis-benchmark", "wrk", "curl", "python3", "ip", "javac", "go"];
+
+/// Compiling everything on two cores is most of it.
+const LIMIT: Duration = Duration::from_secs(25 * 60);
+
+/// What became of the tests.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Tally {
+    passed: usize,
+    failed: usize,
+    ignored: usize,
+}
+
+impl Tally {
+    /// Adds a line such as `test result: ok. 5 passed; 0 failed; 0 ignored; 0 measured; …`.
+    fn add(&mut self, line: &str) {
+        let Some(result) = line.strip_prefix("test result: ") else { return };
+        let words: Vec<_> = result.split([' ', ';']).filter(|word| !word.is_empty()).collect();
+        for pair in words.windows(2) {
+            let Ok(count) = pair[0].parse::<usize>() else { continue };
+            match pair[1] {
+                "passed" => self.passed += count,
+                "failed" => self.failed += count,
+                "ignored" => self.ignored += count,
+                _ => {}
+            }
+        }
+    }
+}
+
+/// Runs the tests whose name contains `filter`, or all.
+pub fn run(filter: Option<&str>) -> Result<()> {
+    let lacking = packages::provide(PROGRAMS);
+    for line in &lacking {
+        println!("tests will miss {line}");
+    }
+    build::all()?;
+
+    let skips = sh::target("skipped-tests");
+    fs::remove_file(&skips).ok();
+    let mut tally = Tally::default();
+    let mut broken = Vec::new();
+    // Units first: when one fails, it says more than the system test that fails with it.
+    for which in [&["--workspace", "--exclude", "tests"][..], &["--package", "tests"]] {
+        let mut command = sh::cargo(["test", "--no-fail-fast"]);
+        command.args(which).args(filter);
+        command.env("SOCKMESH_SKIP_FILE", &skips).env("SOCKMESH_BIN", build::agent());
+        let failed_before = tally.failed;
+        let status = sh::stream(&mut command, LIMIT, |line| {
+            println!("{line}");
+            tally.add(line);
+        })?;
+        if !status.success() && tally.failed == failed_before {
+            broken.push(which.join(" "));
+        }
+    }
+
+    let skipped = fs::read_to_string(&skips).unwrap_or_default();
+    let skipped: Vec<_> = skipped.lines().filter(|line| !line.is_empty()).collect();
+    println!();
+    for line in &skipped {
+        println!("{line}");
+    }
+    // A test that skips itself returns early, and the harness takes that for a pass.
+    let passed = tally.passed.saturating_sub(skipped.len());
+    let skips = skipped.len() + tally.ignored;
+    println!("{passed} passed, {} failed, {skips} skipped", tally.failed);
+    if !broken.is_empty() {
+        bail!("`cargo test {}` ended without a result: see its messages above", broken.join("` and `"));
+    }
+    if tally.failed > 0 {
+        bail!("{} tests failed", tally.failed);
+    }
+    if skips > 0 && require_all() {
+        bail!("{skips} tests were skipped and REQUIRE_ALL=1 forbids it; see the lines above for what they miss");
+    }
+    if filter.is_none() && tally.passed == 0 {
+        Err::<(), _>(anyhow::anyhow!("no test ran")).context("a run that tests nothing proves nothing")?;
+    }
+    Ok(())
+}
+
+/// Whether a test that cannot run is a failure.
+pub fn require_all() -> bool {
+    std::env::var_os("REQUIRE_ALL").is_some_and(|value| value == "1")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn results_of_several_binaries_add_up() {
+        let mut tally = Tally::default();
+        tally.add("test result: ok. 5 passed; 0 failed; 1 ignored; 0 measured; 2 filtered out; finished in 0.1s");
+        tally.add("test result: FAILED. 7 passed; 2 failed; 0 ignored; 0 measured; 0 filtered out; finished in 3s");
+        tally.add("test a::b ... ok");
+        assert_eq!(tally, Tally { passed: 12, failed: 2, ignored: 1 });
+    }
+}
