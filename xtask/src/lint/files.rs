@@ -63,7 +63,8 @@ fn kinds(sources: &[Source]) -> Vec<String> {
             let file = dir.join(child);
             let module = child.to_string_lossy();
             let module = module.trim_end_matches(".rs");
-            let exempt = ["mod", "tests"].contains(&module) || HELPERS.iter().any(|helper| Path::new(helper) == file);
+            let exempt =
+                ["mod", "tests", "testing"].contains(&module) || HELPERS.iter().any(|helper| Path::new(helper) == file);
             if !exempt && !rows.contains(&format!("{module}::")) {
                 breaches.push(format!("{}: not in the KINDS of {}", file.display(), table.path.display()));
             }
