@@ -1,5 +1,7 @@
 //! HTTP/1.1, through hyper.
 
+mod guard;
+
 use std::sync::Arc;
 
 use super::Protocol;
