@@ -226,3 +226,62 @@ pub fn reset(stream: TcpStream) {
 pub fn reset_all(stream: &TcpStream) {
     rustix::net::connect_unspec(stream).unwrap();
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Cgroup, Cmd, Need, Net, Temp, lacks, program};
+
+    #[test]
+    fn a_black_hole_gives_no_answer_until_it_is_revived() {
+        let hole = BlackHole::new();
+        let error = TcpStream::connect_timeout(&hole.addr(), Duration::from_millis(200)).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        let back = hole.revive("back");
+        assert_eq!(http::get(back.addr(), "/").unwrap().text(), "back");
+    }
+
+    #[test]
+    fn what_refuses_refuses_and_what_resets_resets() {
+        let refused = TcpStream::connect(Refusing::new().addr()).unwrap_err();
+        assert_eq!(refused.kind(), io::ErrorKind::ConnectionRefused);
+        let server = Backend::tcp(|stream| reset_all(&stream));
+        let end = Conn::open(server.addr()).unwrap().rest().unwrap_err();
+        assert_eq!(end.kind(), io::ErrorKind::ConnectionReset);
+    }
+
+    #[test]
+    fn a_stopped_backend_cuts_and_refuses() {
+        let mut server = Backend::named("x");
+        let mut conn = Conn::open(server.addr()).unwrap();
+        assert_eq!(conn.get("/").unwrap().text(), "x");
+        server.stop();
+        conn.get("/").unwrap_err();
+        assert!(Conn::open(server.addr()).is_err());
+        let again = Backend::named_at(server.addr(), "again");
+        assert_eq!(http::get(again.addr(), "/").unwrap().text(), "again");
+    }
+
+    #[test]
+    fn groups_and_namespaces_leave_nothing() {
+        if lacks(&[Need::Root, Need::Program("nginx"), Need::Program("ip")]) {
+            return;
+        }
+        let (group, net, dir) = (Cgroup::new("g"), Net::new(), Temp::new());
+        let place = program::Place { cgroup: Some(&group), net: Some(&net) };
+        let server = program::nginx("far", &place);
+        assert_eq!(http::get(server.addr(), "/").unwrap().text(), "far");
+        assert_eq!(group.pids(), [server.proc.pid() as i32]);
+        net.black_hole();
+        let error = TcpStream::connect_timeout(&server.addr(), Duration::from_millis(200)).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        net.heal();
+        assert_eq!(http::get(server.addr(), "/").unwrap().text(), "far");
+        let left = Cmd::line("sleep 1000").cgroup(&group).spawn(&dir.file("log"));
+        let (path, name) = (group.path().to_owned(), net.name().to_owned());
+        drop((server, group, net));
+        assert!(!path.exists());
+        assert!(!Cmd::line("ip netns list").run().ok().contains(&name));
+        drop(left);
+    }
+}
