@@ -6,6 +6,7 @@ use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
     process::ExitStatus,
+    sync::{Condvar, Mutex, MutexGuard},
 };
 
 use rustix::process::Signal;
@@ -36,6 +37,8 @@ pub struct Agent {
     name: String,
     admin: SocketAddr,
     outbound: u16,
+    // Last, so that what it left is gone when others may look.
+    _kernel: Option<KernelUse>,
 }
 
 impl Agent {
@@ -55,6 +58,7 @@ impl Agent {
     /// Starts one with its own settings.
     #[track_caller]
     pub fn with(settings: &Settings<'_>, services: &str) -> Self {
+        let kernel = (!settings.enroll.is_empty()).then(KernelUse::shared);
         let dir = Temp::new();
         let name = format!("test-{}-{}", std::process::id(), serial());
         let (admin, outbound) = (SocketAddr::from(([127, 0, 0, 1], free_port())), free_port());
@@ -81,7 +85,7 @@ impl Agent {
             cmd = cmd.cgroup(group);
         }
         let proc = cmd.spawn(&dir.file("agent.log"));
-        let mut agent = Self { proc, dir, cmd, head, name, admin, outbound };
+        let mut agent = Self { proc, dir, cmd, head, name, admin, outbound, _kernel: kernel };
         agent.wait_ready();
         agent
     }
@@ -269,6 +273,41 @@ impl Drop for Agent {
         }
         // What a killed agent left on purpose; a test that cares has looked by now.
         let _ = fs::remove_dir_all(self.pins());
+    }
+}
+
+/// A test's use of the kernel's programs: many at once, or one alone.
+#[derive(Debug)]
+pub struct KernelUse {
+    alone: bool,
+}
+
+/// How many use the kernel's programs; -1 is one alone.
+static USERS: (Mutex<i32>, Condvar) = (Mutex::new(0), Condvar::new());
+
+/// Waits until no agent of this process uses the kernel's programs, and keeps others from starting.
+pub fn alone_in_the_kernel() -> KernelUse {
+    *users(|n| *n == 0) = -1;
+    KernelUse { alone: true }
+}
+
+impl KernelUse {
+    fn shared() -> Self {
+        *users(|n| *n >= 0) += 1;
+        Self { alone: false }
+    }
+}
+
+/// Waits until the number of users is one that `fits`.
+fn users(fits: impl Fn(&i32) -> bool) -> MutexGuard<'static, i32> {
+    let count = USERS.0.lock().unwrap();
+    USERS.1.wait_while(count, |n| !fits(n)).unwrap()
+}
+
+impl Drop for KernelUse {
+    fn drop(&mut self) {
+        *USERS.0.lock().unwrap() -= if self.alone { -1 } else { 1 };
+        USERS.1.notify_all();
     }
 }
 
