@@ -22,6 +22,7 @@ pub const PROGRAMS: &[(&str, &[&str])] = &[
     ("curl", &["curl"]),
     ("python3", &["python3"]),
     ("ip", &["iproute2"]),
+    ("bpftool", &["bpftool"]),
     ("javac", &["default-jdk-headless"]),
     ("go", &["golang-go"]),
 ];
