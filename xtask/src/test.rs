@@ -7,8 +7,19 @@ use anyhow::{Context, Result, bail};
 use crate::{build, packages, sh};
 
 /// Real programs that system tests start.
-const PROGRAMS: &[&str] =
-    &["nginx", "redis-server", "redis-cli", "redis-benchmark", "wrk", "curl", "python3", "ip", "javac", "go"];
+const PROGRAMS: &[&str] = &[
+    "nginx",
+    "redis-server",
+    "redis-cli",
+    "redis-benchmark",
+    "wrk",
+    "curl",
+    "python3",
+    "ip",
+    "bpftool",
+    "javac",
+    "go",
+];
 
 /// Compiling everything on two cores is most of it.
 const LIMIT: Duration = Duration::from_secs(25 * 60);
