@@ -117,7 +117,7 @@ impl Pins {
         self.remove_root()?;
         // Other agents' folders may stand beside it.
         let _ = fs::remove_dir(&self.parent);
-        if self.mounted && fs::read_dir(&self.bpffs).is_ok_and(|mut rest| rest.next().is_none()) {
+        if self.mounted && is_unused(&self.bpffs) {
             // Somebody else may be looking around in it: then it stays.
             let _ = rustix::mount::unmount(&self.bpffs, rustix::mount::UnmountFlags::empty());
         }
@@ -135,6 +135,14 @@ impl Pins {
             _ => Ok(()),
         }
     }
+}
+
+/// Whether nobody has pinned anything there; the kernel's own two views (`CONFIG_BPF_PRELOAD`) do not count.
+fn is_unused(bpffs: &Path) -> bool {
+    let kernels = |entry: io::Result<fs::DirEntry>| {
+        entry.is_ok_and(|e| e.file_name() == "maps.debug" || e.file_name() == "progs.debug")
+    };
+    fs::read_dir(bpffs).is_ok_and(|mut entries| entries.all(kernels))
 }
 
 /// Keeps agents from unmounting the bpffs that another is about to use. Not essential, so errors do not count.

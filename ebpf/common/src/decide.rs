@@ -181,7 +181,7 @@ mod tests {
         assert_eq!(first_look(1, 6, 7), None);
         assert_eq!(first_look(1, 6, AGENT_MARK), Some(Outcome::Own));
         assert_eq!(first_look(2, 17, 0), Some(Outcome::NotTcp));
-        assert_eq!(first_look(1, 262, 0), Some(Outcome::NotTcp), "MPTCP");
+        assert_eq!(first_look(1, 262, 0), Some(Outcome::NotTcp), "MPTCP before its first subflow, which is TCP");
         assert_eq!(first_look(1, 132, AGENT_MARK), Some(Outcome::NotTcp), "SCTP");
     }
 

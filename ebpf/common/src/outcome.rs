@@ -28,7 +28,7 @@ outcomes! {
     Own = "own",
     /// connect: the destination is no service, left alone.
     NotService = "not_service",
-    /// connect: not TCP (UDP, MPTCP, SCTP, ...), left alone.
+    /// connect: not TCP (UDP, SCTP, ...), left alone.
     NotTcp = "not_tcp",
     /// connect: an inner control group's hook has brought it to the agent already.
     Already = "already",

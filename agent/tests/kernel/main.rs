@@ -1,0 +1,14 @@
+//! The kernel half on this kernel: real programs in control groups made by the tests, listeners in the test.
+//!
+//! A test that lacks rights or the eBPF object prints `SKIPPED: <test>: <reason>`, and fails under
+//! `REQUIRE_ALL`.
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "helpers of tests are not inside #[test] functions; skips are printed"
+)]
+
+mod bed;
+mod connects;
+mod failures;
+mod lifecycle;
