@@ -1,7 +1,32 @@
 //! What the agent is told: typed, checked, complete. `docs/config.md` has every key.
+//!
+//! `node` turns text into a tree with positions, `keys` is the table of all keys, `read` and `values`
+//! read one against the other, `load` and `services` fill the structs below, `checks` compares parts
+//! with each other. Another file format would fill the same structs.
+
+mod checks;
+mod instances;
+mod keys;
+mod kinds;
+mod load;
+mod node;
+mod problem;
+mod read;
+mod services;
+mod values;
 
 use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, time::Duration};
 
+pub(crate) use self::{
+    instances::{Instances, instances, registry_file},
+    node::{Data, Node},
+    problem::Report,
+};
+pub use self::{
+    keys::tables,
+    load::{Loaded, load, parse},
+    problem::{ConfigErrors, Problem},
+};
 use crate::{call::Text, kind::Value};
 
 /// The whole configuration of one agent.

@@ -1,0 +1,409 @@
+//! The table of keys: the one source for what is known, what is suggested and what `docs/config.md` says.
+
+/// One mapping of the file.
+#[derive(Debug)]
+pub(crate) struct Section {
+    /// Where it stands, e.g. `referers[]`; empty for the top.
+    pub path: &'static str,
+    /// What it is about: the text above its table.
+    pub about: &'static str,
+    /// Its keys.
+    pub keys: &'static [Key],
+}
+
+/// One key.
+#[derive(Debug)]
+pub(crate) struct Key {
+    pub name: &'static str,
+    /// Type and unit, for people.
+    pub ty: &'static str,
+    pub default: Absent,
+    pub meaning: &'static str,
+}
+
+/// What holds when the key is absent.
+#[derive(Debug)]
+pub(crate) enum Absent {
+    /// The key must be there.
+    Required,
+    /// As if this YAML stood there. A test compares it with the code.
+    Yaml(&'static str),
+    /// Told in words.
+    Says(&'static str),
+}
+
+use Absent::{Required, Says, Yaml};
+
+const fn key(name: &'static str, ty: &'static str, default: Absent, meaning: &'static str) -> Key {
+    Key { name, ty, default, meaning }
+}
+
+/// The top of the file.
+pub(crate) const TOP: Section = Section {
+    path: "",
+    about: "The top of the file. All keys are optional.",
+    keys: &[
+        key(
+            "name",
+            "name",
+            Yaml("sockmesh"),
+            "Name of this agent on its host. Pins and the lock carry it, so two agents on one host need two names. At most 32 letters, digits, `-`, `_`.",
+        ),
+        key("application", "name", Yaml("sockmesh"), "Application name told to callees when the caller names none."),
+        key("threads", "number, 1 to 1024", Says("number of CPUs"), "Threads that carry traffic."),
+        key("drain", "duration", Yaml("10s"), "How long a stop waits for calls in flight before it cuts them."),
+        key("ports", "mapping", Says("see below"), "Ports of the agent itself."),
+        key(
+            "capture",
+            "word or mapping",
+            Yaml("auto"),
+            "How connections come to the agent: `auto`, `ebpf` or `port`, or the mapping below.",
+        ),
+        key("limits", "mapping", Says("see below"), "Protection of the agent from its peers."),
+        key("access_log", "mapping", Says("see below"), "Where the lines of the filter `access_log` go."),
+        key(
+            "registries",
+            "mapping",
+            Yaml("{}"),
+            "Sources of endpoint lists: a name of your choice, then the keys below.",
+        ),
+        key("referers", "list", Yaml("[]"), "Services that local programs call."),
+        key("services", "list", Yaml("[]"), "Services that local programs provide."),
+    ],
+};
+
+/// `ports`.
+pub(crate) const PORTS: Section = Section {
+    path: "ports",
+    about: "Ports of the agent itself. 0 takes a free one.",
+    keys: &[
+        key("outbound", "port", Yaml("15001"), "Captured outbound connections arrive here, on 127.0.0.1 and [::1]."),
+        key("inbound", "port", Yaml("15006"), "Captured inbound connections arrive here."),
+        key("admin", "address with port", Yaml("127.0.0.1:8002"), "Admin API and `/metrics`."),
+    ],
+};
+
+/// `capture`.
+pub(crate) const CAPTURE: Section = Section {
+    path: "capture",
+    about: "How connections come to the agent. `capture: ebpf` is short for `capture: {mode: ebpf}`.",
+    keys: &[
+        key(
+            "mode",
+            "`auto`, `ebpf`, `port`",
+            Yaml("auto"),
+            "`ebpf`: connect hooks, and the agent does not start without them. `port`: programs dial the `listen` addresses. `auto`: `ebpf` where the host can, else `port`.",
+        ),
+        key("enroll", "list of mappings", Yaml("[]"), "Whose connections are captured. Nobody's by default."),
+        key(
+            "stale_after",
+            "duration, 200ms to 1m",
+            Yaml("900ms"),
+            "Connects go directly when the agent showed no life for this long. It shows some every 100 ms.",
+        ),
+        key(
+            "max_connections",
+            "number, 1024 to 4194304",
+            Yaml("65536"),
+            "Room in the kernel's tables, in connections.",
+        ),
+        key("bpffs", "absolute path", Yaml("/sys/fs/bpf"), "Where bpffs is mounted, or will be."),
+    ],
+};
+
+/// `capture.enroll[]`.
+pub(crate) const ENROLL: Section = Section {
+    path: "capture.enroll[]",
+    about: "Whose connections are captured.",
+    keys: &[key(
+        "cgroup",
+        "absolute path",
+        Required,
+        "Every process in this control group (v2) and the groups below it.",
+    )],
+};
+
+/// `limits`.
+pub(crate) const LIMITS: Section = Section {
+    path: "limits",
+    about: "Protection of the agent from its peers.",
+    keys: &[
+        key(
+            "connections",
+            "number, 1 to 1000000",
+            Yaml("8192"),
+            "Connections held at once, all listeners together. Above it accepting pauses.",
+        ),
+        key(
+            "reserved_descriptors",
+            "number, 0 to 65536",
+            Yaml("64"),
+            "File descriptors kept free, so that admin answers and logs rotate in a shortage.",
+        ),
+        key("header_bytes", "size, 1KiB to 16MiB", Yaml("64KiB"), "Head of an HTTP request."),
+        key("header_timeout", "duration", Yaml("10s"), "Time to receive a complete HTTP head."),
+        key("content_bytes", "size, 1KiB to 1GiB", Yaml("10MiB"), "Motan2 metadata and body, each."),
+        key(
+            "calls_per_connection",
+            "number, 1 to 1000000",
+            Yaml("1024"),
+            "Calls in flight on one multiplexed connection. Above it reading pauses.",
+        ),
+        key(
+            "detect_timeout",
+            "duration",
+            Yaml("200ms"),
+            "How long the first bytes of an undeclared protocol may dribble before the connection is taken for TCP.",
+        ),
+        key(
+            "idle_timeout",
+            "duration, 0s for never",
+            Yaml("1h"),
+            "A connection without a byte in either direction for this long is closed.",
+        ),
+    ],
+};
+
+/// `access_log`.
+pub(crate) const ACCESS_LOG: Section = Section {
+    path: "access_log",
+    about: "Where the lines of the filter `access_log` go.",
+    keys: &[
+        key("path", "path", Says("standard output"), "The file. Opened again on SIGHUP."),
+        key(
+            "buffer_lines",
+            "number, 1 to 1000000",
+            Yaml("5000"),
+            "Lines waiting for the disk. Further ones are dropped and counted.",
+        ),
+    ],
+};
+
+/// `registries.*`.
+pub(crate) const REGISTRY: Section = Section {
+    path: "registries.*",
+    about: "One source of endpoint lists, under a name of your choice. Other keys are options of the kind: `direct` has `instances` (a list of endpoints), `file` has `path` (a YAML or JSON file, watched).",
+    keys: &[key("kind", "`direct`, `file`", Required, "Which kind of registry.")],
+};
+
+/// `referers[]`, besides [`CLUSTER`].
+pub(crate) const REFERER: Section = Section {
+    path: "referers[]",
+    about: "A service that local programs call. Programs reach it by `address` (captured), by `listen` (dialed), or both. Every key of a cluster (below) can stand here as well.",
+    keys: &[
+        key("service", "name", Required, "Interface path or service name."),
+        key("group", "name", Yaml("\"\""), "Only instances of this group, or of none, are taken."),
+        key("version", "name", Yaml("\"\""), "Only instances of this version, or of none, are taken."),
+        key(
+            "protocol",
+            "`motan2`, `http`, `tcp`",
+            Says("detected"),
+            "What programs speak. Detected from the first bytes when absent.",
+        ),
+        key(
+            "address",
+            "address or list",
+            Yaml("[]"),
+            "Destinations captured for this service; they need not exist anywhere. An IP without port means every port. Quote IPv6 with port: `\"[fd00::1]:80\"`.",
+        ),
+        key(
+            "listen",
+            "address with port",
+            Says("none"),
+            "The agent listens here, and programs dial it. Several referers can share one if all declare `motan2`, or all `http`.",
+        ),
+        key(
+            "on_agent_loss",
+            "`direct`, `refuse`",
+            Yaml("direct"),
+            "What happens to captured connects when the agent is gone: they go where the program asked, or are refused.",
+        ),
+        key(
+            "registry",
+            "name or list",
+            Yaml("[]"),
+            "Names under `registries` to ask for endpoints; lists are merged in this order.",
+        ),
+        key("endpoints", "list", Yaml("[]"), "Endpoints written here: `IP:PORT`, or the mapping below."),
+    ],
+};
+
+/// `services[]`, besides [`CLUSTER`].
+pub(crate) const SERVICE: Section = Section {
+    path: "services[]",
+    about: "A service that a local program provides. Every key of a cluster (below) can stand here as well.",
+    keys: &[
+        key("service", "name", Required, "Interface path or service name."),
+        key("group", "name", Yaml("\"\""), "Group it is provided in."),
+        key("version", "name", Yaml("\"\""), "Version it is provided as."),
+        key(
+            "protocol",
+            "`motan2`, `http`, `tcp`",
+            Says("detected"),
+            "What callers speak. Detected from the first bytes when absent.",
+        ),
+        key(
+            "export",
+            "address with port",
+            Required,
+            "The agent listens here for callers. Several services can share one if all declare `motan2`, or all `http`.",
+        ),
+        key("local", "address with port", Required, "The local program, the only endpoint."),
+    ],
+};
+
+/// Keys that stand in `referers[]` and in `services[]`.
+pub(crate) const CLUSTER: Section = Section {
+    path: "cluster",
+    about: "How calls to one service are made. These keys stand directly in `referers[]` and `services[]`.",
+    keys: &[
+        key(
+            "timeout",
+            "duration",
+            Says("of the protocol"),
+            "Time for a whole call, retries included, up to the head of the answer.",
+        ),
+        key(
+            "timeout_range",
+            "durations LOW..HIGH",
+            Says("any"),
+            "Range in which a timeout that came with the call is obeyed, e.g. `500ms..2s`.",
+        ),
+        key("connect_timeout", "duration", Yaml("250ms"), "Time to establish a connection to an endpoint."),
+        key(
+            "ha",
+            "name, or name with options",
+            Yaml("failover"),
+            "What to do when an attempt fails: `failfast`, `failover`.",
+        ),
+        key(
+            "lb",
+            "name, or name with options",
+            Yaml("p2c"),
+            "How an endpoint is picked: `p2c`, `random`, `round_robin`, `weighted`.",
+        ),
+        key(
+            "filters",
+            "list of names, each possibly with options",
+            Yaml("[metrics]"),
+            "What happens to every call beside sending it, outermost first: `access_log`, `metrics`.",
+        ),
+        key("retries", "number, 0 to 100", Yaml("1"), "Further tries after the first."),
+        key("idempotent", "`true`, `false`", Yaml("false"), "Every method may be sent twice."),
+        key("methods", "mapping", Yaml("{}"), "Exceptions for single methods: the method's name, then the keys below."),
+        key(
+            "connections",
+            "number, 1 to 1024",
+            Yaml("2"),
+            "Connections to one endpoint, for protocols that multiplex (Motan2).",
+        ),
+        key(
+            "idle_connections",
+            "number, 0 to 65536",
+            Yaml("128"),
+            "Idle connections kept to one endpoint, for protocols that do not multiplex (HTTP).",
+        ),
+        key("idle_timeout", "duration", Yaml("60s"), "How long an idle connection is kept."),
+        key(
+            "max_in_flight",
+            "number, 1 to 1000000",
+            Yaml("10000"),
+            "Calls in flight to one endpoint before the balancer passes it over.",
+        ),
+        key("eject", "mapping", Says("see below"), "When an endpoint leaves and how it comes back."),
+        key(
+            "gzip_over",
+            "size, 0 for never",
+            Yaml("0"),
+            "Motan2: bodies longer than this are compressed towards the endpoint.",
+        ),
+    ],
+};
+
+/// `methods.*`.
+pub(crate) const METHOD: Section = Section {
+    path: "cluster.methods.*",
+    about: "What one method does differently.",
+    keys: &[
+        key("timeout", "duration", Says("the service's"), "Instead of the service's."),
+        key("retries", "number, 0 to 100", Says("the service's"), "Instead of the service's."),
+        key("idempotent", "`true`, `false`", Says("the service's"), "Instead of the service's."),
+    ],
+};
+
+/// `eject`.
+pub(crate) const EJECT: Section = Section {
+    path: "cluster.eject",
+    about: "When an endpoint leaves and how it comes back. When all are out, the least bad is tried rather than nothing.",
+    keys: &[
+        key("connect_failures", "number, 1 to 1000000", Yaml("2"), "Failed connects in a row."),
+        key("failures", "number, 1 to 1000000", Yaml("10"), "Failed calls in a row."),
+        key("pause", "duration", Yaml("500ms"), "Pause before the first probe; doubles with every failed one."),
+        key("max_pause", "duration", Yaml("30s"), "The longest pause."),
+    ],
+};
+
+/// An endpoint as a mapping.
+pub(crate) const INSTANCE: Section = Section {
+    path: "endpoint",
+    about: "An endpoint as a mapping: in `endpoints`, in the `instances` of a `direct` registry, and in the file of a `file` registry. `IP:PORT` is short for `{address: IP:PORT}`.",
+    keys: &[
+        key("address", "address with port", Required, "Where it listens."),
+        key(
+            "weight",
+            "number, 0 to 10000",
+            Yaml("10"),
+            "Share of calls relative to its siblings. 0 takes it out without forgetting it.",
+        ),
+        key("group", "name", Yaml("\"\""), "Group it belongs to. Empty: the group that was asked for."),
+        key("zone", "name", Yaml("\"\""), "Failure domain."),
+        key("version", "name", Yaml("\"\""), "Version it runs. Empty: any."),
+        key("metadata", "mapping of texts", Yaml("{}"), "Whatever else is known about it."),
+    ],
+};
+
+/// The file of a registry of kind `file`.
+pub(crate) const FILE: Section = Section {
+    path: "file",
+    about: "The file of a `file` registry, in YAML or JSON.",
+    keys: &[key(
+        "services",
+        "mapping of lists",
+        Required,
+        "Endpoints by service name: `IP:PORT`, or the mapping above.",
+    )],
+};
+
+/// All sections, in the order of the docs.
+pub(crate) const SECTIONS: &[&Section] = &[
+    &TOP,
+    &PORTS,
+    &CAPTURE,
+    &ENROLL,
+    &LIMITS,
+    &ACCESS_LOG,
+    &REGISTRY,
+    &REFERER,
+    &SERVICE,
+    &CLUSTER,
+    &METHOD,
+    &EJECT,
+    &INSTANCE,
+    &FILE,
+];
+
+/// Every mapping of the file with a table of its keys in Markdown, as in `docs/config.md`: path, text.
+pub fn tables() -> impl Iterator<Item = (&'static str, String)> {
+    SECTIONS.iter().map(|section| {
+        let mut text = format!("{}\n\n| key | type | default | meaning |\n| --- | --- | --- | --- |\n", section.about);
+        for key in section.keys {
+            let default = match key.default {
+                Required => "must be given".to_owned(),
+                Yaml(yaml) => format!("`{yaml}`"),
+                Says(words) => words.to_owned(),
+            };
+            text += &format!("| `{}` | {} | {default} | {} |\n", key.name, key.ty, key.meaning);
+        }
+        (section.path, text)
+    })
+}

@@ -1,0 +1,159 @@
+//! Names of kinds and their options, checked by really building the kind. The one place where the
+//! configuration looks at the tables of filters, balancers, HA strategies, protocols and registries.
+
+use std::collections::HashSet;
+
+use super::{
+    Named,
+    node::{Data, Entry, Node},
+    problem::{Report, did_you_mean},
+    read::{Place, items, join},
+    values::Wrong,
+};
+use crate::{
+    filter, ha,
+    kind::{BuildCx, Kind, Value},
+    lb, protocol, registry,
+};
+
+/// A table that names are looked up in.
+pub(super) struct Table {
+    what: &'static str,
+    names: fn() -> Vec<&'static str>,
+    build: fn(&str, &Value, &BuildCx) -> anyhow::Result<()>,
+}
+
+pub(super) const FILTER: Table = Table {
+    what: "filter",
+    names: || names(filter::KINDS),
+    build: |name, options, cx| crate::kind::build("filter", filter::KINDS, name, options, cx).map(drop),
+};
+
+pub(super) const HA: Table = Table {
+    what: "HA strategy",
+    names: || names(ha::KINDS),
+    build: |name, options, cx| crate::kind::build("HA strategy", ha::KINDS, name, options, cx).map(drop),
+};
+
+pub(super) const LB: Table = Table {
+    what: "load balancer",
+    names: || names(lb::KINDS),
+    build: |name, options, cx| crate::kind::build("load balancer", lb::KINDS, name, options, cx).map(drop),
+};
+
+pub(super) const REGISTRY: Table = Table {
+    what: "registry kind",
+    names: || names(registry::KINDS),
+    build: |name, options, cx| crate::kind::build("registry", registry::KINDS, name, options, cx).map(drop),
+};
+
+fn names<T: ?Sized>(kinds: &[Kind<T>]) -> Vec<&'static str> {
+    kinds.iter().map(|k| k.name).collect()
+}
+
+/// The name of a protocol.
+pub(super) fn protocol(text: &str) -> Result<String, Wrong> {
+    let known: Vec<_> = protocol::KINDS.iter().map(|k| k.name).collect();
+    if known.contains(&text) {
+        return Ok(text.to_owned());
+    }
+    Err(Wrong::new("is no protocol we know", did_you_mean(text, &known)))
+}
+
+impl Table {
+    /// Checks that `name` is in the table.
+    pub fn name(&self, text: &str) -> Result<String, Wrong> {
+        let known = (self.names)();
+        if known.contains(&text) {
+            return Ok(text.to_owned());
+        }
+        Err(Wrong::new(format!("is no {} we know", self.what), did_you_mean(text, &known)))
+    }
+
+    /// Builds the kind once and throws it away; what it says about `options` becomes a mistake with a line.
+    pub fn check(&self, name: &str, options: &Node, path: &str, cx: &BuildCx, report: &mut Report) {
+        let Err(error) = (self.build)(name, &options.to_value(), cx) else { return };
+        let text = format!("{error:#}");
+        // serde names the key in backticks but not its place; the tree has it.
+        let unknown = between(&text, "unknown field `", "`");
+        let entry = unknown.and_then(|field| find(options, field));
+        if let (Some(field), Some(entry)) = (unknown, entry) {
+            let known: Vec<_> = text.split('`').skip(3).step_by(2).collect();
+            let remedy = if known.is_empty() {
+                format!("`{name}` has no options: leave it out")
+            } else {
+                did_you_mean(field, &known)
+            };
+            let place = Place { at: entry.at, key: join(path, field), value: Some(entry.value.show()) };
+            report.mistake(place.problem(format!("unknown option of {} `{name}`", self.what), remedy));
+            return;
+        }
+        // Kinds begin a message with the option it is about: "path: ...".
+        let option = text.split_once(": ").and_then(|(option, rest)| Some((find(options, option)?, rest)));
+        let (place, text) = match option {
+            Some((entry, rest)) => (Place::of(&entry.value, join(path, &entry.key)), rest),
+            None => (Place::of(options, path), text.as_str()),
+        };
+        report.mistake(place.problem(text, format!("see the options of {} `{name}` in docs/config.md", self.what)));
+    }
+
+    /// Reads `name` or `{name: options}`.
+    pub fn named(&self, node: &Node, path: &str, cx: &BuildCx, report: &mut Report) -> Option<Named> {
+        let place = Place::of(node, path);
+        let (name, options, path) = match &node.data {
+            Data::Scalar { text, .. } => (text, &Node { at: node.at, data: Data::Null }, path.to_owned()),
+            Data::Map(entries) if entries.len() == 1 => {
+                (&entries[0].key, &entries[0].value, join(path, &entries[0].key))
+            }
+            Data::Map(entries) if entries.len() > 1 => {
+                let problem = format!("has {} keys where one name is expected", entries.len());
+                report.mistake(
+                    place.problem(problem, "indent the options deeper than the name, or begin each name with `- `"),
+                );
+                return None;
+            }
+            _ => {
+                let problem = format!("is {}, not the name of a {}", node.what(), self.what);
+                report.mistake(place.problem(problem, format!("write one of {}", (self.names)().join(", "))));
+                return None;
+            }
+        };
+        if let Err(wrong) = self.name(name) {
+            report.mistake(place.problem(format!("`{name}` {}", wrong.problem), wrong.remedy));
+            return None;
+        }
+        self.check(name, options, &path, cx, report);
+        Some(Named { name: name.clone(), options: options.to_value() })
+    }
+
+    /// Reads a list of names with options, each name once.
+    pub fn list(&self, node: &Node, path: &str, cx: &BuildCx, report: &mut Report) -> Vec<Named> {
+        let mut seen = HashSet::new();
+        let mut list = Vec::new();
+        for (path, node) in items(node, path, report) {
+            let Some(named) = self.named(node, &path, cx, report) else { continue };
+            if !seen.insert(named.name.clone()) {
+                let problem = format!("{} `{}` stands in the list twice", self.what, named.name);
+                report.mistake(Place::of(node, path).problem(problem, "keep one of them"));
+            }
+            list.push(named);
+        }
+        list
+    }
+}
+
+fn between<'a>(text: &'a str, before: &str, after: &str) -> Option<&'a str> {
+    let rest = &text[text.find(before)? + before.len()..];
+    Some(&rest[..rest.find(after)?])
+}
+
+/// The entry called `key`, at any depth.
+fn find<'a>(node: &'a Node, key: &str) -> Option<&'a Entry> {
+    match &node.data {
+        Data::Map(entries) => {
+            entries.iter().find(|e| e.key == key).or_else(|| entries.iter().find_map(|e| find(&e.value, key)))
+        }
+        Data::List(list) => list.iter().find_map(|n| find(n, key)),
+        _ => None,
+    }
+}

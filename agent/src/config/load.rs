@@ -1,0 +1,238 @@
+//! From text to [`Config`]: reading the file, its top and everything but the services.
+
+use std::{path::Path, time::Duration};
+
+use super::{
+    AccessLog, Capture, CaptureMode, Config, ConfigErrors, Enroll, Limits, Ports, Problem, RegistryConfig,
+    checks::{self, Seen},
+    keys, kinds,
+    node::{Data, Entry, Node},
+    problem::Report,
+    read::{Map, Others, Place, entries, items, join, scalar},
+    services,
+    values::{self, Wrong, number, positive_duration, size},
+};
+use crate::{call::Text, kind::BuildCx};
+
+/// A good configuration and what is odd about it.
+#[derive(Clone, Debug)]
+pub struct Loaded {
+    /// The configuration.
+    pub config: Config,
+    /// What is probably not meant, in the order of the file.
+    pub warnings: Vec<Problem>,
+}
+
+impl Config {
+    /// Reads and checks the file at `path`; warnings go to the log. Blocks on the disk.
+    ///
+    /// # Errors
+    /// All mistakes at once, each with line, key and remedy.
+    pub fn load(path: &Path) -> Result<Self, ConfigErrors> {
+        let Loaded { config, warnings } = load(path)?;
+        for warning in warnings {
+            tracing::warn!(file = %path.display(), %warning, "odd configuration");
+        }
+        Ok(config)
+    }
+
+    /// Checks `text`, in which relative paths start at `base_dir`.
+    ///
+    /// # Errors
+    /// All mistakes at once, each with line, key and remedy.
+    pub fn parse(text: &str, base_dir: &Path) -> Result<Self, ConfigErrors> {
+        parse(text, base_dir).map(|loaded| loaded.config)
+    }
+}
+
+/// Like [`Config::load`], but hands out the warnings.
+///
+/// # Errors
+/// All mistakes at once, each with line, key and remedy.
+pub fn load(path: &Path) -> Result<Loaded, ConfigErrors> {
+    let text = read_file(path).map_err(|problem| ConfigErrors {
+        path: Some(path.to_owned()),
+        mistakes: vec![problem],
+        warnings: Vec::new(),
+    })?;
+    let base_dir = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    parse(&text, base_dir).map_err(|errors| ConfigErrors { path: Some(path.to_owned()), ..errors })
+}
+
+/// Larger files are no configuration.
+const MAX_FILE_BYTES: u64 = 16 << 20;
+
+fn read_file(path: &Path) -> Result<String, Problem> {
+    let whole = |problem: String, remedy: &str| Place::default().problem(problem, remedy);
+    let cannot = |e: std::io::Error| whole(format!("cannot read the file: {e}"), "check the path and its permissions");
+    let length = std::fs::metadata(path).map_err(cannot)?.len();
+    if length > MAX_FILE_BYTES {
+        return Err(whole(format!("the file has {length} bytes"), "is it a configuration?"));
+    }
+    let bytes = std::fs::read(path).map_err(cannot)?;
+    String::from_utf8(bytes).map_err(|e| {
+        let line = 1 + e.as_bytes()[..e.utf8_error().valid_up_to()].iter().filter(|b| **b == b'\n').count();
+        whole(format!("line {line} is not UTF-8"), "save the file as UTF-8")
+    })
+}
+
+/// Like [`Config::parse`], but hands out the warnings.
+///
+/// # Errors
+/// All mistakes at once, each with line, key and remedy.
+pub fn parse(text: &str, base_dir: &Path) -> Result<Loaded, ConfigErrors> {
+    let mut report = Report::default();
+    // Absolute from here on: the agent may change its directory, and paths are joined once only.
+    let base_dir = std::path::absolute(base_dir).unwrap_or_else(|_| base_dir.to_owned());
+    let config = match Node::parse(text, &mut report) {
+        Ok(Some(node)) => top(&node, &base_dir, &mut report),
+        Ok(None) => {
+            let empty = Place::default().problem("the file is empty", "begin with `referers:` or `services:`");
+            report.mistake(empty);
+            None
+        }
+        Err(problem) => {
+            report.mistake(problem);
+            None
+        }
+    };
+    report.sort();
+    match config {
+        Some(config) if report.mistakes.is_empty() => Ok(Loaded { config, warnings: report.warnings }),
+        _ => Err(ConfigErrors { path: None, mistakes: report.mistakes, warnings: report.warnings }),
+    }
+}
+
+fn top(node: &Node, base_dir: &Path, report: &mut Report) -> Option<Config> {
+    let map = Map::open(node, "", &[&keys::TOP], Others::Unknown, report)?;
+    let mut config = Config { base_dir: base_dir.to_owned(), ..Config::default() };
+    let mut seen = Seen::default();
+
+    map.set("name", values::folder_name, &mut config.name, report);
+    let application = |text: &str| values::word(text).map(Text::from);
+    map.set("application", application, &mut config.application, report);
+    map.set("threads", number(1..=1024), &mut config.threads, report);
+    map.set("drain", values::duration, &mut config.drain, report);
+    if let Some(node) = map.get("limits") {
+        limits(node, &map.key("limits"), &mut config.limits, report);
+    }
+    if let Some(node) = map.get("access_log") {
+        access_log(node, &map.key("access_log"), base_dir, &mut config.access_log, report);
+    }
+    ports(map.get("ports").unwrap_or(&NOTHING), &map.key("ports"), &mut config.ports, &mut seen, report);
+    if let Some(node) = map.get("capture") {
+        capture(node, &map.key("capture"), &mut config.capture, report);
+        seen.capture = map.place("capture");
+    }
+
+    let cx = BuildCx {
+        application: config.application.clone(),
+        service: Text::default(),
+        base_dir: base_dir.to_owned(),
+        ..BuildCx::default()
+    };
+    if let Some(node) = map.get("registries") {
+        for entry in entries(node, &map.key("registries"), report).unwrap_or_default() {
+            // A registry with mistakes is declared all the same: what refers to it is not at fault.
+            seen.registries.insert(entry.key.clone());
+            if let Some(found) = registry(entry, &join("registries", &entry.key), &cx, report) {
+                config.registries.insert(entry.key.clone(), found);
+            }
+        }
+    }
+    if let Some(node) = map.get("referers") {
+        for (path, node) in items(node, "referers", report) {
+            config.referers.extend(services::referer(node, &path, &cx, &mut seen, report));
+        }
+    }
+    if let Some(node) = map.get("services") {
+        for (path, node) in items(node, "services", report) {
+            config.services.extend(services::service(node, &path, &cx, &mut seen, report));
+        }
+    }
+    checks::check(&config, &seen, report);
+    Some(config)
+}
+
+const NOTHING: Node = Node { at: super::node::At { line: 0, column: 0 }, data: Data::Null };
+
+fn ports(node: &Node, path: &str, ports: &mut Ports, seen: &mut Seen, report: &mut Report) {
+    let Some(map) = Map::open(node, path, &[&keys::PORTS], Others::Unknown, report) else { return };
+    map.set("outbound", number(0..=65535), &mut ports.outbound, report);
+    map.set("inbound", number(0..=65535), &mut ports.inbound, report);
+    map.set("admin", values::listen_address, &mut ports.admin, report);
+    seen.ports = ["outbound", "inbound", "admin"].map(|name| map.place(name));
+}
+
+fn limits(node: &Node, path: &str, limits: &mut Limits, report: &mut Report) {
+    let Some(map) = Map::open(node, path, &[&keys::LIMITS], Others::Unknown, report) else { return };
+    map.set("connections", number(1..=1_000_000), &mut limits.connections, report);
+    map.set("reserved_descriptors", number(0..=65_536), &mut limits.reserved_descriptors, report);
+    map.set("header_bytes", size(1 << 10..=16 << 20), &mut limits.header_bytes, report);
+    map.set("header_timeout", positive_duration, &mut limits.header_timeout, report);
+    map.set("content_bytes", size(1 << 10..=1 << 30), &mut limits.content_bytes, report);
+    map.set("calls_per_connection", number(1..=1_000_000), &mut limits.calls_per_connection, report);
+    map.set("detect_timeout", positive_duration, &mut limits.detect_timeout, report);
+    map.set("idle_timeout", values::duration, &mut limits.idle_timeout, report);
+}
+
+fn access_log(node: &Node, path: &str, base_dir: &Path, log: &mut AccessLog, report: &mut Report) {
+    let Some(map) = Map::open(node, path, &[&keys::ACCESS_LOG], Others::Unknown, report) else { return };
+    log.path = map.read("path", values::path, report).map(|p| base_dir.join(p));
+    map.set("buffer_lines", number(1..=1_000_000), &mut log.buffer_lines, report);
+}
+
+const MODES: &[(&str, CaptureMode)] =
+    &[("auto", CaptureMode::Auto), ("ebpf", CaptureMode::Ebpf), ("port", CaptureMode::Port)];
+
+fn capture(node: &Node, path: &str, capture: &mut Capture, report: &mut Report) {
+    if let Data::Scalar { .. } = node.data {
+        capture.mode = scalar(node, path, values::choice(MODES), report).unwrap_or(capture.mode);
+        return;
+    }
+    let Some(map) = Map::open(node, path, &[&keys::CAPTURE], Others::Unknown, report) else { return };
+    map.set("mode", values::choice(MODES), &mut capture.mode, report);
+    map.set("stale_after", stale_after, &mut capture.stale_after, report);
+    map.set("max_connections", number(1024..=4_194_304), &mut capture.max_connections, report);
+    map.set("bpffs", values::absolute_path, &mut capture.bpffs, report);
+    let Some(node) = map.get("enroll") else { return };
+    for (path, node) in items(node, &map.key("enroll"), report) {
+        let Some(map) = Map::open(node, path, &[&keys::ENROLL], Others::Unknown, report) else { continue };
+        if let Some(cgroup) = map.read("cgroup", values::absolute_path, report) {
+            let enroll = Enroll::Cgroup(cgroup);
+            if capture.enroll.contains(&enroll) {
+                report.mistake(map.place("cgroup").problem("is enrolled twice", "keep one of them"));
+            } else {
+                capture.enroll.push(enroll);
+            }
+        }
+    }
+}
+
+/// The agent shows life every 100 ms; anything near that would bypass a healthy one.
+fn stale_after(text: &str) -> Result<Duration, Wrong> {
+    match positive_duration(text)? {
+        d if d < Duration::from_millis(200) => Err(Wrong::new("is too short", "write 200ms to 1m")),
+        d if d > Duration::from_secs(60) => Err(Wrong::new("is too long", "write 200ms to 1m")),
+        d => Ok(d),
+    }
+}
+
+fn registry(entry: &Entry, path: &str, cx: &BuildCx, report: &mut Report) -> Option<RegistryConfig> {
+    let node = &entry.value;
+    if matches!(node.data, Data::Null) {
+        report.mistake(
+            Place { at: entry.at, key: path.to_owned(), value: None }
+                .problem("has no value", "add `kind: file` and its options below it"),
+        );
+        return None;
+    }
+    let map = Map::open(node, path, &[&keys::REGISTRY], Others::Options, report)?;
+    let kind = map.read("kind", |text| kinds::REGISTRY.name(text), report)?;
+    let Data::Map(entries) = &node.data else { return None };
+    let rest: Vec<_> = entries.iter().filter(|e| e.key != "kind").cloned().collect();
+    let data = if rest.is_empty() { Data::Null } else { Data::Map(rest) };
+    let options = Node { at: node.at, data };
+    kinds::REGISTRY.check(&kind, &options, path, cx, report);
+    Some(RegistryConfig { kind, options: options.to_value() })
+}

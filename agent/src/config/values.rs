@@ -1,0 +1,369 @@
+//! Single values: durations, sizes, ranges, numbers, addresses, words. Each reader takes the text and
+//! says what it expected and what to write instead.
+
+use std::{
+    fmt::Display,
+    net::{IpAddr, SocketAddr},
+    ops::RangeInclusive,
+    path::PathBuf,
+    str::FromStr,
+    time::Duration,
+};
+
+use super::{VirtualAddress, problem::did_you_mean};
+
+/// Why a text is not the value it should be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Wrong {
+    /// Completes "`text` …", e.g. "is not a duration".
+    pub problem: String,
+    /// What to do.
+    pub remedy: String,
+}
+
+impl Wrong {
+    pub fn new(problem: impl Into<String>, remedy: impl Into<String>) -> Self {
+        Self { problem: problem.into(), remedy: remedy.into() }
+    }
+}
+
+/// The longest duration anyone may ask for. Longer ones overflow timers and are typing errors.
+const LONGEST: Duration = Duration::from_secs(365 * 24 * 3600);
+
+/// `200ms`, `1s`, `1m30s`, `1.5h`. Zero is allowed.
+pub(crate) fn duration(text: &str) -> Result<Duration, Wrong> {
+    const UNITS: [(&str, f64); 6] = [("h", 3600.0), ("m", 60.0), ("s", 1.0), ("ms", 1e-3), ("us", 1e-6), ("ns", 1e-9)];
+    let wrong = || Wrong::new("is not a duration", "write it like 200ms, 1s, 1m30s or 1h");
+    if !text.is_empty() && text.chars().all(|c| c.is_ascii_digit() || c == '.') {
+        return Err(Wrong::new("has no unit", format!("write {text}ms or {text}s")));
+    }
+    let (mut rest, mut total, mut next) = (text, Duration::ZERO, 0);
+    while !rest.is_empty() {
+        let digits = rest.find(|c: char| !c.is_ascii_digit() && c != '.').ok_or_else(wrong)?;
+        let (number, tail) = rest.split_at(digits);
+        let end = tail.find(|c: char| !c.is_ascii_alphabetic()).unwrap_or(tail.len());
+        let (unit, tail) = tail.split_at(end);
+        // Larger units first, each once: `30s1m` is more likely a slip than a wish.
+        let Some(found) = UNITS.iter().skip(next).position(|(name, _)| *name == unit) else { return Err(wrong()) };
+        next += found + 1;
+        // Whole numbers stay exact.
+        let seconds = UNITS[next - 1].1;
+        let part = match number.parse::<u64>() {
+            Ok(n) if seconds >= 1.0 => Duration::from_secs(n.saturating_mul(seconds as u64)),
+            Ok(n) if unit == "ms" => Duration::from_millis(n),
+            Ok(n) if unit == "us" => Duration::from_micros(n),
+            Ok(n) => Duration::from_nanos(n),
+            Err(_) => {
+                let n: f64 = number.parse().map_err(|_| wrong())?;
+                Duration::try_from_secs_f64(n * seconds).map_err(|_| wrong())?
+            }
+        };
+        total = total.saturating_add(part);
+        rest = tail;
+    }
+    match total {
+        _ if text.is_empty() => Err(wrong()),
+        _ if total > LONGEST => Err(Wrong::new("is longer than a year", "write at most 8760h")),
+        _ => Ok(total),
+    }
+}
+
+/// A duration that is not zero.
+pub(crate) fn positive_duration(text: &str) -> Result<Duration, Wrong> {
+    match duration(text)? {
+        Duration::ZERO => Err(Wrong::new("is no time at all", "write a duration above zero, like 200ms or 1s")),
+        d => Ok(d),
+    }
+}
+
+/// `500ms..2s`, both ends included.
+pub(crate) fn duration_range(text: &str) -> Result<(Duration, Duration), Wrong> {
+    let Some((low, high)) = text.split_once("..") else {
+        return Err(Wrong::new("is not a range of durations", "write the shortest and the longest like 500ms..2s"));
+    };
+    let end = |part: &str| {
+        let part = part.trim();
+        positive_duration(part).map_err(|w| Wrong::new(format!("is no range: `{part}` {}", w.problem), w.remedy))
+    };
+    let (low, high) = (end(low)?, end(high)?);
+    if low > high {
+        return Err(Wrong::new("begins above its end", "write the shorter duration first"));
+    }
+    Ok((low, high))
+}
+
+/// Bytes as a plain number, or with KiB, MiB, GiB; within `range` bytes.
+pub(crate) fn size(range: RangeInclusive<usize>) -> impl Fn(&str) -> Result<usize, Wrong> {
+    move |text| {
+        let wrong = || Wrong::new("is not a size", "write it in bytes or like 64KiB, 10MiB or 1GiB");
+        let end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+        let (number, unit) = text.split_at(end);
+        let number: usize = number.parse().map_err(|_| wrong())?;
+        let unit: usize = match unit.trim() {
+            "" | "B" => 1,
+            "KiB" => 1 << 10,
+            "MiB" => 1 << 20,
+            "GiB" => 1 << 30,
+            other => {
+                let meant = match other.chars().next().map(|c| c.to_ascii_lowercase()) {
+                    Some('k') => "KiB",
+                    Some('m') => "MiB",
+                    Some('g') => "GiB",
+                    _ => return Err(wrong()),
+                };
+                return Err(Wrong::new(format!("has no unit we know (`{other}`)"), format!("write {number}{meant}")));
+            }
+        };
+        let bytes = number.checked_mul(unit).ok_or_else(wrong)?;
+        in_range(bytes, &range, "bytes")
+    }
+}
+
+fn in_range<T: PartialOrd + Display>(n: T, range: &RangeInclusive<T>, unit: &str) -> Result<T, Wrong> {
+    if range.contains(&n) {
+        return Ok(n);
+    }
+    let side = if n < *range.start() { "too small" } else { "too large" };
+    let space = if unit.is_empty() { "" } else { " " };
+    Err(Wrong::new(format!("is {side}"), format!("write {} to {}{space}{unit}", range.start(), range.end())))
+}
+
+/// A whole number within `range`.
+pub(crate) fn number<T>(range: RangeInclusive<T>) -> impl Fn(&str) -> Result<T, Wrong>
+where
+    T: FromStr + PartialOrd + Display,
+{
+    move |text| {
+        if let Ok(n) = text.parse::<T>() {
+            return in_range(n, &range, "");
+        }
+        let digits = text.strip_prefix(['-', '+']).unwrap_or(text);
+        let problem = match text.strip_prefix('-') {
+            _ if digits.is_empty() || digits.contains(|c: char| !c.is_ascii_digit()) => "is not a whole number",
+            Some(_) => "is too small",
+            None => "is too large",
+        };
+        Err(Wrong::new(problem, format!("write a number from {} to {}", range.start(), range.end())))
+    }
+}
+
+/// `true` or `false`.
+pub(crate) fn boolean(text: &str) -> Result<bool, Wrong> {
+    match text {
+        "true" => Ok(true),
+        "false" => Ok(false),
+        _ => Err(Wrong::new("is neither true nor false", "write true or false")),
+    }
+}
+
+/// One of several words.
+pub(crate) fn choice<T: Copy>(words: &'static [(&'static str, T)]) -> impl Fn(&str) -> Result<T, Wrong> {
+    move |text| match words.iter().find(|(word, _)| *word == text) {
+        Some((_, value)) => Ok(*value),
+        None => {
+            let known: Vec<_> = words.iter().map(|(word, _)| *word).collect();
+            let problem = format!("is not one of {}", known.join(", "));
+            Err(Wrong::new(problem, did_you_mean_or(text, &known, "write one of them")))
+        }
+    }
+}
+
+fn did_you_mean_or(text: &str, known: &[&str], otherwise: &str) -> String {
+    let remedy = did_you_mean(text, known);
+    if remedy.starts_with("did") { remedy } else { otherwise.to_owned() }
+}
+
+/// Names of services, groups, versions, methods: printable, without blanks.
+pub(crate) fn word(text: &str) -> Result<String, Wrong> {
+    match text {
+        "" => Err(Wrong::new("is empty", "write a name")),
+        _ if text.contains(|c: char| c.is_whitespace() || c.is_control()) => {
+            Err(Wrong::new("contains a blank", "write a name without blanks"))
+        }
+        _ => Ok(text.to_owned()),
+    }
+}
+
+/// Like [`word`], but may be empty: a group or a version that need not be there.
+pub(crate) fn optional_word(text: &str) -> Result<String, Wrong> {
+    if text.is_empty() { Ok(String::new()) } else { word(text) }
+}
+
+/// A name that becomes a folder: letters, digits, `-` and `_`, at most 32.
+pub(crate) fn folder_name(text: &str) -> Result<String, Wrong> {
+    let fits = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
+    if (1..=32).contains(&text.len()) && text.chars().all(fits) {
+        return Ok(text.to_owned());
+    }
+    Err(Wrong::new("cannot name a folder", "write 1 to 32 letters, digits, - or _"))
+}
+
+/// A path that is not empty.
+pub(crate) fn path(text: &str) -> Result<PathBuf, Wrong> {
+    if text.is_empty() { Err(Wrong::new("is empty", "write a path")) } else { Ok(PathBuf::from(text)) }
+}
+
+/// A path from the root.
+pub(crate) fn absolute_path(text: &str) -> Result<PathBuf, Wrong> {
+    match path(text)? {
+        path if path.is_absolute() => Ok(path),
+        _ => Err(Wrong::new("is not an absolute path", "begin it with /")),
+    }
+}
+
+/// `IP:PORT` to listen on; port 0 asks the kernel for a free one.
+pub(crate) fn listen_address(text: &str) -> Result<SocketAddr, Wrong> {
+    const EXAMPLE: &str = "write it like 127.0.0.1:8080 or \"[::1]:8080\"";
+    if let Ok(address) = text.parse() {
+        return Ok(address);
+    }
+    if text.parse::<IpAddr>().is_ok() {
+        return Err(Wrong::new("has no port", EXAMPLE));
+    }
+    Err(match text.rsplit_once(':') {
+        Some((ip, port)) if ip.parse::<IpAddr>().is_ok() && port.parse::<u16>().is_err() => {
+            Wrong::new(format!("has no usable port (`{port}`)"), "write a port from 1 to 65535")
+        }
+        Some((host, _)) if host.contains(|c: char| c.is_ascii_alphabetic()) && !host.contains(':') => {
+            Wrong::new("names a host", "write its IP address: names are not resolved here")
+        }
+        _ => Wrong::new("is not an address with port", EXAMPLE),
+    })
+}
+
+/// `IP:PORT` to connect to.
+pub(crate) fn endpoint_address(text: &str) -> Result<SocketAddr, Wrong> {
+    let address = listen_address(text)?;
+    if address.port() == 0 {
+        return Err(Wrong::new("has port 0, which nobody listens on", "write a port from 1 to 65535"));
+    }
+    if address.ip().is_unspecified() {
+        return Err(Wrong::new("is no address to connect to", "write the address of one host, such as 127.0.0.1"));
+    }
+    Ok(SocketAddr::new(address.ip().to_canonical(), address.port()))
+}
+
+/// `IP`, `IP:PORT` or `[IPv6]:PORT` that programs connect to.
+pub(crate) fn virtual_address(text: &str) -> Result<VirtualAddress, Wrong> {
+    let bare = text.strip_prefix('[').and_then(|t| t.strip_suffix(']')).unwrap_or(text);
+    let (ip, port) = match bare.parse::<IpAddr>() {
+        Ok(ip) => (ip, None),
+        Err(_) => {
+            let address = listen_address(text)?;
+            (address.ip(), Some(address.port()))
+        }
+    };
+    let ip = ip.to_canonical();
+    let remedy = "take an address that exists nowhere, such as 240.0.0.1 or fd00::1, or the service's real one";
+    let broadcast = matches!(ip, IpAddr::V4(v4) if v4.is_broadcast());
+    match port {
+        _ if ip.is_multicast() => Err(Wrong::new("is a multicast address", remedy)),
+        _ if ip.is_unspecified() => Err(Wrong::new("is the unspecified address", remedy)),
+        _ if broadcast => Err(Wrong::new("is the broadcast address", remedy)),
+        Some(0) => Err(Wrong::new("has port 0, which nobody connects to", "leave the port out to mean every port")),
+        _ => Ok(VirtualAddress { ip, port }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn message<T: std::fmt::Debug>(result: Result<T, Wrong>) -> String {
+        let wrong = result.unwrap_err();
+        format!("{}; {}", wrong.problem, wrong.remedy)
+    }
+
+    #[test]
+    fn durations() {
+        for (text, ms) in [
+            ("200ms", 200.0),
+            ("1s", 1e3),
+            ("1m30s", 90e3),
+            ("1h", 36e5),
+            ("1.5s", 1.5e3),
+            ("250us", 0.25),
+            ("1h0m1s1ms", 3_601_001.0),
+            ("0s", 0.0),
+        ] {
+            assert_eq!(duration(text).unwrap().as_secs_f64() * 1e3, ms, "{text}");
+        }
+        assert_eq!(message(duration("10")), "has no unit; write 10ms or 10s");
+        assert_eq!(message(duration("0")), "has no unit; write 0ms or 0s");
+        for text in ["", "s", "1x", "1 s", "-1s", "30s1m", "1s1s", "1..2s", "1s2", "99999999999999999999s", "١s"] {
+            assert!(duration(text).is_err(), "{text}");
+        }
+        assert_eq!(message(duration("9000h")), "is longer than a year; write at most 8760h");
+        assert!(message(positive_duration("0ms")).contains("no time at all"));
+    }
+
+    #[test]
+    fn ranges_of_durations() {
+        let ms = Duration::from_millis;
+        assert_eq!(duration_range("500ms..2s"), Ok((ms(500), ms(2000))));
+        assert_eq!(duration_range("1s .. 1s"), Ok((ms(1000), ms(1000))));
+        assert_eq!(message(duration_range("2s..1s")), "begins above its end; write the shorter duration first");
+        assert_eq!(message(duration_range("5..1s")), "is no range: `5` has no unit; write 5ms or 5s");
+        assert!(message(duration_range("1s")).contains("like 500ms..2s"));
+        assert!(duration_range("0s..1s").is_err() && duration_range("..1s").is_err());
+    }
+
+    #[test]
+    fn sizes() {
+        let size = size(1..=1 << 40);
+        assert_eq!(size("64KiB"), Ok(65536));
+        assert_eq!(size("10MiB"), Ok(10 << 20));
+        assert_eq!(size("1 GiB"), Ok(1 << 30));
+        assert_eq!(size("7"), Ok(7));
+        assert_eq!(message(size("64kb")), "has no unit we know (`kb`); write 64KiB");
+        assert_eq!(message(size("0")), "is too small; write 1 to 1099511627776 bytes");
+        assert!(
+            size("99999999999GiB").is_err() && size("MiB").is_err() && size("-1").is_err() && size("1.5MiB").is_err()
+        );
+    }
+
+    #[test]
+    fn numbers_and_words() {
+        assert_eq!(number(1..=9u16)("9"), Ok(9));
+        assert_eq!(message(number(1..=9u16)("0")), "is too small; write 1 to 9");
+        assert_eq!(message(number(1..=9u16)("70000")), "is too large; write a number from 1 to 9");
+        assert_eq!(message(number(1..=9u16)("-3")), "is too small; write a number from 1 to 9");
+        assert_eq!(message(number(1..=9u16)("1e3")), "is not a whole number; write a number from 1 to 9");
+        assert_eq!(message(boolean("yes")), "is neither true nor false; write true or false");
+        let choose = choice(&[("direct", 1), ("refuse", 2)]);
+        assert_eq!(choose("refuse"), Ok(2));
+        assert_eq!(message(choose("refused")), "is not one of direct, refuse; did you mean `refuse`?");
+        assert!(folder_name("a/b").is_err() && folder_name("").is_err() && folder_name("..").is_err());
+        assert!(word("a b").is_err() && word("").is_err() && optional_word("").is_ok());
+        assert!(absolute_path("a/b").is_err() && absolute_path("/a").is_ok());
+    }
+
+    #[test]
+    fn addresses() {
+        assert!(listen_address("127.0.0.1:0").is_ok() && listen_address("[::]:80").is_ok());
+        assert_eq!(message(listen_address("127.0.0.1")), "has no port; write it like 127.0.0.1:8080 or \"[::1]:8080\"");
+        assert!(message(listen_address("127.0.0.1:70000")).contains("no usable port (`70000`)"));
+        assert!(message(listen_address("localhost:80")).contains("names a host"));
+        assert!(message(endpoint_address("127.0.0.1:0")).contains("port 0"));
+        assert!(message(endpoint_address("0.0.0.0:80")).contains("no address to connect to"));
+        // The kernel knows an IPv4-mapped address only as the IPv4 one.
+        assert_eq!(endpoint_address("[::ffff:1.2.3.4]:80").unwrap(), "1.2.3.4:80".parse().unwrap());
+
+        let at = |text: &str| virtual_address(text).unwrap();
+        assert_eq!(at("240.0.0.1:80"), VirtualAddress { ip: "240.0.0.1".parse().unwrap(), port: Some(80) });
+        assert_eq!(at("240.0.0.1").port, None);
+        assert_eq!(at("fd00::1"), at("[fd00::1]"));
+        assert_eq!(at("[fd00::1]:80").port, Some(80));
+        assert_eq!(at("::ffff:240.0.0.1"), at("240.0.0.1"));
+        for (text, expected) in [
+            ("224.0.0.1:80", "multicast"),
+            ("ff02::1", "multicast"),
+            ("0.0.0.0:80", "unspecified"),
+            ("255.255.255.255", "broadcast"),
+            ("240.0.0.1:0", "port 0"),
+            ("web:80", "names a host"),
+        ] {
+            assert!(message(virtual_address(text)).contains(expected), "{text}");
+        }
+    }
+}
