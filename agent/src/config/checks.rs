@@ -89,8 +89,8 @@ fn shown(place: &Place) -> &str {
 pub(super) fn overlap(a: SocketAddr, b: SocketAddr) -> bool {
     let wide = |a: IpAddr, b: IpAddr| match a {
         IpAddr::V4(v4) => v4.is_unspecified() && b.is_ipv4(),
-        // [::] takes IPv4 as well, unless told otherwise.
-        IpAddr::V6(v6) => v6.is_unspecified(),
+        // The agent's IPv6 listeners take no IPv4.
+        IpAddr::V6(v6) => v6.is_unspecified() && b.is_ipv6(),
     };
     a.port() == b.port() && a.port() != 0 && (a.ip() == b.ip() || wide(a.ip(), b.ip()) || wide(b.ip(), a.ip()))
 }
@@ -118,6 +118,7 @@ fn listeners(config: &Config, seen: &Seen, report: &mut Report) {
     let own = [
         at(Ipv4Addr::LOCALHOST.into(), ports.outbound, outbound),
         at(Ipv6Addr::LOCALHOST.into(), ports.outbound, outbound),
+        at(Ipv4Addr::UNSPECIFIED.into(), ports.inbound, inbound),
         at(Ipv6Addr::UNSPECIFIED.into(), ports.inbound, inbound),
         at(ports.admin.ip(), ports.admin.port(), admin),
     ];

@@ -1,11 +1,10 @@
 //! Where lists of endpoints come from. Registries publish whole snapshots and never see a call.
 
 mod direct;
-mod entry;
 mod file;
 mod merge;
 
-use std::{collections::HashSet, net::SocketAddr, sync::Arc};
+use std::{collections::HashSet, sync::Arc};
 
 use model::{Instance, ServiceKey, Snapshot};
 use tokio::sync::watch;
@@ -23,33 +22,18 @@ pub trait Registry: Send + Sync + 'static {
     /// list; a source that is gone or broken keeps it and says so in [`Snapshot::stale`]. Starts with
     /// what is known at once (revision 0 and no instances if nothing is).
     ///
-    /// Must be called within a tokio runtime. Work for it ends when the receiver is dropped.
+    /// When the channel closes, its last value is final: nothing will change any more. Background work
+    /// ends when the last receiver is dropped. Must be called within a tokio runtime.
     fn watch(&self, service: &ServiceKey) -> watch::Receiver<Arc<Snapshot>>;
 }
 
-/// What of `all` is for `service`: instances of another group or version are left out silently,
-/// duplicates and addresses nobody can connect to are left out and named in the second part.
-fn tidy(all: &[Instance], service: &ServiceKey) -> (Vec<Instance>, Option<String>) {
-    let fits = |wanted: &str, has: &str| wanted.is_empty() || has.is_empty() || wanted == has;
+/// The instances that `service` asks for: those of its group and version, and those that name none.
+/// Keeps the order and only the first of each address and group.
+fn select(service: &ServiceKey, instances: &[Instance]) -> Vec<Instance> {
+    let fits = |asked: &str, has: &str| asked.is_empty() || has.is_empty() || asked == has;
     let mut seen = HashSet::new();
-    let mut problems = Vec::new();
-    let mut kept = Vec::new();
-    for instance in all {
-        if !fits(&service.group, &instance.group) || !fits(&service.version, &instance.version) {
-            continue;
-        }
-        match instance.address.parse::<SocketAddr>() {
-            Ok(address) if address.port() == 0 || address.ip().is_unspecified() => {
-                problems.push(format!("`{}` left out: nobody can connect to that", instance.address));
-            }
-            Ok(address) if !seen.insert((address, instance.group.as_str())) => {
-                problems.push(format!("`{}` left out: listed twice", instance.address));
-            }
-            Ok(_) => kept.push(instance.clone()),
-            Err(_) => problems.push(format!("`{}` left out: not IP:PORT", instance.address)),
-        }
-    }
-    (kept, (!problems.is_empty()).then(|| problems.join("; ")))
+    let chosen = instances.iter().filter(|i| fits(&service.group, &i.group) && fits(&service.version, &i.version));
+    chosen.filter(|i| seen.insert((i.address.as_str(), i.group.as_str()))).cloned().collect()
 }
 
 #[cfg(test)]
@@ -57,22 +41,34 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_cannot_be_used_is_left_out_and_named() {
-        let all: Vec<Instance> = ["127.0.0.1:1", "127.0.0.1:1", "127.0.0.1:0", "0.0.0.0:5", "localhost:80", "[::1]:7"]
-            .map(Instance::at)
-            .into();
-        let (kept, problems) = tidy(&all, &ServiceKey::default());
-        assert_eq!(kept, [Instance::at("127.0.0.1:1"), Instance::at("[::1]:7")]);
-        assert_eq!(problems.unwrap().matches("left out").count(), 4);
+    fn group_and_version_choose_and_duplicates_go() {
+        let at = |address: &str, group: &str, version: &str| Instance {
+            group: group.into(),
+            version: version.into(),
+            ..Instance::at(address)
+        };
+        let all =
+            [at("a:1", "x", "1"), at("b:1", "y", "1"), at("c:1", "", "2"), at("a:1", "x", "2"), at("a:1", "y", "")];
+        let chosen = |group: &str, version: &str| {
+            let key = ServiceKey { service: "s".into(), group: group.into(), version: version.into() };
+            let list = select(&key, &all);
+            list.iter().map(|i| format!("{}/{}", i.group, &i.address[..1])).collect::<Vec<_>>().join(" ")
+        };
+        assert_eq!(chosen("", ""), "x/a y/b /c y/a");
+        assert_eq!(chosen("x", ""), "x/a /c");
+        assert_eq!(chosen("y", "1"), "y/b y/a");
+        assert_eq!(chosen("z", "1"), "");
     }
 
     #[test]
-    fn every_file_of_the_folder_is_a_kind() {
-        let ground = ["mod.rs", "entry.rs", "merge.rs"];
-        for file in std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/src/registry")).unwrap() {
-            let file = file.unwrap().file_name().into_string().unwrap();
-            let name = file.trim_end_matches(".rs");
-            assert!(ground.contains(&file.as_str()) || KINDS.iter().any(|k| k.name == name), "{file} is not in KINDS");
+    fn every_file_of_this_folder_is_a_kind() {
+        let ground = ["mod", "merge"];
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/src/registry");
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            let name = path.file_stem().unwrap().to_str().unwrap();
+            let known = ground.contains(&name) || KINDS.iter().any(|k| k.name == name);
+            assert!(known, "{} is not in registry::KINDS", path.display());
         }
     }
 }
