@@ -94,7 +94,7 @@ impl Acceptor {
             tokio::select! {
                 biased;
                 () = asked.graceful() => break,
-                Ok(_) = stop.wait_for(|stop| *stop) => break,
+                () = told(&mut stop) => break,
                 Some(_) = connections.join_next() => {}
                 (accepted, permit) = self.accept(&listener) => match accepted {
                     Ok((io, peer)) => {
@@ -195,6 +195,13 @@ impl Acceptor {
     fn protocol(&self, name: &str) -> Arc<dyn Protocol> {
         let found = self.protocols.iter().find(|(n, _)| *n == name);
         found.expect("routes name only protocols of KINDS").1.clone()
+    }
+}
+
+/// Waits until `stop` says true. A sender that is gone never will.
+async fn told(stop: &mut watch::Receiver<bool>) {
+    if stop.wait_for(|stop| *stop).await.is_err() {
+        std::future::pending().await
     }
 }
 

@@ -1,0 +1,345 @@
+//! The running counterpart of a [`Plan`]: built from the first configuration, changed as a whole by
+//! every further one.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    net::{SocketAddr, TcpListener},
+    sync::Arc,
+    time::Duration,
+};
+
+use anyhow::Context;
+use arc_swap::ArcSwap;
+use model::Snapshot;
+use tokio::{
+    runtime::Handle,
+    sync::watch,
+    task::{AbortHandle, JoinSet},
+};
+
+use super::plan::{AddressPlan, ClusterId, Plan, SourcePlan};
+use crate::{
+    accept::{Acceptor, Target},
+    admin::StaleReasons,
+    cluster::{Cluster, Parts},
+    config::{self, Config, RegistryConfig},
+    drain::Drain,
+    endpoint,
+    filter::Direction,
+    kind::{self, BuildCx},
+    protocol,
+    registry::{self, Registry},
+    route::{Destination, Route, Routes},
+};
+
+/// Registries by name, with what they were built from.
+type Registries = BTreeMap<String, (RegistryConfig, Arc<dyn Registry>)>;
+
+/// Everything that a reload may change.
+pub(super) struct Mesh {
+    registries: Registries,
+    clusters: HashMap<ClusterId, Running>,
+    routes: HashMap<(Address, &'static str), Arc<Route>>,
+    listeners: HashMap<SocketAddr, Listening>,
+    /// What captured connections are looked up in.
+    pub(super) captured: Arc<ArcSwap<Routes>>,
+    /// All clusters in the order of the file, for admin.
+    pub(super) view: Arc<ArcSwap<Vec<Arc<Cluster>>>>,
+    /// Why endpoint lists are old, for admin.
+    pub(super) stale: Arc<StaleReasons>,
+    data: Handle,
+    acceptor: Arc<Acceptor>,
+    cx: BuildCx,
+    /// Taken when the agent stops: listeners end by their drain handle.
+    drain: Option<Drain>,
+}
+
+/// Names a route across reloads.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum Address {
+    Captured(config::VirtualAddress),
+    Listener(SocketAddr),
+}
+
+struct Running {
+    cluster: Arc<Cluster>,
+    source: SourcePlan,
+    /// Follows the registries.
+    _task: AbortOnDrop,
+    first: watch::Receiver<bool>,
+}
+
+struct Listening {
+    destination: Arc<ArcSwap<Destination>>,
+    stop: watch::Sender<bool>,
+}
+
+struct AbortOnDrop(AbortHandle);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// All that could fail, done before anything that runs is touched.
+struct Prepared {
+    registries: Registries,
+    fresh: HashMap<ClusterId, Arc<Cluster>>,
+    bound: HashMap<SocketAddr, TcpListener>,
+}
+
+impl Mesh {
+    /// An empty mesh; [`Mesh::apply`] fills it.
+    pub(super) fn new(
+        data: Handle,
+        acceptor: Arc<Acceptor>,
+        captured: Arc<ArcSwap<Routes>>,
+        cx: BuildCx,
+        drain: Drain,
+    ) -> Self {
+        Self {
+            registries: BTreeMap::new(),
+            clusters: HashMap::new(),
+            routes: HashMap::new(),
+            listeners: HashMap::new(),
+            captured,
+            view: Arc::default(),
+            stale: Arc::default(),
+            data,
+            acceptor,
+            cx,
+            drain: Some(drain),
+        }
+    }
+
+    /// Makes the mesh what `config` says, or changes nothing and says why. Clusters whose configuration
+    /// did not change keep running with their connections; connections of others finish what they began.
+    pub(super) fn apply(&mut self, config: &Config) -> anyhow::Result<()> {
+        let plan = Plan::of(config);
+        let prepared = self.prepare(config, &plan)?;
+        self.commit(plan, prepared);
+        Ok(())
+    }
+
+    fn prepare(&self, config: &Config, plan: &Plan) -> anyhow::Result<Prepared> {
+        let mut registries = BTreeMap::new();
+        for (name, wanted) in &config.registries {
+            let registry = match self.registries.get(name) {
+                Some((same, registry)) if same == wanted => registry.clone(),
+                _ => kind::build("registry", registry::KINDS, &wanted.kind, &wanted.options, &self.cx)
+                    .with_context(|| format!("registries.{name}"))?,
+            };
+            registries.insert(name.clone(), (wanted.clone(), registry));
+        }
+        let mut fresh = HashMap::new();
+        for wanted in &plan.clusters {
+            let same = self.clusters.get(&wanted.id).is_some_and(|r| r.cluster.config == wanted.config);
+            if !same {
+                let cluster =
+                    self.build(&wanted.id, &wanted.config).with_context(|| format!("service {}", wanted.id.key))?;
+                fresh.insert(wanted.id.clone(), Arc::new(cluster));
+            }
+        }
+        let mut bound = HashMap::new();
+        for at in plan.listeners.keys().filter(|at| !self.listeners.contains_key(at)) {
+            let listener = bind(*at)?;
+            bound.insert(*at, listener);
+        }
+        Ok(Prepared { registries, fresh, bound })
+    }
+
+    fn build(&self, id: &ClusterId, config: &config::Cluster) -> anyhow::Result<Cluster> {
+        let protocol = self.acceptor.protocols.iter().find(|(name, _)| *name == id.protocol);
+        let (protocol, kind) = protocol.expect("plans name only protocols of KINDS");
+        let cx = BuildCx { service: id.key.service.as_str().into(), ..self.cx.clone() };
+        Cluster::build(Parts {
+            key: id.key.clone(),
+            direction: id.direction(),
+            protocol,
+            config,
+            connector: kind.connector(config, &cx)?,
+            mark: self.acceptor.capture.mark(),
+            cx: &cx,
+        })
+    }
+
+    fn commit(&mut self, plan: Plan, mut prepared: Prepared) {
+        let changed_registry = |name: &String| {
+            let (old, new) = (self.registries.get(name), prepared.registries.get(name));
+            !matches!((old, new), (Some((_, old)), Some((_, new))) if Arc::ptr_eq(old, new))
+        };
+        let mut clusters = HashMap::new();
+        let mut view = Vec::new();
+        for wanted in &plan.clusters {
+            let old = self.clusters.remove(&wanted.id);
+            let running = match (old, prepared.fresh.remove(&wanted.id)) {
+                (Some(old), None)
+                    if old.source == wanted.source && !wanted.source.registries.iter().any(changed_registry) =>
+                {
+                    old
+                }
+                (old, fresh) => {
+                    let cluster = fresh.or(old.map(|old| old.cluster)).expect("prepared because there was none");
+                    self.follow(cluster, wanted.source.clone(), &prepared.registries)
+                }
+            };
+            view.push(running.cluster.clone());
+            clusters.insert(wanted.id.clone(), running);
+        }
+        self.clusters = clusters;
+        self.registries = prepared.registries;
+        self.view.store(Arc::new(view));
+
+        let mut old_routes = std::mem::take(&mut self.routes);
+        let mut table = Routes::default();
+        for (address, plan) in &plan.captured {
+            table.insert(*address, self.destination(&Address::Captured(*address), plan, &mut old_routes));
+        }
+        self.captured.store(Arc::new(table));
+        let mut old_listeners = std::mem::take(&mut self.listeners);
+        for (at, plan) in &plan.listeners {
+            let destination = self.destination(&Address::Listener(*at), plan, &mut old_routes);
+            let listening = match old_listeners.remove(at) {
+                Some(listening) => {
+                    listening.destination.store(Arc::new(destination));
+                    listening
+                }
+                None => self.listen(prepared.bound.remove(at).expect("bound in prepare"), destination),
+            };
+            self.listeners.insert(*at, listening);
+        }
+        for gone in old_listeners.into_values() {
+            gone.stop.send_replace(true);
+        }
+    }
+
+    /// The destination of an address, with the routes of before where the protocol is the same, so that
+    /// connections that exist see the clusters of now.
+    fn destination(
+        &mut self,
+        address: &Address,
+        plan: &AddressPlan,
+        old: &mut HashMap<(Address, &'static str), Arc<Route>>,
+    ) -> Destination {
+        let direction = if plan.inbound { Direction::Inbound } else { Direction::Outbound };
+        let mut routes = Vec::new();
+        for kind in protocol::KINDS {
+            let of_kind = plan.clusters.iter().filter(|id| id.protocol == kind.name);
+            let clusters: Vec<_> = of_kind.map(|id| self.clusters[id].cluster.clone()).collect();
+            if clusters.is_empty() {
+                continue;
+            }
+            let key = (address.clone(), kind.name);
+            let route = match old.remove(&key) {
+                Some(route) => {
+                    route.replace(clusters);
+                    route
+                }
+                None => Arc::new(Route::new(direction, kind.name, clusters)),
+            };
+            self.routes.insert(key, route.clone());
+            routes.push(route);
+        }
+        if plan.detect || routes.len() > 1 {
+            Destination::Undeclared(routes.into())
+        } else {
+            Destination::Declared(routes.pop().expect("an address leads to at least one cluster"))
+        }
+    }
+
+    fn listen(&self, listener: TcpListener, destination: Destination) -> Listening {
+        let destination = Arc::new(ArcSwap::from_pointee(destination));
+        let (stop, stopped) = watch::channel(false);
+        if let Some(drain) = self.drain.clone() {
+            let target = Target::Fixed(destination.clone());
+            self.data.spawn(serve(self.acceptor.clone(), listener, target, stopped, drain));
+        }
+        Listening { destination, stop }
+    }
+
+    /// Starts following the registries of a cluster.
+    fn follow(&self, cluster: Arc<Cluster>, source: SourcePlan, registries: &Registries) -> Running {
+        let known = source.registries.iter().filter_map(|name| registries.get(name));
+        let mut lists: Vec<_> = known.map(|(_, registry)| registry.watch(&cluster.info.key)).collect();
+        if !source.instances.is_empty() {
+            lists.push(registry::inline(source.instances.clone()).watch(&cluster.info.key));
+        }
+        let (heard, first) = watch::channel(false);
+        let task = tokio::spawn(keep_up(cluster.clone(), self.stale.clone(), registry::merge(lists), heard));
+        Running { cluster, source, _task: AbortOnDrop(task.abort_handle()), first }
+    }
+
+    /// Lets the drain complete: the mesh itself holds nothing that must finish.
+    pub(super) fn release_drain(&mut self) {
+        self.drain = None;
+    }
+
+    /// Waits until every cluster has heard from its registries once, or `patience` is over.
+    pub(super) async fn first_snapshots(&self, patience: Duration) -> bool {
+        let all = async {
+            for running in self.clusters.values() {
+                // The sender lives in the task that follows the registry; an error means it ended.
+                let _ = running.first.clone().wait_for(|heard| *heard).await;
+            }
+        };
+        tokio::time::timeout(patience, all).await.is_ok()
+    }
+}
+
+/// Runs a listener bound elsewhere on the data runtime.
+pub(super) async fn serve(
+    acceptor: Arc<Acceptor>,
+    listener: TcpListener,
+    target: Target,
+    stop: watch::Receiver<bool>,
+    drain: Drain,
+) {
+    match tokio::net::TcpListener::from_std(listener) {
+        Ok(listener) => acceptor.listen(listener, target, stop, drain).await,
+        Err(error) => tracing::error!(%error, "a listener cannot be served"),
+    }
+}
+
+/// Binds a data listener.
+pub(super) fn bind(at: SocketAddr) -> anyhow::Result<TcpListener> {
+    let bind = || -> std::io::Result<TcpListener> {
+        let domain = socket2::Domain::for_address(at);
+        let socket = socket2::Socket::new(domain, socket2::Type::STREAM, Some(socket2::Protocol::TCP))?;
+        socket.set_reuse_address(true)?;
+        if at.is_ipv6() {
+            socket.set_only_v6(true)?;
+        }
+        socket.set_nonblocking(true)?;
+        socket.bind(&at.into())?;
+        // The kernel caps it at net.core.somaxconn; a burst must not meet a short queue here.
+        socket.listen(4096)?;
+        Ok(socket.into())
+    };
+    bind().with_context(|| format!("cannot listen on {at}: free the port or name another one in the configuration"))
+}
+
+async fn keep_up(
+    cluster: Arc<Cluster>,
+    stale: Arc<StaleReasons>,
+    mut list: watch::Receiver<Arc<Snapshot>>,
+    heard: watch::Sender<bool>,
+) {
+    // Probes end by themselves when their endpoint is gone, and all of them with this task.
+    let mut probes = JoinSet::new();
+    loop {
+        let snapshot = list.borrow_and_update().clone();
+        stale.set(&cluster.info.key, snapshot.stale.as_deref());
+        if snapshot.revision > 0 {
+            for endpoint in cluster.apply(&snapshot) {
+                probes.spawn(endpoint::probe_forever(endpoint));
+            }
+            heard.send_replace(true);
+        }
+        while probes.try_join_next().is_some() {}
+        if list.changed().await.is_err() {
+            // The registry is gone: the last list stays.
+            std::future::pending::<()>().await;
+        }
+    }
+}

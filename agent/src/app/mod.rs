@@ -1,0 +1,425 @@
+//! Wiring: builds every part from the configuration and joins them; the only module that knows all.
+
+mod mesh;
+mod plan;
+
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    path::{Path, PathBuf},
+    process::ExitCode,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::{Duration, Instant, SystemTime},
+};
+
+use anyhow::{Context, bail};
+use arc_swap::ArcSwap;
+use tokio::{
+    runtime,
+    signal::unix::{Signal, SignalKind, signal},
+    sync::{Semaphore, mpsc, watch},
+};
+
+use self::{mesh::Mesh, plan::Plan};
+use crate::{
+    accept::{self, Acceptor, Target},
+    admin::{self, Command, ConfigInfo, Handles},
+    capture::{self, Capture},
+    cluster::{Cluster, Parts},
+    config::{self, Config},
+    drain::{self, Drain, Drainer},
+    filter::Direction,
+    kind::BuildCx,
+    metrics::{AccessLogWriter, AgentCounters, LiveTable},
+    protocol::tcp,
+    route::{Destination, Route, Routes},
+};
+
+/// What the command line adds to the configuration.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// Show what the kernel programs say, from this level on.
+    pub kernel_log: Option<tracing::Level>,
+}
+
+/// How often the kernel half is shown a sign of life.
+const BEAT: Duration = Duration::from_millis(100);
+/// The data runtime must have moved within this time for a beat to be honest.
+const STALLED_AFTER: Duration = Duration::from_secs(2);
+/// How long a start waits for registries before it serves without their lists.
+const FIRST_SNAPSHOT: Duration = Duration::from_secs(3);
+
+/// Runs the agent until it is told to stop. Returns an error before anything is captured, or success
+/// after a drain.
+pub fn run(path: &Path, options: &Options) -> anyhow::Result<ExitCode> {
+    let config = load(path)?;
+    let room = descriptors();
+    let data = runtime::Builder::new_multi_thread()
+        .worker_threads(config.threads)
+        .thread_name("data")
+        .enable_all()
+        .build()
+        .context("cannot start the data runtime")?;
+    let control =
+        runtime::Builder::new_current_thread().enable_all().build().context("cannot start the control runtime")?;
+    let handle = data.handle().clone();
+    let result = control.block_on(async move {
+        let mut app = App::start(path, config, options, handle, room).await?;
+        app.work().await;
+        app.stop().await
+    });
+    data.shutdown_timeout(Duration::from_secs(1));
+    result
+}
+
+fn load(path: &Path) -> anyhow::Result<Config> {
+    Config::load(path).map_err(|errors| anyhow::anyhow!("{errors}"))
+}
+
+/// Raises the limit of open files as far as allowed and returns it.
+fn descriptors() -> usize {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    let wanted = Rlimit { current: limit.maximum, maximum: limit.maximum };
+    let reached = if setrlimit(Resource::Nofile, wanted).is_ok() { limit.maximum } else { limit.current };
+    reached.map_or(usize::MAX, |n| n as usize)
+}
+
+/// The running agent, seen from the control runtime.
+struct App {
+    path: PathBuf,
+    config: Config,
+    mesh: Mesh,
+    capture: Arc<dyn Capture>,
+    /// Where captured connections arrive.
+    captured_at: Vec<SocketAddr>,
+    info: Arc<ArcSwap<ConfigInfo>>,
+    access_log: Option<Arc<AccessLogWriter>>,
+    ready: watch::Sender<bool>,
+    commands: mpsc::Receiver<Command>,
+    drainer: Drainer,
+    pulse: Arc<AtomicU64>,
+    stop: Stop,
+}
+
+struct Stop {
+    term: Signal,
+    int: Signal,
+    hup: Signal,
+}
+
+impl App {
+    async fn start(
+        path: &Path,
+        config: Config,
+        options: &Options,
+        data: runtime::Handle,
+        room: usize,
+    ) -> anyhow::Result<Self> {
+        let stop = Stop {
+            term: signal(SignalKind::terminate())?,
+            int: signal(SignalKind::interrupt())?,
+            hup: signal(SignalKind::hangup())?,
+        };
+        // Everything that can be refused comes before the first thing that others could notice.
+        let admin = mesh::bind(config.ports.admin)?;
+        let access_log = open_access_log(&config)?;
+        let chosen = capture::choose(&config, options.kernel_log)?;
+        tracing::info!(capture = chosen.capture.name(), reason = chosen.reason, "capture chosen");
+        let (drainer, drain) = drain::new();
+        let counters = Arc::new(AgentCounters::default());
+        let live = Arc::new(LiveTable::default());
+        let cx = BuildCx {
+            application: config.application.clone(),
+            base_dir: config.base_dir.clone(),
+            access_log: access_log.clone(),
+            ..BuildCx::default()
+        };
+        let acceptor = Arc::new(Acceptor {
+            protocols: accept::protocols(&config.limits),
+            capture: chosen.capture.clone(),
+            live: live.clone(),
+            permits: Arc::new(Semaphore::new(permits(&config.limits, room))),
+            limits: config.limits.clone(),
+            counters: counters.clone(),
+            passthrough: passthrough(&config.limits, chosen.capture.mark()),
+        });
+        let captured = Arc::new(ArcSwap::from_pointee(Routes::default()));
+        let mut mesh = Mesh::new(data.clone(), acceptor.clone(), captured.clone(), cx, drain.clone());
+        mesh.apply(&config)?;
+        let captured_at = listen_captured(&config, &*chosen.capture, &data, &acceptor, &captured, &drain)?;
+        if !mesh.first_snapshots(FIRST_SNAPSHOT).await {
+            tracing::warn!("serving, though not every registry has answered yet");
+        }
+        let table = Plan::of(&config).capture_table(&config, captured_at.clone());
+        chosen.capture.apply(&table).context("cannot tell the kernel what to capture")?;
+        chosen.capture.beat();
+
+        let (ready, ready_rx) = watch::channel(false);
+        let (commands_tx, commands) = mpsc::channel(8);
+        let info = Arc::new(ArcSwap::from_pointee(ConfigInfo {
+            path: path.to_owned(),
+            generation: 1,
+            loaded_at: SystemTime::now(),
+            last_error: None,
+        }));
+        let handles = Handles {
+            application: config.application.clone(),
+            name: config.name.clone(),
+            version: env!("CARGO_PKG_VERSION"),
+            started: Instant::now(),
+            clusters: mesh.view.clone(),
+            stale: mesh.stale.clone(),
+            live,
+            capture: chosen.capture.clone(),
+            capture_reason: chosen.reason,
+            config: info.clone(),
+            ready: ready_rx,
+            commands: commands_tx,
+            counters,
+            access_log: access_log.clone(),
+        };
+        let admin = tokio::net::TcpListener::from_std(admin)?;
+        tokio::spawn(async move {
+            if let Err(error) = admin::serve(admin, Arc::new(handles)).await {
+                tracing::error!(%error, "the admin API stopped");
+            }
+        });
+        let pulse = Arc::new(AtomicU64::new(0));
+        data.spawn(beat_of_the_data_runtime(pulse.clone()));
+        ready.send_replace(true);
+        tracing::info!(
+            version = env!("CARGO_PKG_VERSION"),
+            admin = %config.ports.admin,
+            services = config.referers.len() + config.services.len(),
+            "ready"
+        );
+        Ok(Self {
+            path: path.to_owned(),
+            config,
+            mesh,
+            capture: chosen.capture,
+            captured_at,
+            info,
+            access_log,
+            ready,
+            commands,
+            drainer,
+            pulse,
+            stop,
+        })
+    }
+
+    /// Serves until told to stop.
+    async fn work(&mut self) {
+        let mut beat = tokio::time::interval(BEAT);
+        beat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut seen = (self.pulse.load(Relaxed), Instant::now());
+        loop {
+            tokio::select! {
+                biased;
+                _ = beat.tick() => {
+                    let now = self.pulse.load(Relaxed);
+                    if now != seen.0 {
+                        seen = (now, Instant::now());
+                    }
+                    // With the data runtime stuck, direct connections are better than captured ones.
+                    if seen.1.elapsed() < STALLED_AFTER {
+                        self.capture.beat();
+                    }
+                }
+                _ = self.stop.term.recv() => return,
+                _ = self.stop.int.recv() => return,
+                _ = self.stop.hup.recv() => {
+                    if let Some(log) = &self.access_log {
+                        log.reopen();
+                    }
+                    // Told in the log and by `sockmesh config`-like reading of `/config`.
+                    let _ = self.reload();
+                }
+                Some(command) = self.commands.recv() => match command {
+                    Command::Reload(answer) => {
+                        // The asker may have gone; the reload took place all the same.
+                        let _ = answer.send(self.reload());
+                    }
+                    Command::Drain => return,
+                },
+            }
+        }
+    }
+
+    /// Applies the file as it is now, as a whole or not at all.
+    fn reload(&mut self) -> Result<String, String> {
+        let result = self.try_reload();
+        let mut info = ConfigInfo::clone(&self.info.load());
+        match &result {
+            Ok(message) => {
+                info.generation += 1;
+                info.loaded_at = SystemTime::now();
+                info.last_error = None;
+                tracing::info!(generation = info.generation, message, "configuration reloaded");
+            }
+            Err(error) => {
+                info.last_error = Some(error.clone());
+                tracing::error!(error, "configuration not reloaded, the old one stays in force");
+            }
+        }
+        self.info.store(Arc::new(info));
+        result
+    }
+
+    fn try_reload(&mut self) -> Result<String, String> {
+        let new = load(&self.path).map_err(|e| format!("{e:#}"))?;
+        let fixed = plan::needs_restart(&self.config, &new);
+        if !fixed.is_empty() {
+            return Err(format!(
+                "changed but fixed for a running agent: {}; restart it to apply them",
+                fixed.join(", ")
+            ));
+        }
+        self.mesh.apply(&new).map_err(|e| format!("{e:#}"))?;
+        let table = Plan::of(&new).capture_table(&new, self.captured_at.clone());
+        if let Err(error) = self.capture.apply(&table) {
+            // Back to what was in force, which the kernel had accepted before.
+            let old = Plan::of(&self.config).capture_table(&self.config, self.captured_at.clone());
+            let restored = self.mesh.apply(&self.config).and_then(|()| self.capture.apply(&old));
+            let after =
+                restored.err().map(|e| format!("; restoring the old one failed too: {e:#}")).unwrap_or_default();
+            return Err(format!("the kernel refused the new table: {error:#}{after}"));
+        }
+        let message = format!("{} services called, {} provided", new.referers.len(), new.services.len());
+        self.config = new;
+        Ok(message)
+    }
+
+    /// Finishes what is held, takes everything back, ends.
+    async fn stop(mut self) -> anyhow::Result<ExitCode> {
+        tracing::info!(deadline = ?self.config.drain, "stopping: no new connections, finishing those that are here");
+        self.ready.send_replace(false);
+        self.capture.stop_capturing();
+        self.mesh.release_drain();
+        let finish = self.drainer.drain(self.config.drain);
+        tokio::pin!(finish);
+        // The beat goes on: connections that were captured before the stop must still find us alive.
+        let mut beat = tokio::time::interval(BEAT);
+        let in_time = loop {
+            tokio::select! {
+                in_time = &mut finish => break in_time,
+                _ = beat.tick() => self.capture.beat(),
+                _ = self.stop.term.recv() => break false,
+                _ = self.stop.int.recv() => break false,
+            }
+        };
+        if !in_time {
+            tracing::warn!("the drain deadline passed or a second signal came: the rest was cut");
+        }
+        self.capture.uninstall().context("cannot take back everything from the kernel: run `sockmesh check`")?;
+        if let Some(log) = &self.access_log {
+            log.flush(Duration::from_secs(1));
+        }
+        tracing::info!("stopped");
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+/// Binds the listeners for captured connections and serves them; none where nothing is captured.
+fn listen_captured(
+    config: &Config,
+    capture: &dyn Capture,
+    data: &runtime::Handle,
+    acceptor: &Arc<Acceptor>,
+    routes: &Arc<ArcSwap<Routes>>,
+    drain: &Drain,
+) -> anyhow::Result<Vec<SocketAddr>> {
+    if !capture.needs_listener() {
+        return Ok(Vec::new());
+    }
+    let mut at = Vec::new();
+    for ip in [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)] {
+        let address = SocketAddr::new(ip, config.ports.outbound);
+        let listener = match mesh::bind(address) {
+            Ok(listener) => listener,
+            Err(error) if ip.is_ipv6() && !Path::new("/proc/net/if_inet6").exists() => {
+                tracing::info!(%error, "no IPv6 on this host: IPv6 connections are left alone");
+                continue;
+            }
+            Err(error) => return Err(error.context("ports.outbound")),
+        };
+        at.push(address);
+        let (stop, stopped) = watch::channel(false);
+        let target = Target::Captured(routes.clone());
+        let serving = mesh::serve(acceptor.clone(), listener, target, stopped, drain.clone());
+        data.spawn(async move {
+            // Lives as long as the agent: only the drain ends it.
+            let _stop = stop;
+            serving.await;
+        });
+    }
+    if at.is_empty() {
+        bail!("no loopback address to listen on");
+    }
+    Ok(at)
+}
+
+fn open_access_log(config: &Config) -> anyhow::Result<Option<Arc<AccessLogWriter>>> {
+    let clusters = config.referers.iter().map(|r| &r.cluster).chain(config.services.iter().map(|s| &s.cluster));
+    let wanted = clusters.flat_map(|c| &c.filters).any(|f| f.name == "access_log");
+    let path = config.access_log.path.as_ref().map(|p| config.base_dir.join(p));
+    // Opened also when nothing logs yet but a file is named: a reload may bring the first filter.
+    if !wanted && path.is_none() {
+        return Ok(None);
+    }
+    let writer = AccessLogWriter::start(path.clone(), config.access_log.buffer_lines)
+        .with_context(|| format!("access_log.path: cannot open {path:?}"))?;
+    Ok(Some(Arc::new(writer)))
+}
+
+/// Each connection may need a second descriptor towards its endpoint.
+fn permits(limits: &config::Limits, descriptors: usize) -> usize {
+    let room = descriptors.saturating_sub(limits.reserved_descriptors) / 2;
+    if room < limits.connections {
+        tracing::warn!(
+            connections = room,
+            wanted = limits.connections,
+            descriptors,
+            "fewer connections than `limits.connections`: raise the limit of open files (LimitNOFILE=)"
+        );
+    }
+    // The semaphore's own limit is far above any table of descriptors.
+    room.clamp(1, limits.connections.clamp(1, Semaphore::MAX_PERMITS))
+}
+
+/// Carries a captured connection whose service has gone since to where it wanted to go.
+fn passthrough(limits: &config::Limits, mark: Option<u32>) -> Box<dyn Fn(SocketAddr) -> Destination + Send + Sync> {
+    let plain = config::Cluster { filters: Vec::new(), ..config::Cluster::default() };
+    let protocols = accept::protocols(limits);
+    Box::new(move |destination| {
+        let (_, tcp) = protocols.iter().find(|(name, _)| *name == tcp::NAME).expect("tcp is in KINDS");
+        let cluster = Cluster::build(Parts {
+            key: model::ServiceKey { service: destination.to_string(), ..model::ServiceKey::default() },
+            direction: Direction::Outbound,
+            protocol: tcp::NAME,
+            config: &plain,
+            connector: tcp.connector(&plain, &BuildCx::default()).expect("defaults are valid"),
+            mark,
+            cx: &BuildCx::default(),
+        })
+        .expect("defaults are valid");
+        cluster.apply(&model::Snapshot {
+            revision: 1,
+            instances: vec![model::Instance::at(destination.to_string())],
+            stale: None,
+        });
+        Destination::Declared(Arc::new(Route::new(Direction::Outbound, tcp::NAME, vec![Arc::new(cluster)])))
+    })
+}
+
+async fn beat_of_the_data_runtime(pulse: Arc<AtomicU64>) {
+    let mut tick = tokio::time::interval(BEAT);
+    loop {
+        tick.tick().await;
+        pulse.fetch_add(1, Relaxed);
+    }
+}

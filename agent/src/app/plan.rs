@@ -1,0 +1,178 @@
+//! What a configuration amounts to: clusters, the addresses that lead to them, listeners. Pure.
+
+use std::{collections::BTreeMap, net::SocketAddr};
+
+use model::{Instance, ServiceKey};
+
+use crate::{
+    capture::CaptureTable,
+    config::{self, Config, VirtualAddress},
+    filter::Direction,
+    protocol,
+};
+
+/// Everything a configuration asks for.
+#[derive(Debug, Default)]
+pub(super) struct Plan {
+    pub(super) clusters: Vec<ClusterPlan>,
+    /// Addresses that captured connections may have wanted to go to.
+    pub(super) captured: Vec<(VirtualAddress, AddressPlan)>,
+    /// Listeners that programs or other agents dial.
+    pub(super) listeners: BTreeMap<SocketAddr, AddressPlan>,
+}
+
+/// Names a cluster across reloads.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(super) struct ClusterId {
+    inbound: bool,
+    pub(super) key: ServiceKey,
+    pub(super) protocol: &'static str,
+    /// Tells entries of the same service apart, in the order of the file.
+    nth: usize,
+}
+
+impl ClusterId {
+    pub(super) const fn direction(&self) -> Direction {
+        if self.inbound { Direction::Inbound } else { Direction::Outbound }
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct ClusterPlan {
+    pub(super) id: ClusterId,
+    pub(super) config: config::Cluster,
+    pub(super) source: SourcePlan,
+}
+
+/// Where the endpoints of a cluster come from.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct SourcePlan {
+    /// Names of registries, asked in this order.
+    pub(super) registries: Vec<String>,
+    /// Listed in the configuration itself.
+    pub(super) instances: Vec<Instance>,
+}
+
+/// The clusters behind an address.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct AddressPlan {
+    pub(super) inbound: bool,
+    /// The protocol is found out for each connection; `clusters` has one for each protocol then.
+    pub(super) detect: bool,
+    pub(super) clusters: Vec<ClusterId>,
+}
+
+impl Plan {
+    pub(super) fn of(config: &Config) -> Self {
+        let mut plan = Self::default();
+        for referer in &config.referers {
+            let source = SourcePlan { registries: referer.registries.clone(), instances: referer.endpoints.clone() };
+            let address = plan.add(false, &referer.key, referer.protocol.as_deref(), &referer.cluster, &source);
+            for virtual_address in &referer.addresses {
+                plan.captured.push((*virtual_address, address.clone()));
+            }
+            if let Some(listen) = referer.listen {
+                plan.listen(listen, address);
+            }
+        }
+        for service in &config.services {
+            let local = Instance::at(service.local.to_string());
+            let source = SourcePlan { registries: Vec::new(), instances: vec![local] };
+            let address = plan.add(true, &service.key, service.protocol.as_deref(), &service.cluster, &source);
+            plan.listen(service.export, address);
+        }
+        plan
+    }
+
+    fn add(
+        &mut self,
+        inbound: bool,
+        key: &ServiceKey,
+        protocol: Option<&str>,
+        config: &config::Cluster,
+        source: &SourcePlan,
+    ) -> AddressPlan {
+        let mut address = AddressPlan { inbound, detect: protocol.is_none(), clusters: Vec::new() };
+        for kind in protocol::KINDS.iter().filter(|k| protocol.is_none_or(|p| p == k.name)) {
+            let mut id = ClusterId { inbound, key: key.clone(), protocol: kind.name, nth: 0 };
+            while self.clusters.iter().any(|c| c.id == id) {
+                id.nth += 1;
+            }
+            address.clusters.push(id.clone());
+            self.clusters.push(ClusterPlan { id, config: config.clone(), source: source.clone() });
+        }
+        address
+    }
+
+    fn listen(&mut self, at: SocketAddr, address: AddressPlan) {
+        let shared = self.listeners.entry(at).or_default();
+        shared.inbound = address.inbound;
+        shared.detect |= address.detect;
+        shared.clusters.extend(address.clusters);
+    }
+
+    /// What the capture is told.
+    pub(super) fn capture_table(&self, config: &Config, listeners: Vec<SocketAddr>) -> CaptureTable {
+        let destinations =
+            config.referers.iter().flat_map(|r| r.addresses.iter().map(|a| (*a, r.on_agent_loss))).collect();
+        CaptureTable { destinations, listeners, enroll: config.capture.enroll.clone() }
+    }
+}
+
+/// Settings that a running agent cannot change, with a word for each that differs.
+pub(super) fn needs_restart(old: &Config, new: &Config) -> Vec<&'static str> {
+    let pairs = [
+        ("name", old.name == new.name),
+        ("application", old.application == new.application),
+        ("ports", old.ports == new.ports),
+        ("capture.mode", old.capture.mode == new.capture.mode),
+        ("capture.stale_after", old.capture.stale_after == new.capture.stale_after),
+        ("capture.max_connections", old.capture.max_connections == new.capture.max_connections),
+        ("capture.bpffs", old.capture.bpffs == new.capture.bpffs),
+        ("limits", old.limits == new.limits),
+        ("threads", old.threads == new.threads),
+        ("access_log", old.access_log == new.access_log),
+    ];
+    pairs.into_iter().filter(|(_, same)| !same).map(|(name, _)| name).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{OnAgentLoss, Referer};
+
+    fn referer(service: &str, protocol: Option<&str>, listen: &str) -> Referer {
+        Referer {
+            key: ServiceKey { service: service.to_owned(), ..ServiceKey::default() },
+            protocol: protocol.map(str::to_owned),
+            addresses: Vec::new(),
+            listen: Some(listen.parse().unwrap()),
+            on_agent_loss: OnAgentLoss::Direct,
+            registries: Vec::new(),
+            endpoints: vec![Instance::at("127.0.0.1:1")],
+            cluster: config::Cluster::default(),
+        }
+    }
+
+    #[test]
+    fn services_share_a_listener_and_undeclared_ones_get_a_cluster_for_each_protocol() {
+        let referers = vec![
+            referer("a", Some("motan2"), "127.0.0.1:9000"),
+            referer("b", Some("motan2"), "127.0.0.1:9000"),
+            referer("c", None, "127.0.0.1:9001"),
+        ];
+        let plan = Plan::of(&Config { referers, ..Config::default() });
+        assert_eq!(plan.listeners.len(), 2);
+        let shared = &plan.listeners[&"127.0.0.1:9000".parse().unwrap()];
+        assert_eq!((shared.clusters.len(), shared.detect), (2, false));
+        let undeclared = &plan.listeners[&"127.0.0.1:9001".parse().unwrap()];
+        assert_eq!((undeclared.clusters.len(), undeclared.detect), (protocol::KINDS.len(), true));
+    }
+
+    #[test]
+    fn the_same_service_twice_is_two_clusters() {
+        let twice = vec![referer("a", Some("tcp"), "127.0.0.1:9000"), referer("a", Some("tcp"), "127.0.0.1:9001")];
+        let plan = Plan::of(&Config { referers: twice, ..Config::default() });
+        assert_ne!(plan.clusters[0].id, plan.clusters[1].id);
+    }
+}
