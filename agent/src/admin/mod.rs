@@ -1,5 +1,12 @@
 //! The agent's own HTTP API: what it does, how it goes, and the few commands.
 
+mod export;
+mod process;
+mod routes;
+mod server;
+mod stat;
+pub mod view;
+
 use std::{
     collections::HashMap,
     path::PathBuf,
@@ -10,10 +17,9 @@ use std::{
 use arc_swap::ArcSwap;
 use model::ServiceKey;
 use parking_lot::Mutex;
-use tokio::{
-    net::TcpListener,
-    sync::{mpsc, oneshot, watch},
-};
+use tokio::sync::{mpsc, oneshot, watch};
+
+pub use self::server::serve;
 
 use crate::{
     call::Text,
@@ -98,9 +104,5 @@ impl StaleReasons {
     }
 }
 
-/// Answers requests on `listener` until the future is dropped; run it on the control runtime. It goes
-/// on answering while the agent drains (with `/ready` saying no), so it holds no `Drain`.
-pub async fn serve(listener: TcpListener, handles: Arc<Handles>) -> anyhow::Result<()> {
-    let _ = (listener, handles);
-    std::future::pending().await
-}
+#[cfg(test)]
+mod tests;

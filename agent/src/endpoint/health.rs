@@ -3,7 +3,7 @@
 use std::{
     sync::{
         Arc, Weak,
-        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed},
     },
     time::Duration,
 };
@@ -26,8 +26,28 @@ pub struct Health {
     ejections: AtomicU32,
     /// Milliseconds since `born` when it left last, for "least bad".
     left_ms: AtomicU64,
+    /// Milliseconds since `born` when it came back last; 0 for never.
+    back_ms: AtomicU64,
+    /// Why it left last: an index into [`REASONS`].
+    reason: AtomicU8,
     born: Instant,
     wake: tokio::sync::Notify,
+}
+
+/// Why an endpoint left.
+const REASONS: [&str; 2] = ["connections failed", "calls failed"];
+const CONNECTS: u8 = 0;
+const CALLS: u8 = 1;
+
+/// Whether an endpoint is in rotation, as operators see it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Standing {
+    /// It may be picked.
+    pub available: bool,
+    /// Why it left; `None` while it is in rotation.
+    pub reason: Option<&'static str>,
+    /// Time since it left or came back; `None` when it never left.
+    pub since: Option<Duration>,
 }
 
 impl Health {
@@ -40,6 +60,8 @@ impl Health {
             failures: AtomicU32::new(0),
             ejections: AtomicU32::new(0),
             left_ms: AtomicU64::new(0),
+            back_ms: AtomicU64::new(0),
+            reason: AtomicU8::new(0),
             born: Instant::now(),
             wake: tokio::sync::Notify::new(),
         }
@@ -63,6 +85,7 @@ impl Health {
             self.ejections.store(0, Relaxed);
         }
         if self.out.load(Relaxed) {
+            self.back_ms.store(self.now_ms(), Relaxed);
             self.out.store(false, Relaxed);
         }
     }
@@ -70,14 +93,14 @@ impl Health {
     /// No connection could be made.
     pub fn connect_failed(&self) {
         if self.connect_failures.fetch_add(1, Relaxed) + 1 >= self.rules.connect_failures {
-            self.leave();
+            self.leave(CONNECTS);
         }
     }
 
     /// A call that reached it failed.
     pub fn failed(&self) {
         if self.failures.fetch_add(1, Relaxed) + 1 >= self.rules.failures {
-            self.leave();
+            self.leave(CALLS);
         }
     }
 
@@ -86,9 +109,25 @@ impl Health {
         if self.is_available() { 0 } else { self.left_ms.load(Relaxed) + 1 }
     }
 
-    fn leave(&self) {
+    /// Whether it is in rotation, why not, and since when, for operators.
+    pub fn standing(&self) -> Standing {
+        let available = self.is_available();
+        let changed = if available { &self.back_ms } else { &self.left_ms }.load(Relaxed);
+        Standing {
+            available,
+            reason: (!available).then(|| REASONS[usize::from(self.reason.load(Relaxed))]),
+            since: (!available || changed > 0).then(|| Duration::from_millis(self.now_ms().saturating_sub(changed))),
+        }
+    }
+
+    fn now_ms(&self) -> u64 {
+        self.born.elapsed().as_millis() as u64
+    }
+
+    fn leave(&self, reason: u8) {
         if !self.out.swap(true, Relaxed) {
-            self.left_ms.store(self.born.elapsed().as_millis() as u64, Relaxed);
+            self.left_ms.store(self.now_ms(), Relaxed);
+            self.reason.store(reason, Relaxed);
             self.ejections.fetch_add(1, Relaxed);
             self.wake.notify_one();
         }
@@ -98,6 +137,7 @@ impl Health {
         self.connect_failures.store(0, Relaxed);
         // One more failure sends it out again: a probe proves a listener, not a working service.
         self.failures.store(self.rules.failures.saturating_sub(1), Relaxed);
+        self.back_ms.store(self.now_ms(), Relaxed);
         self.out.store(false, Relaxed);
     }
 
@@ -163,8 +203,11 @@ mod tests {
         health.succeeded();
         health.connect_failed();
         assert!(health.is_available(), "a success in between starts the count again");
+        assert_eq!(health.standing(), Standing { available: true, reason: None, since: None });
         health.connect_failed();
         assert!(!health.is_available());
+        assert_eq!(health.standing().reason, Some("connections failed"));
+        assert!(health.standing().since.is_some());
 
         let health = Health::new(rules());
         for _ in 0..3 {
@@ -172,6 +215,7 @@ mod tests {
             health.failed();
         }
         assert!(!health.is_available());
+        assert_eq!(health.standing().reason, Some("calls failed"));
     }
 
     #[tokio::test]

@@ -19,7 +19,7 @@ use tokio::net::TcpStream;
 
 pub use self::{
     dial::{DialOptions, dial},
-    health::{Health, probe_forever},
+    health::{Health, Standing, probe_forever},
 };
 use crate::{
     call::{CallError, Request, Response, Text},

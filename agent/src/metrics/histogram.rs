@@ -123,11 +123,12 @@ impl Summary {
         None
     }
 
-    /// Cumulative counts at each doubling from 8 us on: (upper border, records below it). What
-    /// Prometheus calls `le` buckets, exact because borders coincide.
+    /// Cumulative counts at each doubling from 8 us to 69 s: (upper border, records below it). What
+    /// Prometheus calls `le` buckets, exact because borders coincide. The last bucket has no border:
+    /// it also holds what took longer.
     pub fn doublings(&self) -> impl Iterator<Item = (Duration, u64)> + '_ {
         let mut below = 0;
-        self.buckets.iter().enumerate().filter_map(move |(i, n)| {
+        self.buckets.iter().take(BUCKETS - 1).enumerate().filter_map(move |(i, n)| {
             below += n;
             (i % SUB == 0).then(|| (Duration::from_nanos(border(i)), below))
         })

@@ -11,7 +11,7 @@ use std::{
 };
 
 use parking_lot::Mutex;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::call::Text;
 
@@ -46,7 +46,7 @@ struct Now {
 }
 
 /// A row for operators.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct LiveRow {
     /// Process that connected, 0 when unknown.
     pub pid: u32,

@@ -5,6 +5,8 @@ mod counters;
 mod histogram;
 mod live;
 mod methods;
+pub mod prometheus;
+pub mod window;
 
 pub use self::{
     access_writer::AccessLogWriter,

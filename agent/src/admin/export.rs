@@ -1,0 +1,290 @@
+//! `/metrics`: everything that is counted, as Prometheus text.
+
+use std::{
+    collections::HashSet,
+    sync::{Arc, atomic::Ordering::Relaxed},
+};
+
+use super::{Handles, process::Process};
+use crate::{
+    cluster::Cluster,
+    endpoint::Endpoint,
+    metrics::{
+        Ending, MethodStats,
+        prometheus::{Family, Labels, Page, Type},
+    },
+};
+
+/// Name, type, help and labels of a family.
+pub(super) type Head = (&'static str, Type, &'static str, &'static str);
+
+const CLUSTER: &str = "service, group, direction, protocol, version where there is one";
+
+/// By method, where the `metrics` filter is on.
+const METHODS: [(Head, fn(&mut Family<'_>, &Labels, &MethodStats)); 6] = [
+    (
+        (
+            "sockmesh_requests_total",
+            Type::Counter,
+            "Calls that ended, by class of code and outcome.",
+            "as above and method, code, outcome",
+        ),
+        |family, labels, row| {
+            for ending in Ending::all() {
+                let count = row.count(ending);
+                if count > 0 {
+                    let labels = labels.clone().with("code", ending.code()).with("outcome", ending.outcome());
+                    family.sample(&labels, count);
+                }
+            }
+        },
+    ),
+    (
+        (
+            "sockmesh_request_duration_seconds",
+            Type::Histogram,
+            "Time of a call, body included; of a raw connection the time to reach an endpoint.",
+            "as above and method",
+        ),
+        |family, labels, row| family.histogram(labels, &row.latency.summary()),
+    ),
+    (
+        ("sockmesh_request_bytes_total", Type::Counter, "Payload bytes from callers.", "as above and method"),
+        |family, labels, row| family.sample(labels, row.request_bytes.load(Relaxed)),
+    ),
+    (
+        ("sockmesh_response_bytes_total", Type::Counter, "Payload bytes to callers.", "as above and method"),
+        |family, labels, row| family.sample(labels, row.response_bytes.load(Relaxed)),
+    ),
+    (
+        ("sockmesh_attempts_total", Type::Counter, "Attempts made for calls that ended.", "as above and method"),
+        |family, labels, row| family.sample(labels, row.attempts.load(Relaxed)),
+    ),
+    (
+        ("sockmesh_retries_total", Type::Counter, "Of the attempts, those after the first.", "as above and method"),
+        |family, labels, row| family.sample(labels, row.retries.load(Relaxed)),
+    ),
+];
+
+/// By service, whatever its filters.
+const SERVICES: [(Head, fn(&mut Family<'_>, &Labels, &Handles, &Cluster)); 3] = [
+    (
+        (
+            "sockmesh_service_calls_total",
+            Type::Counter,
+            "Calls that ended, whatever the filters; a call that the user's own code refused is a success.",
+            "service, group, direction, protocol, version where there is one, outcome",
+        ),
+        |family, labels, _, cluster| {
+            let stats = &cluster.info.stats;
+            family.sample(&labels.clone().with("outcome", "success"), stats.succeeded.load(Relaxed));
+            family.sample(&labels.clone().with("outcome", "failure"), stats.failed.load(Relaxed));
+        },
+    ),
+    (
+        ("sockmesh_service_in_flight", Type::Gauge, "Calls and raw connections that have not ended.", CLUSTER),
+        |family, labels, _, cluster| {
+            let stats = &cluster.info.stats;
+            let ended = stats.succeeded.load(Relaxed) + stats.failed.load(Relaxed);
+            family.sample(labels, stats.started.load(Relaxed).saturating_sub(ended));
+        },
+    ),
+    (
+        (
+            "sockmesh_service_stale",
+            Type::Gauge,
+            "1 while the list of endpoints is older than what its registry holds.",
+            CLUSTER,
+        ),
+        |family, labels, handles, cluster| {
+            family.sample(labels, u8::from(handles.stale.get(&cluster.info.key).is_some()));
+        },
+    ),
+];
+
+const ENDPOINT: &str = "as the service, and endpoint, endpoint_group";
+
+/// By endpoint.
+const ENDPOINTS: [(Head, fn(&Endpoint) -> u64); 4] = [
+    (("sockmesh_endpoint_up", Type::Gauge, "1 while the endpoint may be picked.", ENDPOINT), |e| {
+        u64::from(e.health.is_available() && e.weight > 0)
+    }),
+    (("sockmesh_endpoint_in_flight", Type::Gauge, "Attempts in flight.", ENDPOINT), |e| u64::from(e.in_flight())),
+    (("sockmesh_endpoint_attempts_total", Type::Counter, "Attempts begun.", ENDPOINT), |e| {
+        e.stats.started.load(Relaxed)
+    }),
+    (("sockmesh_endpoint_failures_total", Type::Counter, "Attempts that ended badly.", ENDPOINT), |e| {
+        e.stats.failed.load(Relaxed)
+    }),
+];
+
+const CONNECTIONS: Head = ("sockmesh_connections", Type::Gauge, "Connections of programs held now.", "");
+const CAPTURE: Head =
+    ("sockmesh_capture_total", Type::Counter, "Connects seen by the kernel half, by what became of them.", "outcome");
+const CAPTURE_INFO: Head = ("sockmesh_capture_info", Type::Gauge, "1 for the way of capture in use.", "capture");
+const LOG_LINES: Head = ("sockmesh_access_log_lines_total", Type::Counter, "Access log lines written.", "");
+const LOG_DROPPED: Head = (
+    "sockmesh_access_log_dropped_total",
+    Type::Counter,
+    "Access log lines lost because the disk did not keep up or refused them.",
+    "",
+);
+const READY: Head = ("sockmesh_ready", Type::Gauge, "1 while the agent serves, 0 while it starts or drains.", "");
+const GENERATION: Head =
+    ("sockmesh_config_generation", Type::Gauge, "Generation of the configuration in use, 1 at start.", "");
+const UPTIME: Head = ("sockmesh_uptime_seconds", Type::Gauge, "Time since the agent started.", "");
+const BUILD: Head = ("sockmesh_build_info", Type::Gauge, "1, with the version of the program.", "version");
+const RESIDENT: Head = ("sockmesh_process_resident_bytes", Type::Gauge, "Memory of the agent's process.", "");
+const CPU: Head =
+    ("sockmesh_process_cpu_seconds_total", Type::Counter, "Processor time that the agent's process used.", "");
+const FDS: Head = ("sockmesh_process_open_fds", Type::Gauge, "Open file descriptors.", "");
+const MAX_FDS: Head = ("sockmesh_process_max_fds", Type::Gauge, "Limit of open file descriptors.", "");
+
+/// Clusters with their labels, which are unique.
+type Labelled = Vec<(Arc<Cluster>, Labels)>;
+
+fn labelled(handles: &Handles) -> Labelled {
+    let mut seen = HashSet::new();
+    let mut labelled = Labelled::new();
+    for cluster in handles.clusters.load().iter() {
+        let info = &cluster.info;
+        let mut labels = Labels::default()
+            .with("service", &info.key.service)
+            .with("group", &info.key.group)
+            .with("direction", info.direction.name())
+            .with("protocol", info.protocol);
+        if !info.key.version.is_empty() {
+            labels = labels.with("version", &info.key.version);
+        }
+        // A scraper throws the whole page away when a sample comes twice.
+        let unique = (1..).map(|n| if n == 1 { labels.clone() } else { labels.clone().with("nth", n) });
+        let labels = unique.into_iter().find(|l| seen.insert(l.clone())).expect("some number is free");
+        labelled.push((cluster.clone(), labels));
+    }
+    labelled
+}
+
+fn head<'a>(page: &'a mut Page, (name, kind, help, _): Head) -> Family<'a> {
+    page.family(name, kind, help)
+}
+
+fn gauge(page: &mut Page, of: Head, value: impl std::fmt::Display) {
+    head(page, of).sample(&Labels::default(), value);
+}
+
+/// The page.
+pub(super) fn metrics(handles: &Handles, process: &Process) -> String {
+    let mut page = Page::default();
+    let clusters = labelled(handles);
+    services(&mut page, handles, &clusters);
+    endpoints(&mut page, &clusters);
+    agent(&mut page, handles);
+
+    if let Some(bytes) = process.resident_bytes() {
+        gauge(&mut page, RESIDENT, bytes);
+    }
+    gauge(&mut page, CPU, process.cpu().as_secs_f64());
+    if let Some(open) = process.open_descriptors() {
+        gauge(&mut page, FDS, open);
+    }
+    if let Some(max) = process.max_descriptors() {
+        gauge(&mut page, MAX_FDS, max);
+    }
+    page.into_text()
+}
+
+fn services(page: &mut Page, handles: &Handles, clusters: &Labelled) {
+    let methods: Vec<_> = clusters
+        .iter()
+        .flat_map(|(cluster, labels)| {
+            let rows = cluster.info.stats.methods.rows();
+            rows.into_iter().map(|(method, row)| (labels.clone().with("method", method), row))
+        })
+        .collect();
+    for (of, sample) in METHODS {
+        let mut family = head(page, of);
+        for (labels, row) in &methods {
+            sample(&mut family, labels, row);
+        }
+    }
+    for (of, sample) in SERVICES {
+        let mut family = head(page, of);
+        for (cluster, labels) in clusters {
+            sample(&mut family, labels, handles, cluster);
+        }
+    }
+}
+
+fn endpoints(page: &mut Page, clusters: &Labelled) {
+    let mut seen = HashSet::new();
+    let mut endpoints = Vec::new();
+    for (cluster, labels) in clusters {
+        for endpoint in &cluster.endpoints().endpoints {
+            let labels = labels.clone().with("endpoint", endpoint.addr).with("endpoint_group", &endpoint.group);
+            if seen.insert(labels.clone()) {
+                endpoints.push((labels, endpoint.clone()));
+            }
+        }
+    }
+    for (of, value) in ENDPOINTS {
+        let mut family = head(page, of);
+        for (labels, endpoint) in &endpoints {
+            family.sample(labels, value(endpoint));
+        }
+    }
+}
+
+fn agent(page: &mut Page, handles: &Handles) {
+    let rows = handles.counters.rows();
+    for rows in rows.chunk_by(|a, b| a.name == b.name) {
+        let mut family = page.family(rows[0].name, Type::Counter, rows[0].help);
+        for row in rows {
+            let labels = row.label.map_or_else(Labels::default, |(l, v)| Labels::default().with(l, v));
+            family.sample(&labels, row.value);
+        }
+    }
+    gauge(page, CONNECTIONS, handles.live.len());
+    let mut capture = head(page, CAPTURE);
+    for (outcome, count) in handles.capture.counters() {
+        capture.sample(&Labels::default().with("outcome", outcome), count);
+    }
+    head(page, CAPTURE_INFO).sample(&Labels::default().with("capture", handles.capture.name()), 1);
+    if let Some(log) = &handles.access_log {
+        gauge(page, LOG_LINES, log.written());
+        gauge(page, LOG_DROPPED, log.dropped());
+    }
+    gauge(page, READY, u8::from(*handles.ready.borrow()));
+    gauge(page, GENERATION, handles.config.load().generation);
+    gauge(page, UPTIME, handles.started.elapsed().as_secs_f64());
+    head(page, BUILD).sample(&Labels::default().with("version", handles.version), 1);
+}
+
+/// Every family that there can be, for the manual.
+#[cfg(test)]
+pub(super) fn heads() -> Vec<Head> {
+    let mut all: Vec<Head> = Vec::new();
+    all.extend(METHODS.iter().map(|(head, _)| *head));
+    all.extend(SERVICES.iter().map(|(head, _)| *head));
+    all.extend(ENDPOINTS.iter().map(|(head, _)| *head));
+    let rows = crate::metrics::AgentCounters::default().rows();
+    all.extend(
+        rows.chunk_by(|a, b| a.name == b.name)
+            .map(|rows| (rows[0].name, Type::Counter, rows[0].help, rows[0].label.map_or("", |l| l.0))),
+    );
+    all.extend([
+        CONNECTIONS,
+        CAPTURE,
+        CAPTURE_INFO,
+        LOG_LINES,
+        LOG_DROPPED,
+        READY,
+        GENERATION,
+        UPTIME,
+        BUILD,
+        RESIDENT,
+        CPU,
+        FDS,
+        MAX_FDS,
+    ]);
+    all
+}

@@ -1,0 +1,199 @@
+//! Requests of the API: which there are, who may ask, what they answer.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http::{
+    HeaderMap, HeaderValue, Method, Request, Response, StatusCode,
+    header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HOST, ORIGIN},
+};
+use http_body::Body;
+use http_body_util::{BodyExt, Full, Limited};
+use parking_lot::Mutex;
+use serde::Serialize;
+use tokio::sync::{mpsc::error::TrySendError, oneshot};
+
+use super::{Command, Handles, export, process::Process, stat, view};
+use crate::metrics::{prometheus, window::Windows};
+
+/// No request has a body worth reading.
+const BODY_BYTES: usize = 4096;
+/// How long a reload may take before its asker is told to look later.
+const RELOAD_TIMEOUT: Duration = Duration::from_secs(30);
+
+type Answer = Response<Full<Bytes>>;
+
+/// All requests: method, path, what it is for.
+pub(super) const ROUTES: &[(Method, &str, &str)] = &[
+    (Method::GET, "/ready", "200 while the agent serves, 503 before and while it drains"),
+    (Method::GET, "/health", "200 as long as the process answers"),
+    (Method::GET, "/metrics", "everything that is counted, as Prometheus text"),
+    (Method::GET, "/stat", "rates, success and latency of services and their endpoints"),
+    (Method::GET, "/endpoints", "endpoints, whether they are in rotation and why not"),
+    (Method::GET, "/sockets", "connections of programs that exist now"),
+    (Method::GET, "/config", "the configuration in use and how connections are captured"),
+    (Method::GET, "/version", "version of the running agent"),
+    (Method::POST, "/reload", "applies the configuration file as it is now, as a whole or not at all"),
+    (Method::POST, "/drain", "stops gracefully"),
+];
+
+/// Answers requests.
+pub(super) struct Api {
+    handles: Arc<Handles>,
+    at: SocketAddr,
+    windows: Mutex<Windows>,
+    process: Process,
+}
+
+impl Api {
+    pub(super) fn new(handles: Arc<Handles>, at: SocketAddr) -> Self {
+        Self { handles, at, windows: Mutex::default(), process: Process::new() }
+    }
+
+    /// Moves the windows on.
+    pub(super) fn sample(&self) {
+        let clusters = self.handles.clusters.load_full();
+        self.windows.lock().sample(stat::counted(&clusters));
+    }
+
+    /// Answers one request.
+    pub(super) async fn answer<B>(&self, request: Request<B>) -> Answer
+    where
+        B: Body<Data = Bytes>,
+        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        let mut answer = match self.refuse(request.headers(), request.version()) {
+            Some(refusal) => refusal,
+            None => self.admitted(request).await,
+        };
+        answer.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        answer
+    }
+
+    /// Keeps web pages out that a browser on this host shows: by name (DNS rebinding) and by origin.
+    fn refuse(&self, headers: &HeaderMap, version: http::Version) -> Option<Answer> {
+        let mut hosts = headers.get_all(HOST).iter();
+        let ok = match (hosts.next(), hosts.next()) {
+            (Some(host), None) => host.to_str().is_ok_and(|host| is_own_host(host, self.at.ip())),
+            // No browser speaks HTTP/1.0.
+            (None, None) => version == http::Version::HTTP_10,
+            _ => false,
+        };
+        if !ok {
+            let message = format!("the Host header must be `localhost` or an IP address of the agent, as {}", self.at);
+            return Some(error(StatusCode::FORBIDDEN, message));
+        }
+        headers
+            .contains_key(ORIGIN)
+            .then(|| error(StatusCode::FORBIDDEN, "requests of web pages (with an Origin header) are not answered"))
+    }
+
+    async fn admitted<B>(&self, request: Request<B>) -> Answer
+    where
+        B: Body<Data = Bytes>,
+        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        let (head, body) = request.into_parts();
+        let path = head.uri.path();
+        let mut methods = ROUTES.iter().filter(|(_, known, _)| *known == path).map(|(method, ..)| method);
+        let wanted = if head.method == Method::HEAD { &Method::GET } else { &head.method };
+        let Some(allowed) = methods.next() else {
+            let known: Vec<_> = ROUTES.iter().map(|(method, path, _)| format!("{method} {path}")).collect();
+            return error(StatusCode::NOT_FOUND, format!("no such path: {path}; there are {}", known.join(", ")));
+        };
+        if allowed != wanted {
+            let mut answer = error(StatusCode::METHOD_NOT_ALLOWED, format!("{path} is asked with {allowed}"));
+            let allowed = HeaderValue::from_str(allowed.as_str()).expect("a method is a token");
+            answer.headers_mut().insert(ALLOW, allowed);
+            return answer;
+        }
+        if Limited::new(body, BODY_BYTES).collect().await.is_err() {
+            return error(StatusCode::PAYLOAD_TOO_LARGE, format!("{path} takes no body"));
+        }
+        self.get(path).await
+    }
+
+    async fn get(&self, path: &str) -> Answer {
+        let handles = &*self.handles;
+        match path {
+            "/ready" if *handles.ready.borrow() => done("ready"),
+            "/ready" => error(StatusCode::SERVICE_UNAVAILABLE, "not serving: the agent is starting or draining"),
+            "/health" => done("alive"),
+            "/metrics" => {
+                let text = export::metrics(handles, &self.process);
+                respond(StatusCode::OK, prometheus::CONTENT_TYPE, text.into())
+            }
+            "/stat" => json(StatusCode::OK, &stat::stat(handles, &self.windows.lock())),
+            "/endpoints" => json(StatusCode::OK, &stat::endpoints(handles, &self.windows.lock())),
+            "/sockets" => json(StatusCode::OK, &view::Sockets { sockets: handles.live.rows() }),
+            "/config" => json(StatusCode::OK, &stat::config(handles)),
+            "/version" => json(StatusCode::OK, &view::Version { version: handles.version.to_owned() }),
+            "/reload" => self.reload().await,
+            "/drain" => match self.command(Command::Drain) {
+                Ok(()) => json(StatusCode::ACCEPTED, &view::Done { done: "draining".to_owned() }),
+                Err(busy) => busy,
+            },
+            _ => error(StatusCode::NOT_FOUND, "a path of the table without an answer"),
+        }
+    }
+
+    fn command(&self, command: Command) -> Result<(), Answer> {
+        self.handles.commands.try_send(command).map_err(|e| match e {
+            TrySendError::Full(_) => error(StatusCode::CONFLICT, "other commands are under way: ask again"),
+            TrySendError::Closed(_) => error(StatusCode::SERVICE_UNAVAILABLE, "the agent is stopping"),
+        })
+    }
+
+    async fn reload(&self) -> Answer {
+        let (answer, result) = oneshot::channel();
+        if let Err(busy) = self.command(Command::Reload(answer)) {
+            return busy;
+        }
+        match tokio::time::timeout(RELOAD_TIMEOUT, result).await {
+            Ok(Ok(Ok(done))) => json(StatusCode::OK, &view::Done { done }),
+            Ok(Ok(Err(mistakes))) => error(StatusCode::UNPROCESSABLE_ENTITY, mistakes),
+            Ok(Err(_)) => error(StatusCode::SERVICE_UNAVAILABLE, "the agent is stopping"),
+            Err(_) => error(StatusCode::GATEWAY_TIMEOUT, "the reload goes on: look at /config for its end"),
+        }
+    }
+}
+
+/// Whether `host`, with or without a port, can only be meant for this agent: `localhost`, a loopback
+/// address, or the address it listens on. Ports are not compared: tunnels change them.
+fn is_own_host(host: &str, own: IpAddr) -> bool {
+    let name = match host.rsplit_once(':') {
+        Some((name, port)) if !port.contains(']') && port.bytes().all(|b| b.is_ascii_digit()) => name,
+        _ => host,
+    };
+    if name.eq_ignore_ascii_case("localhost") {
+        return true;
+    }
+    let bare = name.strip_prefix('[').and_then(|n| n.strip_suffix(']')).unwrap_or(name);
+    // Listening everywhere, every address of the host is the agent's; a literal cannot be rebound.
+    bare.parse().is_ok_and(|ip: IpAddr| ip.is_loopback() || ip == own || own.is_unspecified())
+}
+
+fn respond(status: StatusCode, kind: &'static str, body: Bytes) -> Answer {
+    let mut answer = Response::new(Full::new(body));
+    *answer.status_mut() = status;
+    answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));
+    answer
+}
+
+fn json(status: StatusCode, value: &impl Serialize) -> Answer {
+    let mut text = serde_json::to_vec_pretty(value).expect("views have text keys and finite numbers");
+    text.push(b'\n');
+    respond(status, "application/json", text.into())
+}
+
+fn done(what: &str) -> Answer {
+    json(StatusCode::OK, &view::Done { done: what.to_owned() })
+}
+
+fn error(status: StatusCode, message: impl Into<String>) -> Answer {
+    json(status, &view::Error { error: message.into() })
+}

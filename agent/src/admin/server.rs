@@ -1,0 +1,106 @@
+//! The API's listener: bounded in connections and time, and answering when the host is out of descriptors.
+
+use std::{convert::Infallible, fs::File, io, sync::Arc, time::Duration};
+
+use hyper::{body::Incoming, server::conn::http1, service::service_fn};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    task::JoinSet,
+    time::MissedTickBehavior,
+};
+
+use super::{Handles, routes::Api};
+use crate::metrics::window;
+
+/// Connections at once; more wait in the kernel.
+const CONNECTIONS: usize = 64;
+/// Time for a request head.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
+/// Time for everything about a connection: each carries one request.
+const TOTAL_TIMEOUT: Duration = Duration::from_secs(60);
+/// Size of a request head.
+const HEAD_BYTES: usize = 16 * 1024;
+/// Descriptors kept for this API.
+const RESERVED: usize = 8;
+/// Pause when even those are in use.
+const SHORTAGE_PAUSE: Duration = Duration::from_millis(20);
+
+/// Answers requests on `listener` until the future is dropped; run it on the control runtime. It goes
+/// on answering while the agent drains (with `/ready` saying no), so it holds no `Drain`.
+pub async fn serve(listener: TcpListener, handles: Arc<Handles>) -> anyhow::Result<()> {
+    let api = Arc::new(Api::new(handles, listener.local_addr()?));
+    let mut reserve = Reserve::new();
+    let mut connections = JoinSet::new();
+    let mut step = tokio::time::interval(window::STEP);
+    step.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            _ = step.tick() => {
+                api.sample();
+                reserve.refill();
+            }
+            Some(_) = connections.join_next() => reserve.refill(),
+            accepted = listener.accept(), if connections.len() < CONNECTIONS => match accepted {
+                Ok((io, _)) => {
+                    connections.spawn(connection(io, api.clone()));
+                }
+                Err(error) if is_shortage(&error) => {
+                    if !reserve.give_up_one() {
+                        tokio::time::sleep(SHORTAGE_PAUSE).await;
+                    }
+                }
+                // The peer gave up before it was accepted.
+                Err(_) => {}
+            },
+        }
+    }
+}
+
+async fn connection(io: TcpStream, api: Arc<Api>) {
+    let service = service_fn(|request: hyper::Request<Incoming>| {
+        let api = api.clone();
+        async move { Ok::<_, Infallible>(api.answer(request).await) }
+    });
+    // One request each: a descriptor is never held by a client that may come back.
+    let serving = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_TIMEOUT)
+        .max_buf_size(HEAD_BYTES)
+        .keep_alive(false)
+        .serve_connection(TokioIo::new(io), service);
+    match tokio::time::timeout(TOTAL_TIMEOUT, serving).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::debug!(%error, "admin connection ended"),
+        Err(_) => tracing::debug!("admin connection took too long"),
+    }
+}
+
+fn is_shortage(error: &io::Error) -> bool {
+    let shortage = [libc::EMFILE, libc::ENFILE, libc::ENOBUFS, libc::ENOMEM];
+    error.raw_os_error().is_some_and(|code| shortage.contains(&code))
+}
+
+/// Descriptors that are open for nothing but to be closed when the API needs one.
+struct Reserve(Vec<File>);
+
+impl Reserve {
+    fn new() -> Self {
+        let mut reserve = Self(Vec::with_capacity(RESERVED));
+        reserve.refill();
+        reserve
+    }
+
+    fn refill(&mut self) {
+        while self.0.len() < RESERVED {
+            match File::open("/dev/null") {
+                Ok(file) => self.0.push(file),
+                Err(_) => return,
+            }
+        }
+    }
+
+    fn give_up_one(&mut self) -> bool {
+        self.0.pop().is_some()
+    }
+}

@@ -1,0 +1,157 @@
+//! From the running parts to what operators see of services and endpoints.
+
+use std::{
+    sync::{Arc, atomic::Ordering::Relaxed},
+    time::UNIX_EPOCH,
+};
+
+use super::{Handles, view};
+use crate::{
+    cluster::Cluster,
+    endpoint,
+    metrics::{
+        Summary,
+        window::{Counted, Windows},
+    },
+};
+
+impl Counted for endpoint::Stats {
+    fn calls(&self) -> (u64, u64) {
+        (self.started.load(Relaxed), self.ended.load(Relaxed))
+    }
+
+    fn failed(&self) -> u64 {
+        self.failed.load(Relaxed)
+    }
+
+    fn latency(&self) -> Summary {
+        self.latency.summary()
+    }
+}
+
+/// Everything that windows are kept of.
+pub(super) fn counted(clusters: &[Arc<Cluster>]) -> impl Iterator<Item = Arc<dyn Counted>> + '_ {
+    clusters.iter().flat_map(|cluster| {
+        let endpoints = cluster.endpoints();
+        let endpoints: Vec<_> = endpoints.endpoints.iter().map(|e| e.stats.clone() as Arc<dyn Counted>).collect();
+        std::iter::once(cluster.info.stats.clone() as Arc<dyn Counted>).chain(endpoints)
+    })
+}
+
+pub(super) fn stat(handles: &Handles, windows: &Windows) -> view::Stat {
+    view::Stat {
+        agent: agent(handles),
+        window_seconds: windows.length().as_secs_f64(),
+        services: handles.clusters.load().iter().map(|c| service(handles, windows, c)).collect(),
+    }
+}
+
+fn agent(handles: &Handles) -> view::Agent {
+    view::Agent {
+        name: handles.name.clone(),
+        application: handles.application.to_string(),
+        version: handles.version.to_owned(),
+        ready: *handles.ready.borrow(),
+        uptime_seconds: handles.started.elapsed().as_secs_f64(),
+        capture: handles.capture.name().to_owned(),
+        generation: handles.config.load().generation,
+        connections: handles.live.len(),
+    }
+}
+
+fn service(handles: &Handles, windows: &Windows, cluster: &Cluster) -> view::Service {
+    let info = &cluster.info;
+    let stats = &info.stats;
+    let lately = windows.lately(&(stats.clone() as Arc<dyn Counted>));
+    view::Service {
+        service: info.key.service.clone(),
+        group: info.key.group.clone(),
+        version: info.key.version.clone(),
+        direction: info.direction.name().to_owned(),
+        protocol: info.protocol.to_owned(),
+        stale: handles.stale.get(&info.key),
+        figures: view::Figures::new(
+            &lately,
+            in_flight(stats.calls()),
+            stats.started.load(Relaxed),
+            stats.failed.load(Relaxed),
+        ),
+        request_bytes: stats.request_bytes.load(Relaxed),
+        response_bytes: stats.response_bytes.load(Relaxed),
+        endpoints: cluster.endpoints().endpoints.iter().map(|e| endpoint(windows, e)).collect(),
+    }
+}
+
+fn in_flight((started, ended): (u64, u64)) -> u64 {
+    // The two are not read at one moment.
+    started.saturating_sub(ended)
+}
+
+fn endpoint(windows: &Windows, endpoint: &endpoint::Endpoint) -> view::Endpoint {
+    let standing = endpoint.health.standing();
+    let stats = &endpoint.stats;
+    let lately = windows.lately(&(stats.clone() as Arc<dyn Counted>));
+    let state = match (standing.available, endpoint.weight) {
+        (_, 0) => "weight 0",
+        (true, _) => "up",
+        (false, _) => "out",
+    };
+    view::Endpoint {
+        address: endpoint.addr,
+        group: endpoint.group.to_string(),
+        weight: endpoint.weight,
+        available: standing.available && endpoint.weight > 0,
+        state: state.to_owned(),
+        reason: standing.reason.map(str::to_owned),
+        since_seconds: standing.since.map(|d| d.as_secs_f64()),
+        figures: view::Figures::new(
+            &lately,
+            endpoint.in_flight().into(),
+            stats.started.load(Relaxed),
+            stats.failed.load(Relaxed),
+        ),
+    }
+}
+
+pub(super) fn endpoints(handles: &Handles, windows: &Windows) -> view::Endpoints {
+    let mut rows = Vec::new();
+    let mut troubles: Vec<view::Trouble> = Vec::new();
+    for cluster in handles.clusters.load().iter() {
+        let info = &cluster.info;
+        let stale = handles.stale.get(&info.key);
+        let set = cluster.endpoints();
+        let message = match &stale {
+            Some(reason) => Some(format!("the list of endpoints is old: {reason}")),
+            None if set.endpoints.is_empty() => Some("no endpoint is known".to_owned()),
+            None => None,
+        };
+        let name = info.key.to_string();
+        // A service whose protocol is detected is here once for each protocol.
+        if let Some(message) = message
+            && !troubles.iter().any(|t| t.service == name && t.message == message)
+        {
+            troubles.push(view::Trouble { service: name, message });
+        }
+        rows.extend(set.endpoints.iter().map(|e| view::EndpointRow {
+            service: info.key.service.clone(),
+            direction: info.direction.name().to_owned(),
+            protocol: info.protocol.to_owned(),
+            stale: stale.clone(),
+            endpoint: endpoint(windows, e),
+        }));
+    }
+    view::Endpoints { endpoints: rows, troubles }
+}
+
+pub(super) fn config(handles: &Handles) -> view::Config {
+    let info = handles.config.load();
+    let loaded_at = info.loaded_at.duration_since(UNIX_EPOCH).unwrap_or_default();
+    view::Config {
+        path: info.path.display().to_string(),
+        generation: info.generation,
+        loaded_at_seconds: loaded_at.as_secs_f64(),
+        last_error: info.last_error.clone(),
+        capture: handles.capture.name().to_owned(),
+        capture_reason: handles.capture_reason.clone(),
+    }
+}

@@ -1,0 +1,205 @@
+//! What the API answers, as JSON: written by the agent, read by the command line and by scripts.
+
+use std::{net::SocketAddr, time::Duration};
+
+use serde::{Deserialize, Serialize};
+
+pub use crate::metrics::LiveRow;
+use crate::metrics::window::Lately;
+
+/// `GET /stat`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Stat {
+    /// The agent itself.
+    pub agent: Agent,
+    /// How long rates, shares and percentiles look back; short of ten seconds only after a start.
+    pub window_seconds: f64,
+    /// Services in the order of the configuration.
+    pub services: Vec<Service>,
+}
+
+/// The agent itself.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Agent {
+    /// Its name on the host.
+    pub name: String,
+    /// Its application.
+    pub application: String,
+    /// Version of the program.
+    pub version: String,
+    /// Whether it serves.
+    pub ready: bool,
+    /// Time since it started.
+    pub uptime_seconds: f64,
+    /// How connections come to it: `ebpf` or `port`.
+    pub capture: String,
+    /// Generation of the configuration in use.
+    pub generation: u64,
+    /// Connections of programs held now.
+    pub connections: usize,
+}
+
+/// One service of the agent.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Service {
+    /// Its name.
+    pub service: String,
+    /// Group asked for.
+    pub group: String,
+    /// Version asked for.
+    pub version: String,
+    /// `outbound`: local programs call it; `inbound`: they provide it.
+    pub direction: String,
+    /// Protocol towards endpoints.
+    pub protocol: String,
+    /// Why the list of endpoints is old, if it is.
+    pub stale: Option<String>,
+    /// How its calls go.
+    #[serde(flatten)]
+    pub figures: Figures,
+    /// Payload bytes from callers since the start.
+    pub request_bytes: u64,
+    /// Payload bytes to callers since the start.
+    pub response_bytes: u64,
+    /// Its endpoints.
+    pub endpoints: Vec<Endpoint>,
+}
+
+/// One endpoint of a service.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Endpoint {
+    /// Where it listens.
+    pub address: SocketAddr,
+    /// Group it belongs to.
+    pub group: String,
+    /// Relative share of calls.
+    pub weight: u32,
+    /// Whether it may be picked.
+    pub available: bool,
+    /// `up`, `out`, or `weight 0`.
+    pub state: String,
+    /// Why it is out.
+    pub reason: Option<String>,
+    /// Time since it left or came back; absent when it never left.
+    pub since_seconds: Option<f64>,
+    /// How attempts on it go.
+    #[serde(flatten)]
+    pub figures: Figures,
+}
+
+/// How calls (of a service) or attempts (on an endpoint) go.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Figures {
+    /// Begun per second, within the window.
+    pub rate: f64,
+    /// Share that ended well, 0 to 1, within the window; absent when none ended.
+    pub success: Option<f64>,
+    /// Median time within the window.
+    pub p50_seconds: Option<f64>,
+    /// 99th percentile.
+    pub p99_seconds: Option<f64>,
+    /// 99.9th percentile.
+    pub p999_seconds: Option<f64>,
+    /// Not ended yet.
+    pub in_flight: u64,
+    /// Begun since the start.
+    pub started: u64,
+    /// Ended badly since the start.
+    pub failed: u64,
+}
+
+impl Figures {
+    /// From a window and the counters of now.
+    pub fn new(lately: &Lately, in_flight: u64, started: u64, failed: u64) -> Self {
+        let quantile = |q| lately.latency.quantile(q).map(|d: Duration| d.as_secs_f64());
+        Self {
+            rate: lately.rate,
+            success: lately.success,
+            p50_seconds: quantile(0.5),
+            p99_seconds: quantile(0.99),
+            p999_seconds: quantile(0.999),
+            in_flight,
+            started,
+            failed,
+        }
+    }
+}
+
+/// `GET /endpoints`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Endpoints {
+    /// One row for each endpoint of each service.
+    pub endpoints: Vec<EndpointRow>,
+    /// Services whose list of endpoints is old or empty.
+    pub troubles: Vec<Trouble>,
+}
+
+/// One endpoint with its service.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct EndpointRow {
+    /// Name of the service.
+    pub service: String,
+    /// `outbound` or `inbound`.
+    pub direction: String,
+    /// Protocol towards it.
+    pub protocol: String,
+    /// Why the list it is in is old, if it is.
+    pub stale: Option<String>,
+    /// The endpoint.
+    #[serde(flatten)]
+    pub endpoint: Endpoint,
+}
+
+/// What is wrong with a service's list of endpoints.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Trouble {
+    /// Service, with group and version.
+    pub service: String,
+    /// One sentence.
+    pub message: String,
+}
+
+/// `GET /sockets`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Sockets {
+    /// Connections of programs, oldest first.
+    pub sockets: Vec<LiveRow>,
+}
+
+/// `GET /config`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Config {
+    /// The file.
+    pub path: String,
+    /// 1 at start, one more with every reload that was applied.
+    pub generation: u64,
+    /// When it was loaded, seconds since 1970 (UTC).
+    pub loaded_at_seconds: f64,
+    /// What the last reload failed for.
+    pub last_error: Option<String>,
+    /// How connections come to the agent.
+    pub capture: String,
+    /// Why this way.
+    pub capture_reason: String,
+}
+
+/// `GET /version`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Version {
+    /// Version of the running agent.
+    pub version: String,
+}
+
+/// Answer to a command that was done.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Done {
+    /// What was done.
+    pub done: String,
+}
+
+/// Any answer that is not 2xx.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Error {
+    /// What is wrong and what to do.
+    pub error: String,
+}
