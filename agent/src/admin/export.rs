@@ -18,7 +18,7 @@ use crate::{
 /// Name, type, help and labels of a family.
 pub(super) type Head = (&'static str, Type, &'static str, &'static str);
 
-const CLUSTER: &str = "service, group, direction, protocol, version where there is one";
+const CLUSTER: &str = "as the service";
 
 /// By method, where the `metrics` filter is on.
 const METHODS: [(Head, fn(&mut Family<'_>, &Labels, &MethodStats)); 6] = [
@@ -27,7 +27,7 @@ const METHODS: [(Head, fn(&mut Family<'_>, &Labels, &MethodStats)); 6] = [
             "sockmesh_requests_total",
             Type::Counter,
             "Calls that ended, by class of code and outcome.",
-            "as above and method, code, outcome",
+            "as the service, and method, code, outcome",
         ),
         |family, labels, row| {
             for ending in Ending::all() {
@@ -44,24 +44,29 @@ const METHODS: [(Head, fn(&mut Family<'_>, &Labels, &MethodStats)); 6] = [
             "sockmesh_request_duration_seconds",
             Type::Histogram,
             "Time of a call, body included; of a raw connection the time to reach an endpoint.",
-            "as above and method",
+            "as the service, and method",
         ),
         |family, labels, row| family.histogram(labels, &row.latency.summary()),
     ),
     (
-        ("sockmesh_request_bytes_total", Type::Counter, "Payload bytes from callers.", "as above and method"),
+        ("sockmesh_request_bytes_total", Type::Counter, "Payload bytes from callers.", "as the service, and method"),
         |family, labels, row| family.sample(labels, row.request_bytes.load(Relaxed)),
     ),
     (
-        ("sockmesh_response_bytes_total", Type::Counter, "Payload bytes to callers.", "as above and method"),
+        ("sockmesh_response_bytes_total", Type::Counter, "Payload bytes to callers.", "as the service, and method"),
         |family, labels, row| family.sample(labels, row.response_bytes.load(Relaxed)),
     ),
     (
-        ("sockmesh_attempts_total", Type::Counter, "Attempts made for calls that ended.", "as above and method"),
+        ("sockmesh_attempts_total", Type::Counter, "Attempts made for calls that ended.", "as the service, and method"),
         |family, labels, row| family.sample(labels, row.attempts.load(Relaxed)),
     ),
     (
-        ("sockmesh_retries_total", Type::Counter, "Of the attempts, those after the first.", "as above and method"),
+        (
+            "sockmesh_retries_total",
+            Type::Counter,
+            "Of the attempts, those after the first.",
+            "as the service, and method",
+        ),
         |family, labels, row| family.sample(labels, row.retries.load(Relaxed)),
     ),
 ];
@@ -73,7 +78,7 @@ const SERVICES: [(Head, fn(&mut Family<'_>, &Labels, &Handles, &Cluster)); 3] = 
             "sockmesh_service_calls_total",
             Type::Counter,
             "Calls that ended, whatever the filters; a call that the user's own code refused is a success.",
-            "service, group, direction, protocol, version where there is one, outcome",
+            "as the service, and outcome",
         ),
         |family, labels, _, cluster| {
             let stats = &cluster.info.stats;

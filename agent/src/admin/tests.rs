@@ -153,10 +153,7 @@ async fn shows_services_and_endpoints_with_reasons() {
     let troubles: Vec<_> = rows.troubles.iter().map(|t| format!("{}: {}", t.service, t.message)).collect();
     assert_eq!(
         troubles,
-        [
-            "idc-a/web: the list of endpoints is old: nodes.yaml: line 3: broken",
-            "idc-a/empty: no endpoint is known"
-        ]
+        ["idc-a/web: the list of endpoints is old: nodes.yaml: line 3: broken", "idc-a/empty: no endpoint is known"]
     );
 }
 
