@@ -46,6 +46,9 @@ pub struct Options {
     /// Installs no package; what is missing is stood in for
     #[arg(long)]
     no_install: bool,
+    /// Uses the built-in stand-ins for all programs, as on a machine that has none of them
+    #[arg(long)]
+    stand_ins: bool,
     /// Prints the configuration that the agent would get, and starts nothing
     #[arg(long)]
     config_only: bool,
@@ -60,7 +63,7 @@ pub fn run(options: &Options) -> Result<()> {
         print!("{}", places.yaml(&name));
         return Ok(());
     }
-    if !options.no_install {
+    if !options.no_install && !options.stand_ins {
         for line in packages::provide(programs::WANTED) {
             println!("a stand-in takes the place of {line}");
         }
@@ -70,13 +73,15 @@ pub fn run(options: &Options) -> Result<()> {
     let signals = sys::Signals::catch()?;
     let top = match callers_group(options, &ebpf) {
         Ok(top) => Some(top),
+        Err(_) if options.port_mode => None,
         Err(why) => {
             println!("no eBPF capture: {why:#}; the demo runs in port mode");
             None
         }
     };
     let guard = Guard::start()?;
-    let mut demo = Demo { name, top, guard, servers: Vec::new(), agent: None, callers: Vec::new() };
+    let mut demo =
+        Demo { name, top, guard, stand_ins: options.stand_ins, servers: Vec::new(), agent: None, callers: Vec::new() };
     let end = demo.start(&signals).and_then(|started| demo.watch(&signals, options, &started));
     println!("\nstopping");
     let summary = demo.stop();
@@ -110,6 +115,7 @@ struct Demo {
     name: String,
     top: Option<PathBuf>,
     guard: Guard,
+    stand_ins: bool,
     servers: Vec<Running>,
     agent: Option<Process>,
     callers: Vec<Running>,
@@ -145,7 +151,8 @@ impl Demo {
         let config = dir.join("demo.yaml");
         fs::write(&config, places.yaml(&self.name))?;
 
-        for program in programs::servers(&dir, &places)? {
+        let find = if self.stand_ins { |_: &str| None } else { sh::find };
+        for program in programs::servers(&dir, &places, find)? {
             let mut process = self.spawn(&program, &dir)?;
             let addr = program.listens.context("a server listens")?;
             let ready = process.wait_until(signals, || process::accepts(addr));
@@ -161,7 +168,7 @@ impl Demo {
         let agent = Process::start("sockmesh", command, procs.as_ref(), dir.join("agent.log"), &self.guard)?;
         self.agent.insert(agent).wait_until(signals, || process::answers(places.admin, "/ready"))?;
 
-        for program in programs::callers(&dir, &places)? {
+        for program in programs::callers(&dir, &places, find)? {
             let process = self.spawn(&program, &dir)?;
             self.callers.push(Running { program, process, down: None });
         }
@@ -244,14 +251,17 @@ impl Demo {
         let agent = agent.strip_prefix(sh::root()).unwrap_or(&agent).display();
         let admin = places.admin;
         let with = if admin.port() == 8002 { String::new() } else { format!(" --admin {admin}") };
-        format!(
-            "In another terminal:\n\
-             \x20 kill {nginx:<30} # stop one nginx: no call fails; it is back after {} s\n\
-             \x20 {agent} sockets{with}  # who is connected to what\n\
-             \x20 {agent} endpoints{with}\n\
-             \x20 curl -s http://{admin}/metrics\n",
-            BACK_AFTER.as_secs()
-        )
+        let lines = [
+            (
+                format!("kill {nginx}"),
+                format!("stop one nginx: no call fails; it is back after {} s", BACK_AFTER.as_secs()),
+            ),
+            (format!("{agent} sockets{with}"), "who is connected to what".to_owned()),
+            (format!("{agent} endpoints{with}"), "which endpoints are in rotation".to_owned()),
+            (format!("curl -s http://{admin}/metrics"), "what is counted".to_owned()),
+        ];
+        let lines = lines.map(|(line, what)| format!("  {line:<42} # {what}\n"));
+        format!("In another terminal:\n{}", lines.concat())
     }
 
     /// Stops callers first, so that none of them sees the end of the others; returns what they counted.

@@ -26,9 +26,8 @@ const STOP: [i32; 3] = [libc::SIGINT, libc::SIGTERM, libc::SIGHUP];
 pub struct Signals(OwnedFd);
 
 impl Signals {
-    /// Holds the stop signals back from now on, in this thread and the threads it will start.
-    ///
-    /// Children do not inherit this: `Command` clears the mask before it executes a program.
+    /// Holds the stop signals back from now on, in this thread and in the threads and programs that it will
+    /// start; for programs, [`tie`] undoes it.
     pub fn catch() -> io::Result<Self> {
         // SAFETY: the set is initialised by sigemptyset before use, and outlives both calls; the
         // descriptor returned by signalfd is fresh and owned by nobody else.
@@ -85,15 +84,19 @@ pub fn kill(pid: i32, signal: i32) -> bool {
     unsafe { libc::kill(pid, signal) == 0 }
 }
 
-/// Makes the child a group of its own that the kernel stops when this process dies, and puts it into the
-/// control group whose `cgroup.procs` is given, before the program starts.
+/// Gives the child a process group of its own and the usual signals, lets the kernel send it a signal when
+/// this process dies, and puts it into the control group whose `cgroup.procs` is given, all before the
+/// program starts.
 pub fn tie(command: &mut Command, procs: Option<File>, death_signal: i32) {
     command.process_group(0);
     let parent = std::process::id();
-    // SAFETY: between fork and exec only prctl, getppid and write are called, all of them
-    // async-signal-safe, and nothing is allocated.
+    // SAFETY: between fork and exec only sigprocmask, prctl, getppid and write are called, all of them
+    // async-signal-safe, and nothing is allocated; the set is initialised by sigemptyset before use.
     unsafe {
         command.pre_exec(move || {
+            let mut none = std::mem::zeroed();
+            libc::sigemptyset(&mut none);
+            libc::sigprocmask(libc::SIG_SETMASK, &none, std::ptr::null_mut());
             if libc::prctl(libc::PR_SET_PDEATHSIG, death_signal) != 0 {
                 return Err(io::Error::last_os_error());
             }

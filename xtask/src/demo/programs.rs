@@ -156,12 +156,15 @@ impl Program {
     }
 }
 
+/// Finds a program; the stand-ins are used for those that it does not find.
+pub type Find = fn(&str) -> Option<PathBuf>;
+
 /// Two web servers in two groups and a redis server; their files lie in `dir`.
-pub fn servers(dir: &Path, places: &Places) -> Result<Vec<Program>> {
+pub fn servers(dir: &Path, places: &Places, find: Find) -> Result<Vec<Program>> {
     let mut all = Vec::new();
     for (group, addr) in [("idc-a", places.web_a), ("idc-b", places.web_b)] {
         let part = format!("web, {group}, {addr}");
-        let program = match sh::find("nginx") {
+        let program = match find("nginx") {
             Some(nginx) => {
                 let home = dir.join(group);
                 fs::create_dir_all(home.join("www"))?;
@@ -177,7 +180,7 @@ pub fn servers(dir: &Path, places: &Places) -> Result<Vec<Program>> {
         all.push(Program { listens: Some(addr), ..program });
     }
     let part = format!("cache, {}", places.redis);
-    let program = match sh::find("redis-server") {
+    let program = match find("redis-server") {
         Some(redis) => {
             let args = format!(
                 "--bind {} --port {} --daemonize no --appendonly no --dir {}",
@@ -210,13 +213,13 @@ fn nginx_conf(addr: SocketAddr) -> String {
 /// Callers that know nothing of the mesh: they dial what the configuration declares.
 ///
 /// Each is a loop in sh around a program of Debian, which writes the numbers of good and failed calls.
-pub fn callers(dir: &Path, places: &Places) -> Result<Vec<Program>> {
+pub fn callers(dir: &Path, places: &Places, find: Find) -> Result<Vec<Program>> {
     let sh = sh::find("sh").context("no sh on the PATH")?;
     let mut all = Vec::new();
     let mut add = |name: &str, whom: SocketAddr, script: String, stand_in: [&str; 2]| {
         let counts = dir.join(format!("{name}.counts"));
         let file = counts.display();
-        let program = if let Some(program) = sh::find(name) {
+        let program = if let Some(program) = find(name) {
             let script = format!(
                 "p='{}'; ok=0; bad=0; while :; do\n{script}\necho \"$ok $bad\" >'{file}'\ndone",
                 program.display()
@@ -241,7 +244,7 @@ pub fn callers(dir: &Path, places: &Places) -> Result<Vec<Program>> {
     let lua = dir.join("gentle.lua");
     fs::write(&lua, "function delay() return 10 end\n")?;
     let wrk = format!(
-        "out=$(\"$p\" -t1 -c4 -d10s --timeout 2s -s '{}' http://{web}/ 2>&1)\n\
+        "out=$(\"$p\" -t1 -c4 -d5s --timeout 2s -s '{}' http://{web}/ 2>&1)\n\
          n=$(echo \"$out\" | sed -n 's/^ *\\([0-9]*\\) requests in.*/\\1/p')\n\
          f=$(echo \"$out\" | sed -n 's/.*Non-2xx or 3xx responses: //p; s/.*Socket errors: //p' | tr -c '0-9\\n' ' ' \
          | tr ' ' '\\n' | awk '{{ s += $1 }} END {{ print s + 0 }}')\n\
