@@ -146,11 +146,12 @@ pub(super) fn encode_head(head: Head, meta: &Pairs, extras: &[Extra<'_>], body_l
 
 /// How much room to make in a read buffer holding `have` bytes of something `want` bytes long.
 ///
-/// All of it at once would let a peer claim 10 MiB with a 21 byte head; growing by 16 bounds that and
-/// moves less than a tenth of a large body while it grows (one that fits 16 times the first read, none).
+/// All of it at once would let a peer claim 10 MiB with a 21 byte head. So at most 32 times what came, or
+/// what usually comes: frames of up to 256 KiB are not moved at all, larger ones for less than a tenth.
 pub(super) fn room(have: usize, want: usize, chunk: usize) -> usize {
     let step = have.max(chunk).saturating_mul(16);
-    want.min(step).saturating_sub(have).max(chunk / 2)
+    let to = if want <= step.saturating_mul(2) { want } else { step };
+    to.saturating_sub(have).max(chunk / 2)
 }
 
 #[cfg(test)]

@@ -53,7 +53,7 @@ impl Reader {
     }
 
     /// Makes a call of a request, or the answer when it goes nowhere.
-    pub(super) fn read(&self, frame: Frame) -> Result<Incoming, Done> {
+    pub(super) fn read(&self, frame: Frame) -> Result<Incoming, Box<Done>> {
         let Frame { head, mut meta, body } = frame;
         let inbound = self.route.direction == Direction::Inbound;
         let mut call = Call::new(Text::default(), Text::default());
@@ -102,11 +102,11 @@ impl Reader {
         let bytes = body.len() + meta.as_raw().len();
         let mut ticket = Ticket { id: head.id, started: Instant::now(), meta: meta.clone(), bytes, cluster: None };
         if framework && inbound {
-            return Err(Done { result: framework_service(&call), ticket });
+            return Err(Box::new(Done { result: framework_service(&call), ticket }));
         }
         let cluster = match self.route.select(&call) {
             Ok(cluster) => cluster,
-            Err(error) => return Err(Done { result: Err(error), ticket }),
+            Err(error) => return Err(Box::new(Done { result: Err(error), ticket })),
         };
         ticket.cluster = Some(cluster.clone());
         meta.set(Text::from_static(key::HOST), self.host.clone());

@@ -62,16 +62,11 @@ where
             while let Poll::Ready(Some(done)) = Pin::new(&mut calls).poll_next(cx) {
                 session.answer(done);
             }
-            let read = session.read(cx)?;
+            let read = session.read(cx, |incoming| calls.push(request::carry(incoming)))?;
             session.write(cx)?;
             match read {
-                Read::Call(incoming) => {
-                    calls.push(request::carry(incoming));
-                    while let Some(incoming) = session.next_call()? {
-                        calls.push(request::carry(incoming));
-                    }
-                    // New futures must be polled once to be woken at all: round again.
-                }
+                // New futures must be polled once to be woken at all: round again.
+                Read::Calls => {}
                 // Written answers made room for frames that are here already.
                 Read::Full if session.has_room() => {}
                 Read::Full | Read::Nothing => break,
@@ -88,7 +83,8 @@ where
 }
 
 enum Read {
-    Call(Incoming),
+    /// There were some.
+    Calls,
     /// The window is full.
     Full,
     /// Nothing has arrived, or nothing will.
@@ -183,11 +179,16 @@ impl<I: AsyncRead + AsyncWrite + Unpin> Session<I> {
         Ok(())
     }
 
-    /// The next call, reading for it if there is room for another one.
-    fn read(&mut self, cx: &mut Context<'_>) -> Result<Read, ConnError> {
+    /// Takes calls that have arrived, reading for them if there is room for one.
+    fn read(&mut self, cx: &mut Context<'_>, mut take: impl FnMut(Incoming)) -> Result<Read, ConnError> {
         loop {
-            if let Some(incoming) = self.next_call()? {
-                return Ok(Read::Call(incoming));
+            let mut any = false;
+            while let Some(incoming) = self.next_call()? {
+                take(incoming);
+                any = true;
+            }
+            if any {
+                return Ok(Read::Calls);
             }
             if !self.has_room() {
                 return Ok(Read::Full);
@@ -253,7 +254,7 @@ impl<I: AsyncRead + AsyncWrite + Unpin> Session<I> {
                 Ok(Some(incoming))
             }
             Err(done) => {
-                self.answerer.write(done, &mut self.out);
+                self.answerer.write(*done, &mut self.out);
                 Ok(None)
             }
         }
@@ -304,3 +305,7 @@ impl<I: AsyncRead + AsyncWrite + Unpin> Session<I> {
         let _ = tokio::time::timeout(LINGER, saying_goodbye).await;
     }
 }
+
+#[cfg(test)]
+#[path = "server_tests.rs"]
+mod tests;

@@ -189,7 +189,7 @@ pub(super) fn cluster(
 /// An agent that serves one route on a real listener.
 pub(super) struct Agent {
     pub addr: SocketAddr,
-    pub drainer: Drainer,
+    _drainer: Drainer,
 }
 
 impl Agent {
@@ -211,7 +211,7 @@ impl Agent {
                 tokio::spawn(serve(io, caller, drain.clone()));
             }
         });
-        Self { addr, drainer }
+        Self { addr, _drainer: drainer }
     }
 
     /// An agent that carries `kit.EchoService` of group `kit-group` to `endpoints`.

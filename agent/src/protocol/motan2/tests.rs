@@ -140,3 +140,43 @@ async fn v11_a_timeout_is_the_exception_that_callers_know() {
     server.send(&bytes_of(&echo(&seen))).await;
     assert_eq!(caller.frame().await.head.id, 0x18ea_007a_8830_0001);
 }
+
+#[tokio::test]
+async fn bodies_over_the_threshold_are_packed_towards_the_endpoint() {
+    let backend = Backend::new().await;
+    let packing = cluster(Direction::Outbound, ("kit.EchoService", "kit-group"), &[backend.addr], |config| {
+        config.gzip_over = 16;
+    });
+    let agent = Agent::new(vec![packing], config::Limits::default()).await;
+    let mut caller = agent.connect().await;
+    let meta = [("M_p", "kit.EchoService"), ("M_m", "echo")];
+    caller.send(&bytes_of(&request(1, &meta, b"0123456789abcdef"))).await;
+    let mut server = backend.accept().await;
+    let seen = server.frame().await;
+    assert_eq!((seen.head.kind, seen.body.len()), (kind::PROXY, 16), "as long as the threshold is not over it");
+    caller.send(&bytes_of(&request(2, &meta, b"0123456789abcdef-"))).await;
+    let seen = server.frame().await;
+    assert_eq!(seen.head.kind, kind::PROXY | kind::GZIP);
+    assert_eq!(&gzip::unpack(seen.body, 100).await.unwrap()[..], b"0123456789abcdef-");
+}
+
+#[tokio::test]
+async fn callers_that_come_together_share_one_dial() {
+    let backend = Backend::new().await;
+    let agent = Agent::outbound(&[backend.addr]).await;
+    let mut callers = Vec::new();
+    for id in 0..20 {
+        let mut caller = agent.connect().await;
+        let meta = [("M_p", "kit.EchoService"), ("M_m", "echo")];
+        caller.send(&bytes_of(&request(id, &meta, b""))).await;
+        callers.push(caller);
+    }
+    let mut server = backend.accept().await;
+    for _ in 0..20 {
+        let asked = server.frame().await;
+        server.send(&bytes_of(&echo(&asked))).await;
+    }
+    for (id, mut caller) in callers.into_iter().enumerate() {
+        assert_eq!(caller.frame().await.head.id, id as u64);
+    }
+}
