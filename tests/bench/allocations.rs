@@ -1,0 +1,30 @@
+//! The budget of a Motan2 call: at most four allocations, and no copy of its body.
+#![allow(clippy::unwrap_used, reason = "test code")]
+
+mod rig;
+
+use rig::{Caller, Rig};
+
+/// One test, because it counts what the whole process allocates.
+#[test]
+fn a_call_allocates_at_most_four_times_and_never_for_its_body() {
+    let rig = Rig::start();
+    for (depth, body) in [(1, 16), (64, 16), (64, 1024)] {
+        let mut caller = Caller::new(rig.agent, depth, body);
+        caller.run(20 * 1024);
+        let cost = caller.run(20 * 1024);
+        assert!(cost.allocations <= 4.0, "{depth} at once with {body} bytes: {cost:?}");
+    }
+    // Each way a body is read into one buffer of its size and written from there. A copy anywhere would
+    // need another one; a fifth of the body is left for heads, slots and the first read, which is moved
+    // when a buffer grows to the size of its frame.
+    let body = 64 * 1024;
+    let mut caller = Caller::new(rig.agent, 1, body);
+    caller.run(256);
+    let cost = caller.run(1024);
+    assert!(cost.bytes < 2.2 * body as f64, "{cost:?}");
+
+    let mut plain = Caller::new(rig.server, 8, 1024);
+    plain.run(1024);
+    assert_eq!(plain.run(1024).allocations, 0.0, "caller and server are not what is counted");
+}
