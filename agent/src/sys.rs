@@ -69,8 +69,15 @@ pub struct CgroupLink {
 pub struct Attached {
     /// Their numbers, in the order in which they run.
     pub programs: Vec<u32>,
-    /// Flags they were attached with: 0 exclusive, 1 overridable, 2 many.
+    /// Flags they were attached with: 0 exclusive, [`OVERRIDE`](Self::OVERRIDE), or [`MULTI`](Self::MULTI).
     pub flags: u32,
+}
+
+impl Attached {
+    /// A child group may have another program instead.
+    pub const OVERRIDE: u32 = 1;
+    /// Others may attach beside it.
+    pub const MULTI: u32 = 2;
 }
 
 const MAP_LOOKUP_ELEM: u32 = 1;

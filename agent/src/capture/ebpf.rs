@@ -363,7 +363,7 @@ pub fn load_program(ebpf: &mut aya::Ebpf, name: &str) -> Result<OwnedFd, Program
 }
 
 /// Why the kernel refused a program, for operators; the verifier's words go to the debug log.
-fn refusal(name: &str, error: &ProgramError) -> anyhow::Error {
+pub fn refusal(name: &str, error: &ProgramError) -> anyhow::Error {
     match error {
         ProgramError::LoadError { io_error, verifier_log } => {
             let log = verifier_log.to_string();

@@ -169,7 +169,7 @@ fn refused(cgroup: &Cgroup, hook: Hook, error: io::Error) -> anyhow::Error {
                 let Ok(dir) = File::open(ancestor) else { break };
                 let Ok(there) = sys::attached(dir.as_fd(), hook) else { break };
                 if let Some(id) = there.programs.first()
-                    && there.flags & 2 == 0
+                    && there.flags & sys::Attached::MULTI == 0
                 {
                     return anyhow::anyhow!(
                         "{what}: program {} is attached exclusively to {}. Detach it (`bpftool cgroup detach`), \

@@ -1,0 +1,343 @@
+//! `sockmesh check`: what this host can do, found out by trying, one line each.
+
+use std::{
+    fmt::Write as _,
+    io::{self, Write as _},
+    net::{SocketAddr, TcpListener},
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
+
+use aya::maps::MapType;
+use serde::Serialize;
+
+use crate::{
+    capture::{
+        ebpf,
+        enroll::{self, Cgroup, PROGRAMS},
+        pins,
+    },
+    config::{CaptureMode, Config, Enroll},
+    sys,
+};
+
+/// Arguments of `sockmesh check`.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Args {
+    /// Also check what this configuration asks for
+    #[arg(short, long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// How to print it
+    #[arg(short, long, value_name = "FORMAT", default_value = "text")]
+    pub output: Format,
+}
+
+/// How to print what was found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Format {
+    /// A ticked line each.
+    Text,
+    /// One object: `ok` and the list of checks.
+    Json,
+}
+
+/// How a check went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum State {
+    /// As it should be.
+    Ok,
+    /// Something is missing that nobody asked for, or that the agent copes with.
+    Warning,
+    /// Something that the configuration asks for is missing.
+    Failed,
+}
+
+/// One line.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Check {
+    /// What was looked at.
+    pub name: String,
+    /// How it went.
+    pub state: State,
+    /// What was found.
+    pub found: String,
+    /// What to do about it; none when all is well.
+    pub hint: Option<String>,
+}
+
+/// Runs every check and prints them; the exit code is not 0 when something is missing that the
+/// configuration asks for. An error means that the configuration could not be read.
+pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    let config = args.config.as_deref().map(Config::load).transpose()?;
+    let checks = all(config.as_ref());
+    let ok = checks.iter().all(|c| c.state != State::Failed);
+    let text = match args.output {
+        Format::Text => text(&checks),
+        Format::Json => format!("{:#}\n", serde_json::json!({ "ok": ok, "checks": checks })),
+    };
+    io::stdout().write_all(text.as_bytes())?;
+    Ok(if ok { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Every check of this host, and of what `config` asks for.
+pub fn all(config: Option<&Config>) -> Vec<Check> {
+    let defaults = Config::default();
+    let asked = config.unwrap_or(&defaults);
+    let mut report = Report {
+        checks: Vec::new(),
+        // Only `capture: ebpf` cannot do without.
+        missing: match asked.capture.mode {
+            CaptureMode::Ebpf => State::Failed,
+            CaptureMode::Auto | CaptureMode::Port => State::Warning,
+        },
+    };
+    report.host(&asked.capture.bpffs);
+    report.programs();
+    for Enroll::Cgroup(path) in &asked.capture.enroll {
+        report.group(path);
+    }
+    report.ipv6();
+    report.ports(asked, if config.is_some() { State::Failed } else { State::Warning });
+    report.checks
+}
+
+fn text(checks: &[Check]) -> String {
+    let mut text = String::new();
+    for check in checks {
+        let tick = match check.state {
+            State::Ok => '✓',
+            State::Warning => '!',
+            State::Failed => '✗',
+        };
+        let _ = write!(text, "{tick} {}: {}", check.name, check.found);
+        if let Some(hint) = &check.hint {
+            let _ = write!(text, " -> {hint}");
+        }
+        text.push('\n');
+    }
+    text
+}
+
+struct Report {
+    checks: Vec<Check>,
+    missing: State,
+}
+
+impl Report {
+    fn ok(&mut self, name: impl Into<String>, found: impl Into<String>) {
+        self.checks.push(Check { name: name.into(), state: State::Ok, found: found.into(), hint: None });
+    }
+
+    fn bad(&mut self, state: State, name: impl Into<String>, found: impl Into<String>, hint: &str) {
+        let hint = Some(hint.to_owned()).filter(|h| !h.is_empty());
+        self.checks.push(Check { name: name.into(), state, found: found.into(), hint });
+    }
+
+    fn host(&mut self, bpffs: &Path) {
+        let missing = self.missing;
+        let release = rustix::system::uname().release().to_string_lossy().into_owned();
+        match version(&release) {
+            Some(v) if v < (5, 14) => self.bad(
+                missing,
+                "kernel",
+                release,
+                "connect hooks need Linux 5.14 or newer; `capture: port` works on any",
+            ),
+            _ => self.ok("kernel", release),
+        }
+        if Path::new("/sys/kernel/btf/vmlinux").exists() {
+            self.ok("kernel type information (BTF)", "present");
+        } else {
+            let hint = "not needed by connect hooks; a kernel with CONFIG_DEBUG_INFO_BTF has it";
+            self.bad(State::Warning, "kernel type information (BTF)", "absent", hint);
+        }
+        match enroll::mount() {
+            Some(path) => self.ok("cgroup v2", format!("mounted at {}", path.display())),
+            None => self.bad(
+                missing,
+                "cgroup v2",
+                "not mounted",
+                "mount it, e.g. `mount -t cgroup2 none /sys/fs/cgroup/unified`",
+            ),
+        }
+        if pins::is_bpffs(bpffs) {
+            self.ok("bpffs", format!("mounted at {}", bpffs.display()));
+        } else if bpffs.is_dir() {
+            self.ok("bpffs", format!("not mounted at {}; an agent with rights mounts it", bpffs.display()));
+        } else {
+            self.bad(
+                missing,
+                "bpffs",
+                format!("{} is no directory", bpffs.display()),
+                "create it, or set `capture.bpffs` to one that exists",
+            );
+        }
+        match ebpf::missing_rights() {
+            None => self.ok("rights", "CAP_BPF and CAP_NET_ADMIN"),
+            Some(lacks) => {
+                self.bad(missing, "rights", format!("lacks {lacks}"), "run as root, or grant those capabilities");
+            }
+        }
+        match aya::sys::is_map_supported(MapType::SkStorage) {
+            Ok(true) => self.ok("socket storage", "supported"),
+            Ok(false) => self.bad(missing, "socket storage", "not supported", "Linux 5.2 or newer has it"),
+            Err(e) => self.bad(missing, "socket storage", format!("unknown: {e}"), "run as root"),
+        }
+        match ebpf::own_netns() {
+            Ok(cookie) => self.ok("network namespace", format!("cookie {cookie}")),
+            Err(e) => self.bad(missing, "network namespace", format!("{e:#}"), ""),
+        }
+    }
+
+    /// Loads every program and lets it go again.
+    fn programs(&mut self) {
+        let missing = self.missing;
+        let Some(object) = ebpf::OBJECT else {
+            self.bad(missing, "eBPF object", "not in this build", "run `cargo xtask build`");
+            return;
+        };
+        self.ok("eBPF object", format!("{} KiB in this build", object.len() / 1024));
+        let mut loaded = match ebpf::probe(object) {
+            Ok(loaded) => loaded,
+            Err(e) => return self.bad(missing, "maps", format!("{e:#}"), "run as root on Linux 5.14 or newer"),
+        };
+        self.ok("maps", "created");
+        for (name, hook) in PROGRAMS {
+            let what = format!("program {name} ({hook:?})");
+            match ebpf::load_program(&mut loaded, name) {
+                Ok(_) => self.ok(what, "the kernel takes it"),
+                Err(e) => self.bad(
+                    missing,
+                    what,
+                    format!("{:#}", ebpf::refusal(name, &e)),
+                    "`docs/kernel.md` has the minimum kernel of each hook",
+                ),
+            }
+        }
+    }
+
+    /// Who else has the hooks of an enrolled control group.
+    fn group(&mut self, path: &Path) {
+        let missing = self.missing;
+        let name = format!("control group {}", path.display());
+        let group = match Cgroup::open(path) {
+            Ok(group) => group,
+            Err(e) => return self.bad(missing, name, format!("{e:#}"), ""),
+        };
+        let mut others = Vec::new();
+        for (_, hook) in PROGRAMS {
+            for (i, at) in group.path.ancestors().enumerate() {
+                let Ok(group) = Cgroup::open(at) else { break };
+                let there = match group.attached(hook) {
+                    Ok(there) => there,
+                    Err(e) => {
+                        return self.bad(missing, name, format!("cannot ask for its programs: {e}"), "run as root");
+                    }
+                };
+                let foreign = there.programs.iter().map(|id| enroll::describe(*id)).filter(|d| !d.contains("(mesh_"));
+                for program in foreign {
+                    let exclusive = match there.flags {
+                        0 => true,
+                        // Overridable: only in the way where it is attached itself.
+                        sys::Attached::OVERRIDE => i == 0,
+                        _ => false,
+                    };
+                    if exclusive {
+                        let found = format!("{hook:?} belongs to program {program} of {}", at.display());
+                        let hint = "detach it (`bpftool cgroup detach`), or have its owner attach it with `multi`";
+                        return self.bad(missing, name, found, hint);
+                    }
+                    others.push(format!("{hook:?} {program} of {}", at.display()));
+                }
+            }
+        }
+        if others.is_empty() {
+            self.ok(name, "its hooks are free");
+        } else {
+            let hint = "who also rewrites connects must leave the services' addresses alone";
+            self.bad(State::Warning, name, format!("shared with {}", others.join(", ")), hint);
+        }
+    }
+
+    fn ipv6(&mut self) {
+        match TcpListener::bind("[::1]:0") {
+            Ok(_) => self.ok("IPv6 loopback", "present"),
+            Err(e) => self.bad(
+                State::Warning,
+                "IPv6 loopback",
+                format!("absent: {e}"),
+                "connects to IPv6 services go directly; `sysctl net.ipv6.conf.lo.disable_ipv6=0`",
+            ),
+        }
+    }
+
+    fn ports(&mut self, config: &Config, missing: State) {
+        let mut addresses: Vec<(&str, SocketAddr)> = vec![("ports.admin", config.ports.admin)];
+        if config.capture.mode != CaptureMode::Port {
+            addresses.push(("ports.outbound", SocketAddr::from(([127, 0, 0, 1], config.ports.outbound))));
+        }
+        addresses.extend(config.referers.iter().filter_map(|r| Some(("listen", r.listen?))));
+        addresses.extend(config.services.iter().map(|s| ("export", s.export)));
+        addresses.sort_unstable_by_key(|(_, address)| *address);
+        addresses.dedup_by_key(|(_, address)| *address);
+        for (key, address) in addresses {
+            let name = format!("{key} {address}");
+            match TcpListener::bind(address) {
+                Ok(_) => self.ok(name, "free"),
+                Err(e) => {
+                    let hint = "is an agent running already? Stop who has it (`ss -ltnp`), or choose another";
+                    self.bad(missing, name, e.to_string(), hint);
+                }
+            }
+        }
+    }
+}
+
+/// Major and minor number of a kernel release.
+fn version(release: &str) -> Option<(u32, u32)> {
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(str::parse);
+    Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kernel_releases() {
+        assert_eq!(version("6.18.44-fc-v595"), Some((6, 18)));
+        assert_eq!(version("5.10.0-28-amd64"), Some((5, 10)));
+        assert_eq!(version("odd"), None);
+    }
+
+    #[test]
+    fn what_nobody_asked_for_is_no_failure() {
+        let checks = all(None);
+        assert!(checks.iter().all(|c| c.state != State::Failed), "{}", text(&checks));
+        assert!(checks.iter().any(|c| c.name == "kernel"));
+    }
+
+    #[test]
+    fn what_was_asked_for_and_is_missing_fails_with_a_hint() {
+        let mut config = Config::default();
+        config.capture.enroll = vec![Enroll::Cgroup("/nowhere/at/all".into())];
+        let group = |config: &Config| all(Some(config)).into_iter().find(|c| c.name.contains("/nowhere")).unwrap();
+        assert_eq!(group(&config).state, State::Warning, "auto copes");
+        config.capture.mode = CaptureMode::Ebpf;
+        assert_eq!(group(&config).state, State::Failed);
+        assert!(text(&[group(&config)]).starts_with("✗ control group /nowhere/at/all: "));
+    }
+
+    #[test]
+    fn a_port_in_use_fails() {
+        let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut config = Config::default();
+        config.capture.mode = CaptureMode::Port;
+        config.ports.admin = taken.local_addr().unwrap();
+        let checks = all(Some(&config));
+        let admin = checks.iter().find(|c| c.name.starts_with("ports.admin")).unwrap();
+        assert_eq!(admin.state, State::Failed);
+        assert!(!checks.iter().any(|c| c.name.starts_with("ports.outbound")), "port mode does not need it");
+    }
+}
