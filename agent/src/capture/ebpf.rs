@@ -438,3 +438,23 @@ fn monotonic_ns() -> u64 {
     let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
     now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_kernel_page_lists_every_counter_program_and_map() {
+        let page = include_str!("../../../docs/kernel.md");
+        let counters = Outcome::ALL.iter().map(|o| o.name()).chain(["never_accepted"]);
+        for name in counters.chain(PROGRAMS.iter().map(|(name, _)| *name)).chain(Pins::map_names()) {
+            assert!(page.contains(&format!("\n| `{name}` | ")), "docs/kernel.md has no row for `{name}`");
+        }
+    }
+
+    #[test]
+    fn addresses_are_mapped() {
+        assert_eq!(octets("240.0.0.1".parse().unwrap()), ebpf_common::mapped([240, 0, 0, 1]));
+        assert_eq!(octets("::1".parse().unwrap())[15], 1);
+    }
+}
