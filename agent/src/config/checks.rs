@@ -1,7 +1,7 @@
 //! What no single value shows: listeners that collide, addresses claimed twice, parts without effect.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
 };
 
@@ -127,16 +127,19 @@ fn listeners(config: &Config, seen: &Seen, report: &mut Report) {
     for listener in own.iter().chain(&seen.listeners).filter(|l| l.address.port() != 0) {
         by_port.entry(listener.address.port()).or_default().push(listener);
     }
+    // One complaint per listener: with the first it collides with.
+    let mut complained = HashSet::new();
     for group in by_port.values() {
         for (i, listener) in group.iter().enumerate() {
-            let before = group[..i].iter().filter(|l| l.place.key != listener.place.key);
-            // One complaint per listener: with the first it collides with.
-            for first in before {
+            for first in group[..i].iter().filter(|l| l.place.key != listener.place.key) {
+                if complained.contains(&listener.place.key) {
+                    break;
+                }
                 let shared =
                     first.role == listener.role && first.role != Role::Agent && first.address == listener.address;
                 let told = if shared { sharing(first, listener, report) } else { clash(first, listener, report) };
                 if told {
-                    break;
+                    complained.insert(&listener.place.key);
                 }
             }
         }
@@ -178,7 +181,11 @@ fn sharing(first: &Listener, second: &Listener, report: &mut Report) -> bool {
         let problem = format!("{with}, but declares {} instead of {}", name(second), name(first));
         report.mistake(second.place.problem(problem, remedy));
     } else if !matches!(second.protocol.as_deref(), Some("motan2" | "http")) {
-        let problem = format!("{with}, but {} cannot tell services apart", name(second));
+        let cannot = "cannot tell services apart";
+        let problem = match &second.protocol {
+            Some(protocol) => format!("{with}, but `{protocol}` {cannot}"),
+            None => format!("{with}, but without a declared protocol the agent {cannot}"),
+        };
         report.mistake(second.place.problem(problem, remedy));
     } else if first.key == second.key {
         let problem = format!("{with}, and both are the service `{}`", second.key);

@@ -5,7 +5,7 @@ use std::collections::HashSet;
 
 use super::{
     Named,
-    node::{Data, Entry, Node},
+    node::{At, Data, Entry, Node},
     problem::{Report, did_you_mean},
     read::{Place, items, join},
     values::Wrong,
@@ -61,6 +61,12 @@ pub(super) fn protocol(text: &str) -> Result<String, Wrong> {
 }
 
 impl Table {
+    /// Names in the table.
+    #[cfg(test)]
+    pub fn names(&self) -> Vec<&'static str> {
+        (self.names)()
+    }
+
     /// Checks that `name` is in the table.
     pub fn name(&self, text: &str) -> Result<String, Wrong> {
         let known = (self.names)();
@@ -76,25 +82,28 @@ impl Table {
         let text = format!("{error:#}");
         // serde names the key in backticks but not its place; the tree has it.
         let unknown = between(&text, "unknown field `", "`");
-        let entry = unknown.and_then(|field| find(options, field));
-        if let (Some(field), Some(entry)) = (unknown, entry) {
+        if let Some(entry) = unknown.and_then(|field| find(options, field)) {
             let known: Vec<_> = text.split('`').skip(3).step_by(2).collect();
-            let remedy = if known.is_empty() {
-                format!("`{name}` has no options: leave it out")
-            } else {
-                did_you_mean(field, &known)
+            let remedy = match known.is_empty() {
+                true => format!("`{name}` has no options: leave it out"),
+                false => did_you_mean(&entry.key, &known),
             };
-            let place = Place { at: entry.at, key: join(path, field), value: Some(entry.value.show()) };
+            let place = Place { at: entry.at, key: join(path, &entry.key), value: Some(entry.value.show()) };
             report.mistake(place.problem(format!("unknown option of {} `{name}`", self.what), remedy));
             return;
         }
-        // Kinds begin a message with the option it is about: "path: ...".
-        let option = text.split_once(": ").and_then(|(option, rest)| Some((find(options, option)?, rest)));
-        let (place, text) = match option {
-            Some((entry, rest)) => (Place::of(&entry.value, join(path, &entry.key)), rest),
-            None => (Place::of(options, path), text.as_str()),
-        };
-        report.mistake(place.problem(text, format!("see the options of {} `{name}` in docs/config.md", self.what)));
+        // Kinds begin each line with the option it is about ("list[1].key: ...") and end it with a remedy.
+        for line in text.lines() {
+            let option =
+                line.split_once(": ").and_then(|(option, rest)| Some((option, locate(options, option)?, rest)));
+            let (place, line) = match option {
+                Some((option, at, rest)) => (Place { at, key: format!("{path}.{option}"), value: None }, rest),
+                None => (Place::of(options, path), line),
+            };
+            let see = format!("see {} `{name}` in docs/config.md", self.what);
+            let (problem, remedy) = line.split_once("; ").map_or((line, see), |(p, r)| (p, r.to_owned()));
+            report.mistake(place.problem(problem, remedy));
+        }
     }
 
     /// Reads `name` or `{name: options}`.
@@ -145,6 +154,27 @@ impl Table {
 fn between<'a>(text: &'a str, before: &str, after: &str) -> Option<&'a str> {
     let rest = &text[text.find(before)? + before.len()..];
     Some(&rest[..rest.find(after)?])
+}
+
+/// Where `path`, such as `list[1].key`, stands below `node`: the key, or the item itself.
+fn locate(mut node: &Node, path: &str) -> Option<At> {
+    let mut at = node.at;
+    for step in path.split(['.', '[']) {
+        let index = step.strip_suffix(']').and_then(|i| i.parse::<usize>().ok());
+        match (&node.data, index) {
+            (Data::List(list), Some(i)) => {
+                node = list.get(i)?;
+                at = node.at;
+            }
+            (Data::Map(entries), None) => {
+                let entry = entries.iter().find(|e| e.key == step)?;
+                node = &entry.value;
+                at = entry.at;
+            }
+            _ => return None,
+        }
+    }
+    Some(at)
 }
 
 /// The entry called `key`, at any depth.

@@ -15,6 +15,9 @@ mod read;
 mod services;
 mod values;
 
+#[cfg(test)]
+mod tests;
+
 use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, time::Duration};
 
 pub(crate) use self::{

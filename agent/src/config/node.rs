@@ -9,7 +9,10 @@ use std::collections::HashMap;
 use saphyr_parser::{Event, Parser, ScalarStyle, Span};
 use serde_yaml::{Mapping, Value};
 
-use super::problem::{Problem, Report};
+use super::{
+    problem::{Problem, Report},
+    read::join,
+};
 
 /// Deeper nesting is an attack or an accident; the schema needs 7.
 const MAX_DEPTH: usize = 64;
@@ -191,7 +194,19 @@ fn plain_value(text: &str) -> Value {
 /// A collection whose end has not come yet.
 enum Open {
     List { at: At, anchor: usize, items: Vec<Node> },
-    Map { at: At, anchor: usize, entries: Vec<Entry>, merges: Vec<Node>, key: Option<(String, At, Key)> },
+    Map(OpenMap),
+}
+
+#[derive(Default)]
+struct OpenMap {
+    at: At,
+    anchor: usize,
+    entries: Vec<Entry>,
+    merges: Vec<Node>,
+    /// Lines of the keys so far.
+    lines: HashMap<String, usize>,
+    /// The key whose value has not come yet.
+    key: Option<(String, At, Key)>,
 }
 
 #[derive(Clone, Copy, PartialEq)]
@@ -232,8 +247,7 @@ impl Builder {
                 }
                 Event::MappingStart(anchor, tag) => {
                     self.tag(tag.as_deref(), at, report);
-                    let open = Open::Map { at, anchor, entries: Vec::new(), merges: Vec::new(), key: None };
-                    self.open(open, at)?;
+                    self.open(Open::Map(OpenMap { at, anchor, ..OpenMap::default() }), at)?;
                 }
                 Event::SequenceEnd => {
                     let Some(Open::List { at, anchor, items }) = self.stack.pop() else {
@@ -242,7 +256,7 @@ impl Builder {
                     self.finish(Node { at, data: Data::List(items) }, anchor, report);
                 }
                 Event::MappingEnd => {
-                    let Some(Open::Map { at, anchor, mut entries, merges, .. }) = self.stack.pop() else {
+                    let Some(Open::Map(OpenMap { at, anchor, mut entries, merges, .. })) = self.stack.pop() else {
                         unreachable!("the parser nests events");
                     };
                     for merge in merges {
@@ -292,6 +306,18 @@ impl Builder {
         tag.is_yaml_core_schema() && tag.suffix == "str"
     }
 
+    /// The full key of the collection that is open now.
+    fn path(&self) -> String {
+        let mut path = String::new();
+        for open in &self.stack[..self.stack.len().saturating_sub(1)] {
+            path = match open {
+                Open::List { items, .. } => format!("{path}[{}]", items.len()),
+                Open::Map(map) => map.key.as_ref().map_or(path.clone(), |(name, ..)| join(&path, name)),
+            };
+        }
+        path
+    }
+
     /// Puts a complete node where it belongs.
     fn finish(&mut self, node: Node, anchor: usize, report: &mut Report) {
         if anchor > 0 {
@@ -300,37 +326,42 @@ impl Builder {
         match self.stack.last_mut() {
             None => self.root = Some(node),
             Some(Open::List { items, .. }) => items.push(node),
-            Some(Open::Map { entries, merges, key, .. }) => match key.take() {
-                None => *key = Some(self::key(&node, entries, report)),
-                Some((_, _, Key::Merge)) => merges.push(node),
+            Some(Open::Map(map)) => match map.key.take() {
+                None => self.key(&node, report),
+                Some((_, _, Key::Merge)) => map.merges.push(node),
                 Some((_, _, Key::Ignored)) => {}
-                Some((name, at, Key::Plain)) => entries.push(Entry { key: name, at, value: node }),
+                Some((name, at, Key::Plain)) => map.entries.push(Entry { key: name, at, value: node }),
             },
         }
     }
-}
 
-fn key(node: &Node, before: &[Entry], report: &mut Report) -> (String, At, Key) {
-    match &node.data {
-        Data::Scalar { text, quoted: false } if text == "<<" => (text.clone(), node.at, Key::Merge),
-        Data::Scalar { text, .. } => {
-            let first = before.iter().find(|e| e.key == *text);
-            if let Some(first) = first {
-                report.mistake(Problem {
-                    line: node.at.line,
-                    column: node.at.column,
-                    key: text.clone(),
-                    value: None,
-                    problem: format!("the key stands here a second time, first in line {}", first.at.line),
-                    remedy: "keep one of them".to_owned(),
-                });
+    /// Takes `node` as the next key of the mapping that is open.
+    fn key(&mut self, node: &Node, report: &mut Report) {
+        let path = || self.path();
+        let (text, key) = match &node.data {
+            Data::Scalar { text, quoted: false } if text == "<<" => (text.clone(), Key::Merge),
+            Data::Scalar { text, .. } => {
+                let first = match self.stack.last() {
+                    Some(Open::Map(map)) => map.lines.get(text),
+                    _ => None,
+                };
+                if let Some(first) = first {
+                    let problem = format!("the key stands here a second time, first in line {first}");
+                    let problem = whole(node.at, &problem, "keep one of them");
+                    report.mistake(Problem { key: join(&path(), text), ..problem });
+                }
+                (text.clone(), if first.is_some() { Key::Ignored } else { Key::Plain })
             }
-            (text.clone(), node.at, if first.is_some() { Key::Ignored } else { Key::Plain })
-        }
-        _ => {
-            let problem = format!("{} cannot be a key", node.what());
-            report.mistake(whole(node.at, &problem, "write a name before the colon"));
-            (node.show(), node.at, Key::Ignored)
+            _ => {
+                let problem = format!("{} cannot be a key", node.what());
+                let problem = whole(node.at, &problem, "write a name before the colon");
+                report.mistake(Problem { key: path(), ..problem });
+                (node.show(), Key::Ignored)
+            }
+        };
+        if let Some(Open::Map(map)) = self.stack.last_mut() {
+            map.lines.entry(text.clone()).or_insert(node.at.line);
+            map.key = Some((text, node.at, key));
         }
     }
 }

@@ -71,15 +71,16 @@ impl<'a> Map<'a> {
         let keys = || sections.iter().flat_map(|s| s.keys);
         let entries = entries(node, &path, report)?;
         let map = Self { node, path, entries };
-        for entry in map.entries {
-            if others == Others::Unknown && !keys().any(|k| k.name == entry.key) {
-                let known: Vec<_> = keys().map(|k| k.name).collect();
-                let place = Place { value: Some(entry.value.show()), ..map.place_of_key(entry) };
-                report.mistake(place.problem("unknown key", elsewhere(&entry.key, &known)));
-            }
+        let known: Vec<_> = keys().map(|k| k.name).collect();
+        // Keys that were probably meant by misspelt ones: that they are missing need not be told as well.
+        let mut meant = Vec::new();
+        for entry in map.entries.iter().filter(|e| others == Others::Unknown && !known.contains(&e.key.as_str())) {
+            meant.extend(suggest(&entry.key, known.iter().copied()));
+            let place = Place { value: Some(entry.value.show()), ..map.place_of_key(entry) };
+            report.mistake(place.problem("unknown key", elsewhere(&entry.key, &known)));
         }
         for key in keys().filter(|k| matches!(k.default, Absent::Required)) {
-            if map.get(key.name).is_none() {
+            if map.get(key.name).is_none() && !meant.contains(&key.name) {
                 let place = Place { at: node.at, key: join(&map.path, key.name), value: None };
                 report.mistake(place.problem("is missing", format!("add `{}: ...` ({})", key.name, key.ty)));
             }

@@ -40,15 +40,16 @@ impl Registry for Direct {
 pub(super) fn build(options: &Value, _: &BuildCx) -> anyhow::Result<Arc<dyn Registry>> {
     let options: Options = crate::kind::options(options)?;
     let Some(list) = options.instances.filter(|v| !v.is_null()) else {
-        bail!("the option `instances` is missing: add `instances: [IP:PORT]`");
+        bail!("the option `instances` is missing; add `instances: [IP:PORT]`");
     };
     let mut report = Report::default();
     let found = instances(&Node::from_value(&list), "instances", &mut report);
     // The configuration is read by a person who can correct it: nothing is left out silently.
     report.mistakes.extend(found.left_out);
     if !report.mistakes.is_empty() {
+        // One line each: the reader of the configuration finds the place of each.
         let lines: Vec<_> = report.mistakes.iter().map(ToString::to_string).collect();
-        bail!("{}", lines.join("; "));
+        bail!("{}", lines.join("\n"));
     }
     Ok(inline(found.good))
 }

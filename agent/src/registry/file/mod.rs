@@ -33,7 +33,7 @@ struct Options {
 pub(super) fn build(options: &Value, cx: &BuildCx) -> anyhow::Result<Arc<dyn Registry>> {
     let options: Options = crate::kind::options(options)?;
     let Some(path) = options.path.filter(|p| !p.as_os_str().is_empty()) else {
-        bail!("the option `path` is missing: add `path: nodes.yaml`");
+        bail!("the option `path` is missing; add `path: nodes.yaml`");
     };
     Ok(Arc::new(File::new(cx.base_dir.join(path))))
 }
