@@ -36,7 +36,9 @@ pub enum Ebpf {
 pub fn all() -> Result<Ebpf> {
     if let Some(agent) = given_agent() {
         println!("using {} as SOCKMESH_BIN says, building none", agent.display());
-        return Ok(Ebpf::Built);
+        let said = Command::new(&agent).arg("check").output().context("cannot start SOCKMESH_BIN")?;
+        let lacks = String::from_utf8_lossy(&[said.stdout, said.stderr].concat()).contains("no eBPF object");
+        return Ok(if lacks { Ebpf::Missing } else { Ebpf::Built });
     }
     let ebpf = match kernel_half() {
         Ok(()) => Ebpf::Built,

@@ -99,7 +99,10 @@ fn install(program: &str, updated: &mut bool) -> Result<()> {
             match sh::run_logged(command.arg(package), &log, APT_LIMIT) {
                 Ok(()) if sh::find(program).is_some() => return Ok(()),
                 Ok(()) => error = Some(anyhow::anyhow!("package {package} came without it")),
-                Err(e) => error = Some(e),
+                Err(_) => {
+                    let said = sh::tail_of(&log, 1);
+                    error = Some(anyhow::anyhow!("apt-get install {package} failed ({})", said.trim()));
+                }
             }
         }
     }
