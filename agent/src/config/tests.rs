@@ -113,7 +113,8 @@ fn around(path: &str, key: &str, value: Option<&str>) -> String {
         let source = if key == "endpoints" { ("registry", "nodes") } else { ("endpoints", "['127.0.0.1:7']") };
         let mut needed = vec![("service", "s"), ("listen", "'127.0.0.1:9'"), source];
         needed.extend(more);
-        let head = if path == "" && key == "registries" { "" } else { "registries: {nodes: {kind: file, path: f}}\n" };
+        let head =
+            if path.is_empty() && key == "registries" { "" } else { "registries: {nodes: {kind: file, path: f}}\n" };
         format!("{head}referers: [{{{}}}]", with(&needed))
     };
     match path {
