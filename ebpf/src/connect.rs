@@ -108,7 +108,7 @@ fn capture(ctx: &SockAddrContext, addr: Address, port: u16) -> Result<u16, Outco
         draining: draining != 0,
         stale: now_stale(now, beat, stale_after),
         // SAFETY: copied at once; a concurrent replacement is one aligned word.
-        listener: unsafe { MESH_LISTENERS.get(&netns) }.copied(),
+        listener: unsafe { MESH_LISTENERS.get(netns) }.copied(),
         v6: normalise(&addr).is_none(),
         bound_device,
     };
@@ -128,7 +128,7 @@ fn capture(ctx: &SockAddrContext, addr: Address, port: u16) -> Result<u16, Outco
         listener,
         state: OriginState::Rewritten as u32,
     };
-    if MESH_TUPLES.insert(TupleKey::reservation(netns, cookie), &value, 0).is_err() {
+    if MESH_TUPLES.insert(TupleKey::reservation(netns, cookie), value, 0).is_err() {
         return Err(Outcome::Full);
     }
     if create_origin(sk, &mut value).is_null() {

@@ -59,12 +59,12 @@ pub fn control_slot(slot: u32) -> Option<u64> {
 pub fn service(addr: [u8; 16], port: u16) -> Option<Service> {
     let mut key = ServiceKey::new(addr, port);
     // SAFETY: copied at once; a concurrent replacement is one aligned word.
-    if let Some(found) = unsafe { MESH_SERVICES.get(&key) } {
+    if let Some(found) = unsafe { MESH_SERVICES.get(key) } {
         return Some(*found);
     }
     key.port = 0;
     // SAFETY: as above.
-    unsafe { MESH_SERVICES.get(&key) }.copied()
+    unsafe { MESH_SERVICES.get(key) }.copied()
 }
 
 #[inline(always)]

@@ -307,6 +307,14 @@ impl Capture for Ebpf {
     }
 }
 
+/// Takes away what an agent called `name`, which no longer runs, left in the kernel. Says whether there was
+/// anything; an error when an agent of that name runs or rights are missing.
+pub fn remove_left(name: &str, config: &config::Capture) -> anyhow::Result<bool> {
+    let Some(pins) = Pins::existing(&config.bpffs, name) else { return Ok(false) };
+    let _lock = NameLock::take(name)?;
+    pins.remove().map(|()| true)
+}
+
 struct Parts {
     services: BpfMap<ServiceKey, Service>,
     listeners: BpfMap<u64, Listener>,

@@ -101,7 +101,13 @@ pub fn choose(config: &Config, kernel_log: Option<tracing::Level>) -> anyhow::Re
     };
     let port = |reason: String| Chosen { capture: Arc::new(port::Port), reason };
     match config.capture.mode {
-        CaptureMode::Port => Ok(port("asked for: programs dial the agent's own listeners".to_owned())),
+        CaptureMode::Port => {
+            // An agent of this name that was killed while it captured must not go on refusing connects.
+            if let Err(error) = ebpf::remove_left(&config.name, &config.capture) {
+                tracing::warn!(error = format!("{error:#}"), "cannot remove what an agent before left in the kernel");
+            }
+            Ok(port("asked for: programs dial the agent's own listeners".to_owned()))
+        }
         CaptureMode::Ebpf => load().map(captured).context("capture: ebpf"),
         CaptureMode::Auto if config.capture.enroll.is_empty() => Ok(port("nothing is enrolled".to_owned())),
         CaptureMode::Auto => match load() {

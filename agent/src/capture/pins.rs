@@ -81,6 +81,18 @@ impl Pins {
         Ok((pins, found))
     }
 
+    /// The folder that an agent called `name` left below `bpffs`, if there is one.
+    pub fn existing(bpffs: &Path, name: &str) -> Option<Self> {
+        let parent = bpffs.join("sockmesh");
+        let root = parent.join(name);
+        (!name.is_empty() && is_bpffs(bpffs) && root.is_dir()).then(|| Self {
+            bpffs: bpffs.to_owned(),
+            parent,
+            root,
+            mounted: false,
+        })
+    }
+
     /// Where the map called `name` is pinned.
     pub fn map(&self, name: &str) -> PathBuf {
         self.root.join("maps").join(name)

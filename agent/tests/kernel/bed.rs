@@ -23,7 +23,7 @@ use tokio::{
 };
 
 /// Nothing here takes longer unless it hangs.
-pub const LIMIT: Duration = Duration::from_secs(20);
+pub const LIMIT: Duration = Duration::from_secs(60);
 
 /// Whether kernel tests can run here; if not, says so as `SKIPPED`, or fails when nothing may be skipped.
 pub fn can_run(test: &str, programs: &[&str]) -> bool {

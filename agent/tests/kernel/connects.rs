@@ -134,6 +134,29 @@ asyncio.run(main())
     assert_eq!(program.done().await, "240.0.0.1 80 agent");
 }
 
+#[tokio::test]
+async fn non_blocking_and_asked_again() {
+    need!("non_blocking_and_asked_again", "python3");
+    let bed = Bed::new(&["240.0.0.1:80"]).await;
+    // A second connect() on a socket that is connecting asks how it goes; no hook runs for it.
+    let script = "
+import errno, select, socket
+s = socket.socket()
+s.setblocking(False)
+while True:
+    e = s.connect_ex(('240.0.0.1', 80))
+    if e in (0, errno.EISCONN): break
+    assert e in (errno.EINPROGRESS, errno.EALREADY), e
+    select.select([], [s], [], 10)
+s.setblocking(True)
+print('%s %d' % s.getpeername(), s.recv(64).decode())
+";
+    let program = bed.python(script, &[]);
+    serve(&bed, "240.0.0.1:80", program.pid).await;
+    assert_eq!(program.done().await, "240.0.0.1 80 agent");
+    assert_eq!((bed.counter("captured"), bed.counter("recorded")), (1, 1));
+}
+
 /// A ring of its own, one connect; prints the result, the peer and what it says.
 const IO_URING: &str = "
 import ctypes, mmap, os, socket, struct, sys

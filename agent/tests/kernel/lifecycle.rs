@@ -61,7 +61,7 @@ fn remaining(of: &InKernel) -> InKernel {
     InKernel { maps, links, programs }
 }
 
-/// The kernel frees in the background: waits for it.
+/// The kernel frees in the background and tells nobody: looks again and again.
 async fn gone(of: &InKernel) {
     let wait = async {
         while remaining(of) != InKernel::default() {
@@ -120,9 +120,10 @@ async fn the_agent_to_be_killed() {
     };
     ebpf.apply(&table).unwrap();
     println!("ready");
+    let mut beats = tokio::time::interval(Duration::from_millis(50));
     loop {
+        beats.tick().await;
         ebpf.beat();
-        tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }
 
@@ -235,6 +236,23 @@ async fn what_does_not_fit_is_replaced() {
     assert_eq!(bed.ebpf().found(), Found::Adopted);
     bed.apply();
     bed.ebpf.take().unwrap().uninstall().unwrap();
+    rustix::mount::unmount(&bed.config.bpffs, rustix::mount::UnmountFlags::empty()).unwrap();
+}
+
+#[tokio::test]
+async fn an_agent_in_port_mode_takes_away_what_a_killed_one_left() {
+    need!("an_agent_in_port_mode_takes_away_what_a_killed_one_left");
+    let mut bed = Bed::new(&["240.0.0.1:80"]).await;
+    let left = in_kernel(&bed);
+    let mut config = agent::config::Config { name: bed.name.clone(), ..Default::default() };
+    config.capture = bed.config.clone();
+    config.capture.mode = agent::config::CaptureMode::Port;
+    agent::capture::choose(&config, None).unwrap();
+    assert_eq!(remaining(&left), left, "not while the other runs");
+    drop(bed.ebpf.take());
+    agent::capture::choose(&config, None).unwrap();
+    assert!(!bed.pins().exists());
+    gone(&left).await;
     rustix::mount::unmount(&bed.config.bpffs, rustix::mount::UnmountFlags::empty()).unwrap();
 }
 
