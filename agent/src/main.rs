@@ -1,2 +1,105 @@
-//! `sockmesh`: flags and verbs.
-fn main() {}
+//! `sockmesh`: flags and verbs, logging, exit code.
+
+use std::{io::IsTerminal, path::PathBuf, process::ExitCode};
+
+use agent::{
+    app,
+    cli::{check, commands, config, lists, stat},
+};
+use clap::{Parser, Subcommand};
+use tracing_subscriber::EnvFilter;
+
+/// A service mesh for Linux hosts at socket level: the agent and the operator's verbs.
+#[derive(Parser)]
+#[command(name = "sockmesh", version, about, max_term_width = 100)]
+struct Cli {
+    /// What to log, on standard error: a level, or a filter as `info,agent::registry=debug`
+    /// [default: $SOCKMESH_LOG, or info]
+    #[arg(long, global = true, value_name = "FILTER", value_parser = log_filter)]
+    log: Option<String>,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Run the agent until it is told to stop
+    Run(Run),
+    /// Tell what this host can do, and what the configuration asks for in vain
+    Check(check::Args),
+    /// Validate a configuration without starting anything
+    Config(config::Args),
+    /// Show rate, success and latency of services and their endpoints
+    Stat(stat::Args),
+    /// List endpoints and whether they are in rotation
+    Endpoints(lists::Args),
+    /// List connections of programs that exist now
+    Sockets(lists::Args),
+    /// Apply the changed configuration file as a whole or not at all
+    Reload(commands::Args),
+    /// Stop the agent gracefully
+    Drain(commands::Args),
+    /// Print the versions of this program and of the running agent
+    Version(commands::VersionArgs),
+}
+
+#[derive(clap::Args)]
+struct Run {
+    /// The configuration
+    #[arg(short, long, value_name = "FILE")]
+    config: PathBuf,
+    /// Log what the kernel programs say, from this level on: error, warn, info, debug or trace
+    #[arg(long, value_name = "LEVEL")]
+    kernel_log: Option<tracing::Level>,
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match run(cli) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("sockmesh: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(cli: Cli) -> anyhow::Result<ExitCode> {
+    let kernel_log = match &cli.verb {
+        Verb::Run(run) => run.kernel_log,
+        _ => None,
+    };
+    start_logging(cli.log, kernel_log)?;
+    match &cli.verb {
+        Verb::Run(run) => app::run(&run.config, &app::Options { kernel_log }),
+        Verb::Check(args) => check::run(args),
+        Verb::Config(args) => config::run(args),
+        Verb::Stat(args) => stat::run(args),
+        Verb::Endpoints(args) => lists::endpoints(args),
+        Verb::Sockets(args) => lists::sockets(args),
+        Verb::Reload(args) => commands::reload(args),
+        Verb::Drain(args) => commands::drain(args),
+        Verb::Version(args) => commands::version(args),
+    }
+}
+
+fn log_filter(text: &str) -> Result<String, String> {
+    EnvFilter::try_new(text).map(|_| text.to_owned()).map_err(|e| e.to_string())
+}
+
+fn start_logging(flag: Option<String>, kernel_log: Option<tracing::Level>) -> anyhow::Result<()> {
+    const VARIABLE: &str = "SOCKMESH_LOG";
+    let text = flag.or_else(|| std::env::var(VARIABLE).ok()).unwrap_or_else(|| "info".to_owned());
+    let mut filter = EnvFilter::try_new(&text).map_err(|e| anyhow::anyhow!("{VARIABLE}={text}: {e}"))?;
+    if let Some(level) = kernel_log {
+        // Asked for by name: not to be hidden by the general level.
+        let kernel = format!("{}={level}", agent::capture::kernel_log::TARGET);
+        filter = filter.add_directive(kernel.parse()?);
+    }
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .init();
+    Ok(())
+}

@@ -24,6 +24,7 @@ pub(crate) use self::{
     instances::{Instances, instances, registry_file},
     node::{Data, Node},
     problem::Report,
+    values::duration,
 };
 pub use self::{
     keys::tables,
