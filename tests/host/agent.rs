@@ -214,13 +214,13 @@ impl Agent {
     /// Rows of live connections.
     #[track_caller]
     pub fn sockets(&self) -> Vec<Value> {
-        rows(self.json("/v1/sockets"), "sockets")
+        rows(self.json("/sockets"), "sockets")
     }
 
     /// Rows of endpoints.
     #[track_caller]
     pub fn endpoints(&self) -> Vec<Value> {
-        rows(self.json("/v1/endpoints"), "endpoints")
+        rows(self.json("/endpoints"), "endpoints")
     }
 
     /// Whether the endpoint with this address is in rotation.

@@ -83,13 +83,14 @@ impl Conn {
 
     /// A GET on this connection.
     pub fn get(&mut self, path: &str) -> io::Result<Message> {
-        self.send(format!("GET {path} HTTP/1.1\r\nHost: test\r\n\r\n"))?;
+        self.send(format!("GET {path} HTTP/1.1\r\nHost: {}\r\n\r\n", self.host()?))?;
         self.answer()
     }
 
     /// A POST on this connection.
     pub fn post(&mut self, path: &str, body: &[u8]) -> io::Result<Message> {
-        self.send(format!("POST {path} HTTP/1.1\r\nHost: test\r\nContent-Length: {}\r\n\r\n", body.len()))?;
+        let (host, length) = (self.host()?, body.len());
+        self.send(format!("POST {path} HTTP/1.1\r\nHost: {host}\r\nContent-Length: {length}\r\n\r\n"))?;
         self.send(body)?;
         self.answer()
     }
@@ -162,6 +163,10 @@ impl Conn {
                 return Err(io::Error::other("a chunk does not end where it says"));
             }
         }
+    }
+
+    fn host(&self) -> io::Result<SocketAddr> {
+        self.socket().peer_addr()
     }
 
     fn head(&mut self) -> io::Result<Option<Message>> {

@@ -4,18 +4,16 @@
 //! (idle time, a forced stop, a dropped future) shows as a reset on both sides, never as a clean end.
 
 use std::{
-    future::poll_fn,
     io,
     pin::{Pin, pin},
     sync::{Arc, atomic::Ordering::Relaxed},
-    task::Poll,
     time::Duration,
 };
 
 use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt, Interest},
+    io::{AsyncWriteExt, Interest},
     net::{
         TcpStream,
         tcp::{ReadHalf, WriteHalf},
@@ -221,7 +219,7 @@ async fn failed(half: &ReadHalf<'_>) -> io::Error {
 /// Copies one direction to its end and passes the end on. Gives the reading half back, because a reset
 /// can still come there.
 async fn one_way<'a>(
-    mut from: ReadHalf<'a>,
+    from: ReadHalf<'a>,
     mut to: WriteHalf<'a>,
     prefix: Bytes,
     passed: impl Fn(usize, bool),
@@ -237,13 +235,11 @@ async fn one_way<'a>(
         if buffer.capacity() < size {
             buffer = Vec::with_capacity(size);
         }
-        let polled = poll_fn(|cx| {
-            let read = pin!(from.read_buf(&mut buffer));
-            Poll::Ready(read.poll(cx))
-        });
-        match polled.await {
-            Poll::Ready(Ok(0)) => break,
-            Poll::Ready(Ok(n)) => {
+        // Not the polling kind: that one is pending, too, when the task has had its turn, and `readable`
+        // below would then say at once that there is something. Writing is what yields here.
+        match from.try_read_buf(&mut buffer) {
+            Ok(0) => break,
+            Ok(n) => {
                 to.write_all(&buffer).await.map_err(Broken::Writing)?;
                 passed(n, false);
                 if n == buffer.capacity() {
@@ -251,13 +247,13 @@ async fn one_way<'a>(
                 }
                 buffer.clear();
             }
-            Poll::Ready(Err(error)) => return Err(Broken::Reading(error)),
-            Poll::Pending => {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 // Nothing to read: wait without a buffer.
                 buffer = Vec::new();
                 size = SMALL_BUFFER_BYTES;
-                from.as_ref().readable().await.map_err(Broken::Reading)?;
+                from.readable().await.map_err(Broken::Reading)?;
             }
+            Err(error) => return Err(Broken::Reading(error)),
         }
     }
     drop(buffer);
