@@ -306,8 +306,10 @@ fn stat(admin: SocketAddr) -> String {
 fn show(picture: &str, terminal: bool, first: bool) {
     let mut out = std::io::stdout().lock();
     let text = if terminal {
-        let lines = sys::terminal_lines().filter(|lines| *lines > 1).unwrap_or(usize::MAX);
-        let shown: Vec<_> = picture.lines().take(lines - 1).collect();
+        let (lines, columns) = sys::terminal_size().unwrap_or((usize::MAX, usize::MAX));
+        // A line that wraps would push the rest out of place.
+        let cut = |line: &str| line.chars().take(columns - 1).collect::<String>();
+        let shown: Vec<_> = picture.lines().take(lines - 1).map(cut).collect();
         // Home, each line cleared to its end, the rest of the screen cleared: no flicker.
         let clear = if first { "\x1b[2J" } else { "" };
         format!("{clear}\x1b[H{}\x1b[K\n\x1b[J", shown.join("\x1b[K\n"))

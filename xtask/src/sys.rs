@@ -147,12 +147,12 @@ pub fn pause(time: Duration) {
     unsafe { libc::poll(std::ptr::null_mut(), 0, millis) };
 }
 
-/// Lines of the terminal that standard output is, if it is one.
-pub fn terminal_lines() -> Option<usize> {
+/// Lines and columns of the terminal that standard output is, if it is one that knows.
+pub fn terminal_size() -> Option<(usize, usize)> {
     // SAFETY: all zeroes are a valid winsize, and the call writes at most that.
     let size = unsafe {
         let mut size: libc::winsize = std::mem::zeroed();
         (libc::ioctl(libc::STDOUT_FILENO, libc::TIOCGWINSZ, &mut size) == 0).then_some(size)
     };
-    size.map(|size| usize::from(size.ws_row))
+    size.map(|size| (size.ws_row.into(), size.ws_col.into())).filter(|(lines, columns)| *lines > 1 && *columns > 1)
 }
