@@ -8,7 +8,7 @@ use std::{
     net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener},
     os::fd::{AsFd as _, OwnedFd},
     path::PathBuf,
-    sync::atomic::{AtomicU64, Ordering::Relaxed},
+    sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
 };
 
 use anyhow::{Context as _, bail};
@@ -61,6 +61,8 @@ pub struct Ebpf {
     sweep: Mutex<Option<TupleKey>>,
     swept: AtomicU64,
     found: Found,
+    /// What is in the kernel is as it should be, also when this is dropped.
+    settled: AtomicBool,
     _kernel_log: Option<KernelLog>,
     // Last, so that the name is free only when everything above is closed.
     _lock: NameLock,
@@ -86,13 +88,8 @@ impl Ebpf {
             Ok(parts) => {
                 let this = parts.join(pins, netns, found, lock);
                 // Attached but showing no life: connects pass until `apply`.
-                let attached = this.reset(config).and_then(|()| this.change.lock().set(&this.programs, &cgroups));
-                if let Err(e) = attached {
-                    if found != Found::Adopted {
-                        let _ = this.pins.remove();
-                    }
-                    return Err(e);
-                }
+                this.reset(config)?;
+                this.change.lock().set(&this.programs, &cgroups)?;
                 info!(?found, cgroups = cgroups.len(), "connect hooks attached");
                 Ok(this)
             }
@@ -252,6 +249,7 @@ impl Capture for Ebpf {
         self.set_services(&table.destinations)?;
         links.set(&self.programs, &cgroups)?;
         drop(links);
+        self.settled.store(true, Relaxed);
         self.beat();
         Ok(())
     }
@@ -287,7 +285,9 @@ impl Capture for Ebpf {
 
     fn uninstall(&self) -> anyhow::Result<()> {
         let _links = self.change.lock();
-        self.pins.remove()
+        self.pins.remove()?;
+        self.settled.store(true, Relaxed);
+        Ok(())
     }
 
     fn mark(&self) -> Option<u32> {
@@ -315,6 +315,18 @@ pub fn remove_left(name: &str, config: &config::Capture) -> anyhow::Result<bool>
     pins.remove().map(|()| true)
 }
 
+impl Drop for Ebpf {
+    /// A start that failed half-way leaves nothing behind; one that captured leaves all to its successor.
+    fn drop(&mut self) {
+        if !self.settled.load(Relaxed)
+            && self.found != Found::Adopted
+            && let Err(error) = self.pins.remove()
+        {
+            tracing::warn!(error = format!("{error:#}"), "cannot take back what was put into the kernel");
+        }
+    }
+}
+
 struct Parts {
     services: BpfMap<ServiceKey, Service>,
     listeners: BpfMap<u64, Listener>,
@@ -340,6 +352,7 @@ impl Parts {
             sweep: Mutex::new(None),
             swept: AtomicU64::new(0),
             found,
+            settled: AtomicBool::new(false),
             _kernel_log: self.kernel_log,
             _lock: lock,
         }

@@ -92,6 +92,18 @@ async fn uninstall_leaves_nothing() {
 }
 
 #[tokio::test]
+async fn a_start_that_fails_half_way_leaves_nothing() {
+    need!("a_start_that_fails_half_way_leaves_nothing");
+    let mut bed = Bed::unloaded(&["240.0.0.1:80"], |_| {}).await;
+    bed.load(None);
+    let before = in_kernel(&bed);
+    // Dropped before it was told what to capture: the agent found its port taken, say.
+    drop(bed.ebpf.take());
+    assert!(!bed.pins().exists());
+    gone(&before).await;
+}
+
+#[tokio::test]
 async fn a_second_agent_of_the_same_name_is_told_who_has_it() {
     need!("a_second_agent_of_the_same_name_is_told_who_has_it");
     let bed = Bed::new(&[]).await;
@@ -216,6 +228,7 @@ async fn what_does_not_fit_is_replaced() {
     bed.config.max_connections *= 2;
     bed.load(None);
     assert_eq!(bed.ebpf().found(), Found::Replaced, "another size");
+    bed.apply();
     gone(&first).await;
 
     let second = in_kernel(&bed);
@@ -224,12 +237,14 @@ async fn what_does_not_fit_is_replaced() {
     sys::BpfMap::<u32, u64>::new(control).unwrap().insert(&0, &u64::MAX).unwrap();
     bed.load(None);
     assert_eq!(bed.ebpf().found(), Found::Replaced, "another layout");
+    bed.apply();
     gone(&second).await;
 
     drop(bed.ebpf.take());
     fs::remove_file(bed.pins().join("maps/MESH_TUPLES")).unwrap();
     bed.load(None);
     assert_eq!(bed.ebpf().found(), Found::Replaced, "a map is missing");
+    bed.apply();
 
     drop(bed.ebpf.take());
     bed.load(None);
