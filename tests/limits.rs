@@ -97,9 +97,7 @@ fn limits_without_descriptors_accepting_pauses_and_admin_answers() {
     let (agent, at) = start("limits: {connections: 8192, reserved_descriptors: 32}", Some(160), "http", server.addr());
     // More than the agent can hold; the kernel keeps the rest in the listener's queue.
     let mut held: Vec<_> = (0..300).map(|_| Conn::open(at).unwrap()).collect();
-    until("accepting pauses", || {
-        agent.metric("sockmesh_accept_paused_total", &[]) > 0.0
-    });
+    until("accepting pauses", || agent.metric("sockmesh_accept_paused_total", &[]) > 0.0);
     for _ in 0..20 {
         assert!(agent.is_ready());
         assert!(!agent.sockets().is_empty());

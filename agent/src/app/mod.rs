@@ -96,6 +96,7 @@ struct App {
     /// Where captured connections arrive.
     captured_at: Vec<SocketAddr>,
     info: Arc<ArcSwap<ConfigInfo>>,
+    counters: Arc<AgentCounters>,
     access_log: Option<Arc<AccessLogWriter>>,
     ready: watch::Sender<bool>,
     commands: mpsc::Receiver<Command>,
@@ -178,7 +179,7 @@ impl App {
             config: info.clone(),
             ready: ready_rx,
             commands: commands_tx,
-            counters,
+            counters: counters.clone(),
             access_log: access_log.clone(),
         };
         let admin = tokio::net::TcpListener::from_std(admin)?;
@@ -203,6 +204,7 @@ impl App {
             capture: chosen.capture,
             captured_at,
             info,
+            counters,
             access_log,
             ready,
             commands,
@@ -259,10 +261,12 @@ impl App {
                 info.generation += 1;
                 info.loaded_at = SystemTime::now();
                 info.last_error = None;
-                tracing::info!(generation = info.generation, message, "configuration reloaded");
+                self.counters.reloads_ok.fetch_add(1, Relaxed);
+                tracing::info!(generation = info.generation, now = message, "configuration reloaded");
             }
             Err(error) => {
                 info.last_error = Some(error.clone());
+                self.counters.reloads_failed.fetch_add(1, Relaxed);
                 tracing::error!(error, "configuration not reloaded, the old one stays in force");
             }
         }

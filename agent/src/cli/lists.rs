@@ -1,6 +1,6 @@
 //! `sockmesh endpoints` and `sockmesh sockets`.
 
-use std::{net::SocketAddr, process::ExitCode};
+use std::{collections::HashMap, hash::Hash, net::SocketAddr, process::ExitCode};
 
 use super::{
     Output, Target, block_on, print, screen,
@@ -85,7 +85,11 @@ fn endpoint_table(page: &view::Endpoints) -> Table {
         ("FAILED", Align::Right),
         ("WHY", Align::Left),
     ]);
-    for row in &page.endpoints {
+    let rows = spoken(&page.endpoints, |row| {
+        let e = &row.endpoint;
+        ((&row.service, &row.direction, e.address, &e.group), e.figures.started)
+    });
+    for row in rows {
         let e = &row.endpoint;
         let style = match e.state.as_str() {
             "up" => Style::Good,
@@ -149,6 +153,23 @@ fn socket_table(page: &view::Sockets) -> Table {
         table.note("no connection now", Style::Faint);
     }
     table
+}
+
+/// A service whose protocol is detected comes once for each protocol: those that were spoken are shown,
+/// or the first while none was. `of` gives what is the same for all of them, and calls begun.
+pub(super) fn spoken<'a, T, K: Eq + Hash>(rows: &'a [T], of: impl Fn(&'a T) -> (K, u64)) -> Vec<&'a T> {
+    let mut silent = HashMap::new();
+    for row in rows {
+        let (key, started) = of(row);
+        *silent.entry(key).or_insert(true) &= started == 0;
+    }
+    rows.iter()
+        .filter(|row| {
+            let (key, started) = of(row);
+            // Of several that are silent the first takes the place of all.
+            started > 0 || silent.get_mut(&key).is_some_and(std::mem::take)
+        })
+        .collect()
 }
 
 /// `http`, or `http in` for a service that is provided here.

@@ -8,7 +8,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use super::{
     Output, Target, block_on,
     client::Client,
-    lists::{or_none, protocol, state},
+    lists::{or_none, protocol, spoken, state},
     print,
     screen::{self, Screen},
     table::{Align, Cell, Style, Table},
@@ -78,13 +78,13 @@ async fn refresh(args: &Args, client: Client, mut screen: Screen) -> anyhow::Res
     let mut hup = signal(SignalKind::hangup())?;
     // An agent that was never there is a wrong address; one that went away comes back.
     let mut page = fetch(args, client).await?;
-    let mut away = None;
+    let mut away = false;
     loop {
         let width = screen::size().map(|(columns, _)| columns);
         let mut lines = picture(&page, screen.color(), width);
-        if let Some(error) = &away {
+        if away {
             let mut note = Table::new(&[]);
-            note.note(format!("waiting for the agent, the figures are old: {error:#}"), Style::Bad);
+            note.note(format!("waiting for the agent at {}, the figures are old", client.at), Style::Bad);
             lines.extend(note.lines(screen.color(), width).pop());
         }
         screen.draw(&lines)?;
@@ -96,8 +96,8 @@ async fn refresh(args: &Args, client: Client, mut screen: Screen) -> anyhow::Res
         }
         tokio::select! {
             fetched = fetch(args, client) => match fetched {
-                Ok(new) => (page, away) = (new, None),
-                Err(error) => away = Some(error),
+                Ok(new) => (page, away) = (new, false),
+                Err(_) => away = true,
             },
             _ = int.recv() => return Ok(ExitCode::SUCCESS),
             _ = term.recv() => return Ok(ExitCode::SUCCESS),
@@ -154,18 +154,8 @@ fn picture(page: &view::Stat, color: super::table::Color, width: Option<usize>) 
     lines
 }
 
-/// A service whose protocol is detected comes once for each protocol: those that were spoken are shown,
-/// or the first while none was.
-fn shown(services: &[view::Service]) -> impl Iterator<Item = &view::Service> {
-    let same = |a: &view::Service, b: &view::Service| {
-        (&a.service, &a.group, &a.version, &a.direction) == (&b.service, &b.group, &b.version, &b.direction)
-    };
-    services.iter().enumerate().filter_map(move |(i, service)| {
-        let spoken = |s: &view::Service| s.figures.started > 0;
-        let twins = || services.iter().enumerate().filter(|(_, s)| same(s, service));
-        let first = twins().next().is_some_and(|(first, _)| first == i);
-        (spoken(service) || (first && !twins().any(|(_, s)| spoken(s)))).then_some(service)
-    })
+fn shown(services: &[view::Service]) -> Vec<&view::Service> {
+    spoken(services, |s| ((&s.service, &s.group, &s.version, &s.direction), s.figures.started))
 }
 
 fn add(table: &mut Table, service: &view::Service) {
@@ -286,8 +276,9 @@ mod tests {
 
     #[test]
     fn of_a_detected_service_only_what_was_spoken_is_shown() {
-        let names =
-            |services: &[view::Service]| -> Vec<String> { shown(services).map(|s| s.protocol.clone()).collect() };
+        let names = |services: &[view::Service]| -> Vec<String> {
+            shown(services).iter().map(|s| s.protocol.clone()).collect()
+        };
         assert_eq!(names(&[service("motan2", 0), service("http", 5), service("tcp", 0)]), ["http"]);
         assert_eq!(names(&[service("motan2", 0), service("http", 0)]), ["motan2"]);
         assert_eq!(names(&[service("motan2", 1), service("tcp", 1)]), ["motan2", "tcp"]);
