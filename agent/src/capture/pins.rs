@@ -19,6 +19,9 @@ use ebpf_common::{
 use super::enroll::Links;
 use crate::sys::{self, BpfMap};
 
+/// What the mount table shows as the source of a bpffs that an agent mounted: the mount outlives a crash, and
+/// the last agent to go must know whether to take it away.
+const SOURCE: &str = "sockmesh";
 const BPF_FS_MAGIC: u64 = 0xcafe_4a11;
 
 /// The folder of one agent.
@@ -27,7 +30,6 @@ pub struct Pins {
     bpffs: PathBuf,
     parent: PathBuf,
     root: PathBuf,
-    mounted: bool,
 }
 
 /// What was found at start.
@@ -63,10 +65,10 @@ impl Pins {
             bail!("`name: {name}` cannot name a folder in bpffs: leave out `/` and `.`");
         }
         let _alone = alone(bpffs);
-        let mounted = mount(bpffs)?;
+        mount(bpffs)?;
         let parent = bpffs.join("sockmesh");
         let root = parent.join(name);
-        let pins = Self { bpffs: bpffs.to_owned(), parent, root, mounted };
+        let pins = Self { bpffs: bpffs.to_owned(), parent, root };
         let mut found = Found::Nothing;
         if pins.root.exists() {
             found = if pins.fits(max_connections) { Found::Adopted } else { Found::Replaced };
@@ -85,12 +87,7 @@ impl Pins {
     pub fn existing(bpffs: &Path, name: &str) -> Option<Self> {
         let parent = bpffs.join("sockmesh");
         let root = parent.join(name);
-        (!name.is_empty() && is_bpffs(bpffs) && root.is_dir()).then(|| Self {
-            bpffs: bpffs.to_owned(),
-            parent,
-            root,
-            mounted: false,
-        })
+        (!name.is_empty() && is_bpffs(bpffs) && root.is_dir()).then(|| Self { bpffs: bpffs.to_owned(), parent, root })
     }
 
     /// Where the map called `name` is pinned.
@@ -129,7 +126,7 @@ impl Pins {
         self.remove_root()?;
         // Other agents' folders may stand beside it.
         let _ = fs::remove_dir(&self.parent);
-        if self.mounted && is_unused(&self.bpffs) {
+        if mounted_by_an_agent(&self.bpffs) && is_unused(&self.bpffs) {
             // Somebody else may be looking around in it: then it stays.
             let _ = rustix::mount::unmount(&self.bpffs, rustix::mount::UnmountFlags::empty());
         }
@@ -169,13 +166,22 @@ pub fn is_bpffs(path: &Path) -> bool {
     rustix::fs::statfs(path).is_ok_and(|fs| fs.f_type as u64 & 0xffff_ffff == BPF_FS_MAGIC)
 }
 
-/// Mounts a bpffs at `path` unless there is one; says whether it did.
-fn mount(path: &Path) -> anyhow::Result<bool> {
+/// Mounts a bpffs at `path` unless there is one.
+fn mount(path: &Path) -> anyhow::Result<()> {
     if is_bpffs(path) {
-        return Ok(false);
+        return Ok(());
     }
     let remedy =
         || format!("no bpffs at {0} and cannot mount one: run as root, or `mount -t bpf bpf {0}`", path.display());
-    rustix::mount::mount("bpf", path, "bpf", rustix::mount::MountFlags::empty(), None).with_context(remedy)?;
-    Ok(true)
+    rustix::mount::mount(SOURCE, path, "bpf", rustix::mount::MountFlags::empty(), None).with_context(remedy)
+}
+
+/// Whether an agent mounted the bpffs at `path`, this one or one before it.
+fn mounted_by_an_agent(path: &Path) -> bool {
+    fs::read_to_string("/proc/self/mountinfo").is_ok_and(|mounts| {
+        // ... root, mount point, options, optional fields - type, source, options
+        mounts.lines().filter_map(|line| line.split_once(" - ")).any(|(before, after)| {
+            before.split(' ').nth(4).map(Path::new) == Some(path) && after.starts_with(&format!("bpf {SOURCE} "))
+        })
+    })
 }
