@@ -296,3 +296,18 @@ async fn endpoints_that_refuse_or_hang_up_are_told_apart() {
     assert_eq!(thrown, format!(r#"{{"errcode":1001,"errmsg":"{text}","errtype":1}}"#).as_str());
     assert_eq!(ErrorKind::NoEndpoint.name(), "no_endpoint");
 }
+
+/// Bytes that a future of this function takes.
+fn size_of<A, F: Future>(_: impl FnOnce(A) -> F) -> usize {
+    std::mem::size_of::<F>()
+}
+
+#[test]
+fn futures_stay_small() {
+    // One for each call in flight: moved once, and most of it is the request on its way down.
+    let call = size_of(request::carry);
+    assert!(call <= 4608, "a call takes {call} bytes");
+    // One for each connection, 5000 of which may be open.
+    let connection = size_of(|(io, caller, drain): (DuplexStream, Caller, Drain)| serve(io, caller, drain));
+    assert!(connection <= 2560, "a connection takes {connection} bytes");
+}
