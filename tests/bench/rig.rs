@@ -63,8 +63,13 @@ impl Rig {
         let (drainer, drain) = drain::new();
         let kind = protocol::KINDS.iter().find(|kind| kind.name == "motan2").unwrap();
         let protocol = (kind.build)(&config::Limits::default());
-        let config = config::Cluster { timeout: Some(Duration::from_secs(10)), ..config::Cluster::default() };
-        let cx = BuildCx { application: Text::from_static("bench"), ..BuildCx::default() };
+        // Both filters that most services have: counting and logging a call belong to its cost.
+        let filters = vec![config::Named::plain("access_log"), config::Named::plain("metrics")];
+        let timeout = Some(Duration::from_secs(10));
+        let config = config::Cluster { timeout, filters, ..config::Cluster::default() };
+        let log = agent::metrics::AccessLogWriter::start(Some("/dev/null".into()), 100_000).unwrap();
+        let access_log = Some(Arc::new(log));
+        let cx = BuildCx { application: Text::from_static("bench"), access_log, ..BuildCx::default() };
         let cluster = Cluster::build(Parts {
             key: model::ServiceKey {
                 service: "kit.EchoService".into(),

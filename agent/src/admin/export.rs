@@ -18,10 +18,14 @@ use crate::{
 /// Name, type, help and labels of a family.
 pub(super) type Head = (&'static str, Type, &'static str, &'static str);
 
+type PerMethod = fn(&mut Family<'_>, &Labels, &MethodStats);
+type PerService = fn(&mut Family<'_>, &Labels, &Handles, &Cluster);
+type PerEndpoint = fn(&Endpoint) -> u64;
+
 const CLUSTER: &str = "as the service";
 
 /// By method, where the `metrics` filter is on.
-const METHODS: [(Head, fn(&mut Family<'_>, &Labels, &MethodStats)); 6] = [
+const METHODS: [(Head, PerMethod); 6] = [
     (
         (
             "sockmesh_requests_total",
@@ -72,7 +76,7 @@ const METHODS: [(Head, fn(&mut Family<'_>, &Labels, &MethodStats)); 6] = [
 ];
 
 /// By service, whatever its filters.
-const SERVICES: [(Head, fn(&mut Family<'_>, &Labels, &Handles, &Cluster)); 3] = [
+const SERVICES: [(Head, PerService); 3] = [
     (
         (
             "sockmesh_service_calls_total",
@@ -110,7 +114,7 @@ const SERVICES: [(Head, fn(&mut Family<'_>, &Labels, &Handles, &Cluster)); 3] = 
 const ENDPOINT: &str = "as the service, and endpoint, endpoint_group";
 
 /// By endpoint.
-const ENDPOINTS: [(Head, fn(&Endpoint) -> u64); 4] = [
+const ENDPOINTS: [(Head, PerEndpoint); 4] = [
     (("sockmesh_endpoint_up", Type::Gauge, "1 while the endpoint may be picked.", ENDPOINT), |e| {
         u64::from(e.health.is_available() && e.weight > 0)
     }),

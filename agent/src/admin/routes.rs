@@ -133,24 +133,24 @@ impl Api {
             "/config" => json(StatusCode::OK, &stat::config(handles)),
             "/version" => json(StatusCode::OK, &view::Version { version: handles.version.to_owned() }),
             "/reload" => self.reload().await,
-            "/drain" => match self.command(Command::Drain) {
-                Ok(()) => json(StatusCode::ACCEPTED, &view::Done { done: "draining".to_owned() }),
-                Err(busy) => busy,
-            },
+            "/drain" => self
+                .command(Command::Drain)
+                .unwrap_or_else(|| json(StatusCode::ACCEPTED, &view::Done { done: "draining".to_owned() })),
             _ => error(StatusCode::NOT_FOUND, "a path of the table without an answer"),
         }
     }
 
-    fn command(&self, command: Command) -> Result<(), Answer> {
-        self.handles.commands.try_send(command).map_err(|e| match e {
-            TrySendError::Full(_) => error(StatusCode::CONFLICT, "other commands are under way: ask again"),
-            TrySendError::Closed(_) => error(StatusCode::SERVICE_UNAVAILABLE, "the agent is stopping"),
-        })
+    /// Passes a command on; the answer if it cannot be taken.
+    fn command(&self, command: Command) -> Option<Answer> {
+        match self.handles.commands.try_send(command).err()? {
+            TrySendError::Full(_) => Some(error(StatusCode::CONFLICT, "other commands are under way: ask again")),
+            TrySendError::Closed(_) => Some(error(StatusCode::SERVICE_UNAVAILABLE, "the agent is stopping")),
+        }
     }
 
     async fn reload(&self) -> Answer {
         let (answer, result) = oneshot::channel();
-        if let Err(busy) = self.command(Command::Reload(answer)) {
+        if let Some(busy) = self.command(Command::Reload(answer)) {
             return busy;
         }
         match tokio::time::timeout(RELOAD_TIMEOUT, result).await {

@@ -27,7 +27,7 @@ struct OddAnswers;
 impl Connector for OddAnswers {
     fn call<'a>(&'a self, to: &'a Arc<Endpoint>, _: &'a mut Request) -> BoxFuture<'a, Result<Response, CallError>> {
         Box::pin(async move {
-            if to.addr.port() % 2 == 0 {
+            if to.addr.port().is_multiple_of(2) {
                 return Err(CallError::upstream(ErrorKind::Connect, Retry::NotSent, "refused"));
             }
             let (head, body) = (ResponseHead::None, Body::Full("done".into()));

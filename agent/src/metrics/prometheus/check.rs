@@ -71,8 +71,11 @@ pub(crate) fn parse(text: &str) -> Parsed {
     parsed
 }
 
+/// Name and labels without the border.
+type Series = (String, BTreeMap<String, String>);
+
 fn histograms(page: &Parsed) {
-    let mut rows: HashMap<(String, BTreeMap<String, String>), Vec<(f64, f64)>> = HashMap::new();
+    let mut rows: HashMap<Series, Vec<(f64, f64)>> = HashMap::new();
     for s in &page.samples {
         if let Some(base) = s.name.strip_suffix("_bucket") {
             let mut labels = s.labels.clone();
