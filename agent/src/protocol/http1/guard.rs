@@ -1,158 +1,229 @@
-//! Strict request framing in front of hyper.
+//! A caller's connection with a strict look at its input, in front of hyper.
 //!
-//! hyper reads requests as leniently as RFC 9112 allows: it takes a bare LF for a line end, prefers
-//! `Transfer-Encoding` over `Content-Length`, and merges equal lengths. Each of these is read otherwise by
-//! some server behind a proxy, which is how requests are smuggled. [`Guard`] follows the framing of every
-//! request as the bytes pass, and where it is not beyond doubt it puts a NUL in place of the offending
-//! byte: hyper then answers 400 itself, after the answers to requests before it, and closes.
-
-mod framing;
+//! hyper lets pass some of what other servers read another way. [`Guard`] holds each head and chunk line
+//! until [`Framer`] has judged it, and puts a stand-in where it refuses one, so that hyper asks the
+//! service for the answer in the right turn and closes after it. It also keeps the times: for a head to
+//! arrive, for a connection to be idle, for a peer to take an answer to what it should not have sent.
 
 use std::{
     io,
     pin::Pin,
     sync::Arc,
+    sync::{
+        OnceLock,
+        atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
+    },
     task::{Context, Poll, Waker, ready},
     time::Duration,
 };
 
+use bytes::Bytes;
+use http::StatusCode;
 use parking_lot::Mutex;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
-    time::{Sleep, sleep},
+    net::TcpStream,
+    time::{Instant, Sleep},
 };
 
-use self::framing::{Framing, Step};
+use super::{
+    framer::{Framer, Stop},
+    head::Refusal,
+};
+use crate::{accept::Downstream, config, protocol::tcp::reset_on_close};
 
-/// How long and how much a refused peer may go on sending before the connection is closed. Closing with
-/// unread bytes would reset the connection, and the reset could overtake the 400.
-const LINGER: Duration = Duration::from_secs(1);
-const LINGER_BYTES: usize = 256 * 1024;
+/// How long an answer given in the middle of a request may take to be read before the connection goes.
+/// Closing at once would reset it, and the reset would overtake the answer.
+const LINGER: Duration = Duration::from_secs(2);
+/// Early bytes of a protocol that comes after HTTP, kept before its answer is known.
+const MAX_EARLY_BYTES: usize = 64 * 1024;
 
-/// Passes a connection's bytes, and nothing of a malformed request.
-pub(super) struct Guard<T> {
-    io: T,
-    framing: Framing,
-    /// Bytes read after the point where the guard waits.
-    held: Vec<u8>,
-    gate: Gate,
-    linger: Option<(Pin<Box<Sleep>>, usize)>,
+/// What the guard and the service on top of hyper tell each other.
+#[derive(Default)]
+pub(super) struct Shared {
+    refused: OnceLock<(u64, Refusal)>,
+    resume: Mutex<Resume>,
+    /// Calls whose answer is not through.
+    pub(super) busy: AtomicUsize,
+    /// The connection must not look as if it ended well.
+    pub(super) broken: AtomicBool,
 }
-
-/// The handler's side of a [`Guard`].
-#[derive(Clone)]
-pub(super) struct Gate(Arc<Mutex<State>>);
 
 #[derive(Default)]
-struct State {
-    mode: Mode,
-    violation: Option<&'static str>,
-    waiting: Option<Waker>,
+struct Resume {
+    asked: bool,
+    waker: Option<Waker>,
 }
 
-#[derive(Clone, Copy, Default, PartialEq, Eq)]
-enum Mode {
-    /// Requests follow each other.
-    #[default]
-    Http,
-    /// What follows is no longer HTTP.
-    Tunnel,
-    /// What follows depends on the answer to a request for an upgrade.
-    Undecided,
-    /// A malformed request came; nothing passes any more.
-    Refused,
-}
-
-impl Gate {
-    /// The connection has left HTTP: everything passes from now on.
-    pub(super) fn tunnel(&self) {
-        self.decide(Mode::Tunnel);
+impl Shared {
+    /// Why the request with this number, counted from 0, was refused.
+    pub(super) fn refusal(&self, request: u64) -> Option<Refusal> {
+        self.refused.get().filter(|(number, _)| *number == request).map(|(_, refusal)| *refusal)
     }
 
-    /// The upgrade was not granted: the next request may come.
-    pub(super) fn http(&self) {
-        self.decide(Mode::Http);
-    }
-
-    /// What was wrong with the request that ended the connection, if one did.
-    pub(super) fn violated(&self) -> Option<&'static str> {
-        self.0.lock().violation
-    }
-
-    fn decide(&self, mode: Mode) {
-        let mut state = self.0.lock();
-        // A decision before the guard has reached the end of the request counts as well.
-        if state.mode != Mode::Refused {
-            state.mode = mode;
-        }
-        if let Some(waker) = state.waiting.take() {
+    /// HTTP goes on after a request that asked to leave it. To be called exactly once for each such
+    /// request that did not leave it.
+    pub(super) fn resume(&self) {
+        let mut resume = self.resume.lock();
+        resume.asked = true;
+        if let Some(waker) = resume.waker.take() {
             waker.wake();
         }
     }
 }
 
-impl<T> Guard<T> {
-    /// Guards `io`. Heads, and trailers, of more than `max_head` bytes are refused.
-    pub(super) fn new(io: T, max_head: usize) -> (Self, Gate) {
-        let gate = Gate(Arc::default());
-        (Self { io, framing: Framing::new(max_head), held: Vec::new(), gate: gate.clone(), linger: None }, gate)
+/// The connection as hyper sees it.
+pub(super) struct Guard {
+    // `None` only after `into_parts`.
+    io: Option<Downstream>,
+    framer: Framer,
+    shared: Arc<Shared>,
+    header_timeout: Duration,
+    idle_timeout: Duration,
+    /// When a byte came last.
+    last: Instant,
+    /// When the head under way began.
+    head_since: Option<Instant>,
+    timer: Option<Pin<Box<Sleep>>>,
+    ending: Option<Pin<Box<Sleep>>>,
+}
+
+impl Guard {
+    pub(super) fn new(io: Downstream, shared: Arc<Shared>, limits: &config::Limits) -> Self {
+        Self {
+            io: Some(io),
+            framer: Framer::new(limits.header_bytes),
+            shared,
+            header_timeout: limits.header_timeout,
+            idle_timeout: limits.idle_timeout,
+            last: Instant::now(),
+            head_since: None,
+            timer: None,
+            ending: None,
+        }
     }
 
-    /// Checks what `buf` holds from `start` on, and leaves in it what may pass.
-    fn check(&mut self, buf: &mut ReadBuf<'_>, start: usize) {
-        let filled = buf.filled_mut();
-        match self.framing.advance(&filled[start..]) {
-            Step::Pass => {}
-            Step::Upgrade { at } => {
-                let end = start + at;
-                let mut state = self.gate.0.lock();
-                state.mode = Mode::Undecided;
-                drop(state);
-                self.held.splice(..0, filled[end..].iter().copied());
-                buf.set_filled(end);
+    /// The socket, and what came from it and did not go to hyper.
+    pub(super) fn into_parts(mut self) -> (TcpStream, Bytes) {
+        let io = self.io.take().expect("only this takes it, and it takes `self`");
+        let framer = std::mem::replace(&mut self.framer, Framer::new(0));
+        let (socket, prefix) = io.into_parts();
+        debug_assert!(prefix.is_empty(), "HTTP was spoken, so the prefix was read");
+        (socket, framer.into_rest())
+    }
+
+    fn io(&mut self) -> Pin<&mut Downstream> {
+        Pin::new(self.io.as_mut().expect("only `into_parts` takes it, and that takes `self`"))
+    }
+
+    /// Whether HTTP goes on; else the service will wake `cx`.
+    fn may_resume(&self, cx: &Context<'_>) -> bool {
+        let mut resume = self.shared.resume.lock();
+        if std::mem::take(&mut resume.asked) {
+            return true;
+        }
+        resume.waker = Some(cx.waker().clone());
+        false
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        match self.head_since {
+            Some(since) => Some(since + self.header_timeout),
+            None => (!self.idle_timeout.is_zero()).then(|| self.last + self.idle_timeout),
+        }
+    }
+
+    /// Ready when what is waited for did not come in time.
+    fn poll_deadline(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        loop {
+            let Some(deadline) = self.deadline() else { return Poll::Pending };
+            let timer = self.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline)));
+            // A timer that fires too early is cheaper than one that is moved with every byte.
+            if timer.deadline() > deadline {
+                timer.as_mut().reset(deadline);
             }
-            Step::Violation { at, what } => {
-                let end = start + at;
-                filled[end] = 0;
-                buf.set_filled(end + 1);
-                self.held = Vec::new();
-                let mut state = self.gate.0.lock();
-                state.mode = Mode::Refused;
-                state.violation = Some(what);
+            ready!(timer.as_mut().poll(cx));
+            if Instant::now() >= deadline {
+                return Poll::Ready(());
             }
+            timer.as_mut().reset(deadline);
+        }
+    }
+
+    fn refused(&mut self, refusal: Option<Refusal>) {
+        if let Some(refusal) = refusal {
+            self.framer.refuse(refusal);
+        }
+        if let Some(refused) = self.framer.refused() {
+            // Set once: nothing is judged after the first refusal.
+            let _ = self.shared.refused.set(refused);
         }
     }
 }
 
-impl<T: AsyncRead + Unpin> AsyncRead for Guard<T> {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let this = self.get_mut();
-        let mode = {
-            let mut state = this.gate.0.lock();
-            if matches!(state.mode, Mode::Undecided | Mode::Refused) {
-                state.waiting = Some(cx.waker().clone());
-                return Poll::Pending;
-            }
-            state.mode
-        };
+impl AsyncRead for Guard {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = &mut *self;
         let start = buf.filled().len();
-        if this.held.is_empty() {
-            ready!(Pin::new(&mut this.io).poll_read(cx, buf))?;
-        } else {
-            let n = this.held.len().min(buf.remaining());
-            buf.put_slice(&this.held[..n]);
-            this.held.drain(..n);
+        loop {
+            let stop = this.framer.pull(buf);
+            this.refused(None);
+            if buf.filled().len() > start {
+                return Poll::Ready(Ok(()));
+            }
+            match stop {
+                Stop::Dead => return Poll::Pending,
+                Stop::Held if this.may_resume(cx) => {
+                    this.framer.resume();
+                    continue;
+                }
+                Stop::Held if this.framer.held_bytes() > MAX_EARLY_BYTES => return Poll::Pending,
+                Stop::Held | Stop::Empty | Stop::Full => {}
+            }
+            match this.io().poll_read(cx, buf) {
+                Poll::Ready(Ok(())) => {}
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+                Poll::Pending => {
+                    ready!(this.poll_deadline(cx));
+                    if this.head_since.take().is_some() {
+                        let status = StatusCode::REQUEST_TIMEOUT;
+                        this.refused(Some(Refusal { status, reason: "the head of the request did not come in time" }));
+                        continue;
+                    }
+                    if this.shared.busy.load(Relaxed) > 0 {
+                        this.last = Instant::now();
+                        continue;
+                    }
+                    if this.framer.is_between_messages() {
+                        return Poll::Ready(Ok(()));
+                    }
+                    return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+                }
+            }
+            let fresh = buf.filled().len() - start;
+            if fresh == 0 {
+                return Poll::Ready(Ok(()));
+            }
+            let direct = this.framer.push(&buf.filled()[start..]);
+            buf.set_filled(start + direct);
+            this.last = Instant::now();
+            if direct > 0 {
+                // The rest waits in the framer until hyper asks for it.
+                this.head_since = this.framer.is_in_head().then_some(this.last);
+                return Poll::Ready(Ok(()));
+            }
+            if !this.framer.is_in_head() {
+                this.head_since = None;
+            } else if this.head_since.is_none() {
+                this.head_since = Some(this.last);
+            }
         }
-        if mode == Mode::Http {
-            this.check(buf, start);
-        }
-        Poll::Ready(Ok(()))
     }
 }
 
-impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Guard<T> {
+impl AsyncWrite for Guard {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write(cx, data)
+        self.io().poll_write(cx, data)
     }
 
     fn poll_write_vectored(
@@ -160,81 +231,50 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Guard<T> {
         cx: &mut Context<'_>,
         data: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write_vectored(cx, data)
+        self.io().poll_write_vectored(cx, data)
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.io.is_write_vectored()
+        true
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_flush(cx)
+        self.io().poll_flush(cx)
     }
 
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let this = self.get_mut();
-        ready!(Pin::new(&mut this.io).poll_shutdown(cx))?;
-        if this.gate.0.lock().mode != Mode::Refused {
-            return Poll::Ready(Ok(()));
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = &mut *self;
+        if this.ending.is_none() {
+            ready!(this.io().poll_shutdown(cx))?;
+            if this.framer.is_between_messages() {
+                return Poll::Ready(Ok(()));
+            }
+            this.ending = Some(Box::pin(tokio::time::sleep(LINGER)));
         }
-        let (timer, read) = this.linger.get_or_insert_with(|| (Box::pin(sleep(LINGER)), 0));
-        let mut scratch = [0u8; 4096];
-        while *read < LINGER_BYTES && timer.as_mut().poll(cx).is_pending() {
+        loop {
+            let mut scratch = [0; 4096];
             let mut buf = ReadBuf::new(&mut scratch);
-            match ready!(Pin::new(&mut this.io).poll_read(cx, &mut buf)) {
-                Ok(()) if !buf.filled().is_empty() => *read += buf.filled().len(),
-                // The peer has closed, or is gone.
-                Ok(()) | Err(_) => break,
+            match this.io().poll_read(cx, &mut buf) {
+                Poll::Ready(Ok(())) if !buf.filled().is_empty() => {}
+                // The peer's end, or its reset: it needs no more patience.
+                Poll::Ready(_) => return Poll::Ready(Ok(())),
+                Poll::Pending => break,
+            }
+            if this.ending.as_ref().is_some_and(|end| end.deadline() <= Instant::now()) {
+                return Poll::Ready(Ok(()));
             }
         }
-        Poll::Ready(Ok(()))
+        match &mut this.ending {
+            Some(end) => end.as_mut().poll(cx).map(Ok),
+            None => Poll::Ready(Ok(())),
+        }
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
-
-    use super::*;
-
-    #[tokio::test]
-    async fn a_malformed_request_ends_in_a_nul_and_nothing_after_it_passes() {
-        let (mut client, server) = duplex(4096);
-        let (mut guard, gate) = Guard::new(server, 1024);
-        client.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\nGET / HTTP/1.1\nHost: b\r\n\r\n").await.unwrap();
-        let mut seen = vec![0; 4096];
-        let n = guard.read(&mut seen).await.unwrap();
-        assert_eq!(&seen[..n], b"GET / HTTP/1.1\r\nHost: a\r\n\r\nGET / HTTP/1.1\0");
-        assert_eq!(gate.violated(), Some("bare LF"));
-        client.write_all(b"more").await.unwrap();
-        let again = tokio::time::timeout(Duration::from_millis(1), guard.read(&mut seen)).await;
-        assert!(again.is_err(), "nothing passes any more");
-        drop(client);
-        guard.shutdown().await.unwrap();
-    }
-
-    #[tokio::test]
-    async fn a_request_for_an_upgrade_waits_for_the_answer() {
-        let request = b"GET /chat HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\nConnection: upgrade\r\n\r\n";
-        for tunnel in [true, false] {
-            let (mut client, server) = duplex(4096);
-            let (mut guard, gate) = Guard::new(server, 1024);
-            client.write_all(request).await.unwrap();
-            client.write_all(if tunnel { b"\n\0raw" } else { b"GET /\0raw" }).await.unwrap();
-            let mut seen = vec![0; 4096];
-            let n = guard.read(&mut seen).await.unwrap();
-            assert_eq!(&seen[..n], request);
-            assert!(tokio::time::timeout(Duration::from_millis(1), guard.read(&mut seen)).await.is_err());
-            if tunnel {
-                gate.tunnel();
-                let n = guard.read(&mut seen).await.unwrap();
-                assert_eq!(&seen[..n], b"\n\0raw");
-            } else {
-                gate.http();
-                drop(client);
-                while guard.read(&mut seen).await.unwrap() > 0 {}
-                assert_eq!(gate.violated(), None, "the line has not ended, so nothing is known of it");
-            }
+impl Drop for Guard {
+    fn drop(&mut self) {
+        if let Some(io) = self.io.as_ref().filter(|_| self.shared.broken.load(Relaxed)) {
+            reset_on_close(io.socket());
         }
     }
 }

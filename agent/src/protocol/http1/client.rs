@@ -1,0 +1,217 @@
+//! The client half: a pool of connections per endpoint, one call at a time on each.
+
+use std::{
+    sync::{Arc, Weak},
+    time::Duration,
+};
+
+use futures_util::{FutureExt, future::BoxFuture};
+use http::{
+    HeaderValue, StatusCode, Version,
+    header::{CONNECTION, EXPECT, HOST, UPGRADE},
+};
+use http_body_util::BodyExt;
+use hyper::{body::Incoming, client::conn::http1::Builder};
+use tokio::net::TcpStream;
+
+use super::{
+    body::{FromEndpoint, Sending, ToEndpoint, chain, is_garbage, source},
+    headers,
+    pool::{Lease, Pool},
+};
+use crate::{
+    call::{
+        Body, CallError, ErrorKind, Head, HttpResponseHead, Request, Response, ResponseHead, Retry, Status, Upgrade,
+    },
+    config,
+    endpoint::{Connector, Endpoint, dial},
+};
+
+/// Time up to the head of an answer when the configuration does not say.
+const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Sends HTTP/1.1 requests.
+pub(super) struct HttpConnector {
+    config: config::Cluster,
+    builder: Builder,
+}
+
+impl HttpConnector {
+    /// For one cluster; heads of answers may have `header_bytes`.
+    pub(super) fn new(config: &config::Cluster, header_bytes: usize) -> Self {
+        let mut builder = Builder::new();
+        builder.max_buf_size(super::buffer_bytes(header_bytes)).max_header_size(header_bytes);
+        Self { config: config.clone(), builder }
+    }
+
+    async fn exchange(&self, to: &Arc<Endpoint>, req: &mut Request) -> Result<Response, CallError> {
+        let pool = Pool::of(to, &self.config);
+        let mut only_fresh = false;
+        loop {
+            let pooled = if only_fresh { None } else { pool.take().await };
+            let reused = pooled.is_some();
+            let mut conn = match pooled {
+                Some(conn) => conn,
+                None => {
+                    let io = dial(to.addr, &to.dial).await?;
+                    pool.open(&self.builder, io).await.map_err(|error| failed(to, &error, Retry::NotSent))?
+                }
+            };
+            let replayable = !matches!(req.body, Body::Stream(_));
+            let message = message(req, to)?;
+            let sending = message.body().sending().clone();
+            let mut error = match conn.sender.try_send_request(message).await {
+                Ok(answer) => {
+                    let lease = Lease { conn, pool: Arc::downgrade(pool), endpoint: to.addr, keep: false, sending };
+                    return self.answer(to, req, answer, lease);
+                }
+                Err(error) => error,
+            };
+            match error.take_message() {
+                Some(unsent) => {
+                    // Not a byte of it was written: as good as new.
+                    req.body = unsent.into_body().into_inner();
+                    if !reused {
+                        return Err(failed(to, &error.into_error(), Retry::NotSent));
+                    }
+                }
+                // The endpoint closed a connection at the moment it was used again. One more try where
+                // doing it twice does no harm; whether to try elsewhere is for others to decide.
+                None if reused && replayable && req.call.idempotent && !is_garbage(error.error()) => only_fresh = true,
+                None => {
+                    let retry = if replayable { Retry::IfIdempotent } else { Retry::Never };
+                    return Err(failed(to, &error.into_error(), retry));
+                }
+            }
+        }
+    }
+
+    fn answer(
+        &self,
+        to: &Arc<Endpoint>,
+        req: &Request,
+        mut answer: http::Response<Incoming>,
+        mut lease: Lease,
+    ) -> Result<Response, CallError> {
+        lease.sending.answered();
+        let status = answer.status();
+        let asked = matches!(&req.head, Head::Http(head) if head.upgrade.is_some());
+        let upgrade = if status == StatusCode::SWITCHING_PROTOCOLS {
+            if !asked {
+                let message = format!("{} switched protocols without being asked", to.addr);
+                return Err(CallError::upstream(ErrorKind::Protocol, Retry::Never, message));
+            }
+            Some(Upgrade { on: hyper::upgrade::on(&mut answer), watch: None })
+        } else {
+            None
+        };
+        let (mut head, inner) = answer.into_parts();
+        if headers::is_coded(&head.headers) {
+            let message = format!("{} answers in a transfer coding other than chunked", to.addr);
+            return Err(CallError::upstream(ErrorKind::Protocol, Retry::Never, message));
+        }
+        // To an HTTP/1.0 server hyper would send a body of unknown length as none at all, so such a
+        // connection is used for one request only.
+        lease.keep = head.version == Version::HTTP_11 && !headers::closes(&head.headers);
+        headers::strip_response(&mut head.headers, status);
+        let body = if upgrade.is_some() {
+            lease.conn.upgrading();
+            Body::Empty
+        } else if http_body::Body::is_end_stream(&inner) {
+            lease.give_back();
+            Body::Empty
+        } else {
+            Body::Stream(FromEndpoint::new(inner, lease).boxed_unsync())
+        };
+        let head = HttpResponseHead { status, headers: head.headers, upgrade };
+        Ok(Response {
+            status: verdict(status),
+            head: ResponseHead::Http(Box::new(head)),
+            body,
+            endpoint: Some(to.addr),
+        })
+    }
+}
+
+impl Connector for HttpConnector {
+    fn call<'a>(&'a self, to: &'a Arc<Endpoint>, req: &'a mut Request) -> BoxFuture<'a, Result<Response, CallError>> {
+        Box::pin(async move {
+            let deadline = req.call.deadline;
+            tokio::time::timeout_at(deadline, self.exchange(to, req)).await.unwrap_or_else(|_| {
+                let message = format!("{} did not answer in time", to.addr);
+                Err(CallError::upstream(ErrorKind::Timeout, Retry::Never, message))
+            })
+        })
+    }
+
+    fn adopt(&self, to: &Arc<Endpoint>, io: TcpStream) {
+        let pool = Pool::of(to, &self.config);
+        // The handshake of HTTP/1 only makes state, it waits for nothing.
+        if let Some(Ok(conn)) = pool.open(&self.builder, io).now_or_never() {
+            pool.put(conn);
+        }
+    }
+
+    fn default_timeout(&self) -> Duration {
+        DEFAULT_TIMEOUT
+    }
+}
+
+/// The request for hyper. Takes a streamed body out of `req` and leaves everything else.
+fn message(req: &mut Request, to: &Endpoint) -> Result<http::Request<ToEndpoint>, CallError> {
+    let Head::Http(head) = &req.head else {
+        return Err(CallError::mesh(ErrorKind::Protocol, "the call is not HTTP and is not converted"));
+    };
+    let body = match &mut req.body {
+        Body::Empty => Body::Empty,
+        Body::Full(bytes) => Body::Full(bytes.clone()),
+        Body::Stream(body) => Body::Stream(std::mem::take(body)),
+    };
+    let mut headers = head.headers.clone();
+    headers::frame(&mut headers, &body);
+    if !headers.contains_key(HOST) {
+        // HTTP/1.0 knows no Host, but what is sent here is HTTP/1.1.
+        let host = HeaderValue::try_from(to.addr.to_string()).expect("an address is printable ASCII");
+        headers.insert(HOST, host);
+    }
+    if let Some(upgrade) = &head.upgrade {
+        headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
+        headers.insert(UPGRADE, upgrade.clone());
+    }
+    let expects = headers.get(EXPECT).is_some_and(|v| v.as_bytes().eq_ignore_ascii_case(b"100-continue"));
+    let body = ToEndpoint::new(body, expects);
+    let sending: Weak<Sending> = Arc::downgrade(body.sending());
+    let mut message = http::Request::new(body);
+    *message.method_mut() = head.method.clone();
+    *message.uri_mut() = head.uri.clone();
+    *message.headers_mut() = headers;
+    if expects {
+        hyper::ext::on_informational(&mut message, move |answer| {
+            if answer.status() == StatusCode::CONTINUE
+                && let Some(sending) = sending.upgrade()
+            {
+                sending.go_on();
+            }
+        });
+    }
+    Ok(message)
+}
+
+fn failed(to: &Endpoint, error: &hyper::Error, retry: Retry) -> CallError {
+    // The request's own body failed: that is the caller's doing, and says nothing about the endpoint.
+    if let Some(own) = source::<CallError>(error) {
+        return own.clone();
+    }
+    let kind = if is_garbage(error) { ErrorKind::Protocol } else { ErrorKind::Reset };
+    let what = if kind == ErrorKind::Protocol { "does not answer in HTTP" } else { "broke the connection off" };
+    CallError::upstream(kind, retry, format!("{} {what}: {}", to.addr, chain(error)))
+}
+
+fn verdict(status: StatusCode) -> Status {
+    let code = u32::from(status.as_u16());
+    match code {
+        500.. => Status::Failed(code),
+        400.. => Status::Refused(code),
+        _ => Status::Ok,
+    }
+}

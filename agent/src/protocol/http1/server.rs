@@ -1,0 +1,250 @@
+//! The server half: requests of one connection, one after the other, each a call.
+
+use std::{
+    convert::Infallible,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+    },
+};
+
+use http::{
+    HeaderMap, HeaderValue, Method, Request as HttpRequest, Response as HttpResponse, StatusCode, Uri, Version,
+    header::{CONNECTION, CONTENT_LENGTH, EXPECT, HOST, UPGRADE},
+    request::Parts,
+    uri::PathAndQuery,
+};
+use http_body_util::BodyExt;
+use hyper::{body::Incoming, server::conn::http1::Builder, service::service_fn};
+use hyper_util::rt::TokioIo;
+use parking_lot::Mutex;
+
+use super::{
+    body::{FromCaller, ToCaller, chain},
+    guard::{Guard, Shared},
+    headers,
+    reply::{self, Own},
+    upgrade::{self, Tunnel},
+};
+use crate::{
+    call::{Body, Call, CallError, ErrorKind, Head, HttpHead, Request, Response, ResponseHead, Text, Upgrade},
+    cluster::Cluster,
+    config,
+    drain::Drain,
+    metrics::Live,
+    protocol::{Accepted, ConnError},
+    route::Route,
+};
+
+/// Serves one connection to its end, what comes after an upgrade included.
+pub(super) async fn serve(
+    conn: Accepted,
+    route: Arc<Route>,
+    mut drain: Drain,
+    limits: config::Limits,
+) -> Result<(), ConnError> {
+    let Accepted { io, peer, guard: row, dialled } = conn;
+    // Detection hands such a connection over to the pool; nothing else makes one for HTTP.
+    drop(dialled);
+    let shared = Arc::new(Shared::default());
+    let guard = Guard::new(io, shared.clone(), &limits);
+    let session = Arc::new(Session {
+        peer,
+        route,
+        shared,
+        live: row.live.clone(),
+        requests: AtomicU64::new(0),
+        tunnel: Mutex::new(None),
+    });
+    {
+        let service = service_fn(|request| {
+            let session = session.clone();
+            async move { Ok::<_, Infallible>(session.answer(request).await) }
+        });
+        let mut builder = Builder::new();
+        builder
+            // What an endpoint did not say is not added on its behalf.
+            .auto_date_header(false)
+            .max_buf_size(super::buffer_bytes(limits.header_bytes));
+        let mut connection = std::pin::pin!(builder.serve_connection(TokioIo::new(guard), service).with_upgrades());
+        let ended = tokio::select! {
+            ended = connection.as_mut() => ended,
+            () = drain.graceful() => {
+                // Closes at once when idle; else the answer under way says `Connection: close`.
+                connection.as_mut().graceful_shutdown();
+                connection.await
+            }
+        };
+        ended.map_err(|error| ConnError::Protocol(chain(&error)))?;
+    }
+    let tunnel = session.tunnel.lock().take();
+    match tunnel {
+        Some(tunnel) => upgrade::run(tunnel, row.live.clone(), limits.idle_timeout).await,
+        None => Ok(()),
+    }
+}
+
+/// One caller's connection.
+struct Session {
+    peer: SocketAddr,
+    route: Arc<Route>,
+    shared: Arc<Shared>,
+    live: Arc<Live>,
+    requests: AtomicU64,
+    tunnel: Mutex<Option<Tunnel>>,
+}
+
+/// What must be known of a request when its answer is written.
+struct Asked {
+    version: Version,
+    /// The body has been asked for, so that a caller who waited for that sends it.
+    polled: Arc<AtomicBool>,
+    expects: bool,
+}
+
+impl Session {
+    async fn answer(&self, mut request: HttpRequest<Incoming>) -> HttpResponse<ToCaller> {
+        let number = self.requests.fetch_add(1, Relaxed);
+        self.shared.busy.fetch_add(1, Relaxed);
+        let version = request.version();
+        if let Some(refusal) = self.shared.refusal(number) {
+            return self.own(reply::to_refusal(refusal));
+        }
+        let held = request.headers().contains_key(UPGRADE);
+        let caller = held.then(|| hyper::upgrade::on(&mut request));
+        let (parts, body) = request.into_parts();
+        let expects = expects_continue(&parts);
+        let asked = Asked { version, polled: Arc::default(), expects };
+        let body = if http_body::Body::is_end_stream(&body) {
+            Body::Empty
+        } else {
+            let (polled, shared) = (asked.polled.clone(), self.shared.clone());
+            Body::Stream(FromCaller { inner: body, polled, shared, request: number }.boxed_unsync())
+        };
+        let result = self.call(parts, body).await;
+        let (response, endpoint) = match result {
+            Ok(response) => self.pass_on(response, &asked),
+            Err(error) => {
+                // A body that turned out malformed while it was read.
+                let own = match self.shared.refusal(number) {
+                    Some(refusal) => reply::to_refusal(refusal),
+                    None => reply::to_error(&error),
+                };
+                (self.own(own), None)
+            }
+        };
+        match (caller, endpoint) {
+            (Some(caller), Some(endpoint)) => *self.tunnel.lock() = Some(Tunnel { caller, endpoint }),
+            (Some(_), None) => self.shared.resume(),
+            // An endpoint is asked to switch only when the caller was.
+            (None, _) => {}
+        }
+        response
+    }
+
+    async fn call(&self, parts: Parts, body: Body) -> Result<Response, CallError> {
+        let Parts { method, uri, mut headers, .. } = parts;
+        let upgrade = headers::strip_request(&mut headers);
+        if let Some(authority) = uri.authority().filter(|_| uri.scheme().is_some()) {
+            // The absolute form overrides Host (RFC 9112 section 3.2.2).
+            let host = authority.as_str().rsplit('@').next().unwrap_or_default();
+            headers.insert(HOST, HeaderValue::try_from(host).expect("an authority is printable ASCII"));
+        }
+        if matches!(body, Body::Empty) {
+            headers.remove(EXPECT);
+        }
+        let cluster = self.cluster(&headers)?;
+        let uri = origin_form(uri);
+        let mut call = Call::new(cluster.info.service.clone(), method_text(&method));
+        call.peer = Some(self.peer);
+        // RFC 9110 section 9.2.2.
+        call.idempotent = method.is_idempotent();
+        let head = Head::Http(Box::new(HttpHead { method, uri, headers, upgrade }));
+        let result = cluster.call(Request { call, head, body }).await;
+        let endpoint = result.as_ref().map_or_else(|error| error.endpoint, |response| response.endpoint);
+        self.live.called(&cluster.info.service, endpoint);
+        result
+    }
+
+    /// The only cluster, or the one whose service is named by Host.
+    fn cluster(&self, headers: &HeaderMap) -> Result<Arc<Cluster>, CallError> {
+        let clusters = self.route.clusters();
+        if let [only] = &clusters[..] {
+            return Ok(only.clone());
+        }
+        let host = headers.get(HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
+        let name = match host.rsplit_once(':') {
+            Some((name, port)) if port.bytes().all(|b| b.is_ascii_digit()) => name,
+            _ => host,
+        };
+        let found = clusters.iter().find(|c| c.info.key.service.eq_ignore_ascii_case(name));
+        found.cloned().ok_or_else(|| {
+            let message = format!("no service `{name}` here: several share this address and Host says which");
+            CallError::mesh(ErrorKind::NoCluster, message)
+        })
+    }
+
+    /// The answer for hyper, and the endpoint's end of the connection if HTTP ends with it.
+    fn pass_on(&self, response: Response, asked: &Asked) -> (HttpResponse<ToCaller>, Option<Upgrade>) {
+        let Response { head, body, status, .. } = response;
+        let (status, mut headers, upgrade) = match head {
+            ResponseHead::Http(head) => (head.status, head.headers, head.upgrade),
+            // A filter's own answer.
+            _ => {
+                let code = u16::try_from(status.code()).ok().and_then(|code| StatusCode::from_u16(code).ok());
+                (code.unwrap_or(StatusCode::INTERNAL_SERVER_ERROR), HeaderMap::new(), None)
+            }
+        };
+        if matches!(status, StatusCode::SWITCHING_PROTOCOLS | StatusCode::UPGRADE_REQUIRED) {
+            headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
+        }
+        if asked.expects && !asked.polled.load(Relaxed) {
+            // The body was never asked for, and whether it comes nevertheless cannot be known.
+            headers.insert(CONNECTION, HeaderValue::from_static("close"));
+        }
+        let close_delimited = asked.version < Version::HTTP_11
+            && !headers.contains_key(CONTENT_LENGTH)
+            && matches!(body, Body::Stream(_));
+        let mut response = HttpResponse::new(ToCaller { body, shared: self.shared.clone(), close_delimited });
+        *response.status_mut() = status;
+        *response.headers_mut() = headers;
+        (response, upgrade)
+    }
+
+    fn own(&self, own: Own) -> HttpResponse<ToCaller> {
+        let shared = self.shared.clone();
+        let mut response = HttpResponse::new(ToCaller { body: Body::Full(own.body), shared, close_delimited: false });
+        *response.status_mut() = own.status;
+        *response.headers_mut() = own.headers;
+        response
+    }
+}
+
+fn expects_continue(parts: &Parts) -> bool {
+    // hyper, which sends the 100, looks at it the same way.
+    parts.version == Version::HTTP_11
+        && parts.headers.get(EXPECT).is_some_and(|v| v.as_bytes().eq_ignore_ascii_case(b"100-continue"))
+}
+
+/// What endpoints are asked for, however the caller wrote it.
+fn origin_form(uri: Uri) -> Uri {
+    if uri.scheme().is_none() {
+        return uri;
+    }
+    let target = uri.into_parts().path_and_query.unwrap_or_else(|| PathAndQuery::from_static("/"));
+    Uri::from(target)
+}
+
+fn method_text(method: &Method) -> Text {
+    match *method {
+        Method::GET => Text::from_static("GET"),
+        Method::POST => Text::from_static("POST"),
+        Method::PUT => Text::from_static("PUT"),
+        Method::HEAD => Text::from_static("HEAD"),
+        Method::DELETE => Text::from_static("DELETE"),
+        Method::OPTIONS => Text::from_static("OPTIONS"),
+        Method::PATCH => Text::from_static("PATCH"),
+        _ => Text::from(method.as_str()),
+    }
+}
