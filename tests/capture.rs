@@ -207,7 +207,8 @@ fn capture_shows_every_connection_with_its_process() {
     let row = until_some("the held connection is shown", || {
         world.agent.sockets().into_iter().find(|row| row["sent_bytes"].as_u64() > Some(0))
     });
-    let said: Value = serde_json::from_str(holder.said().trim()).unwrap();
+    until("the holder has its answer", || holder.said().ends_with('\n'));
+    let said: Value = serde_json::from_str(&holder.said()).unwrap();
     assert_eq!(row["pid"], said["pid"]);
     assert!(row["process"].as_str().unwrap().starts_with("python"), "{row}");
     assert_eq!((&row["destination"], &row["service"], &row["captured"]), (&WEB.into(), &"web".into(), &true.into()));

@@ -81,7 +81,7 @@ impl Backend {
             let mut conn = Conn::of(stream);
             while let Ok(Some(request)) = conn.request() {
                 shared.requests.fetch_add(1, SeqCst);
-                if conn.send(answer(&request)).is_err() {
+                if conn.send(answer(&request)).is_err() || request.closes() {
                     break;
                 }
             }

@@ -202,8 +202,8 @@ impl Drop for Proc {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let end = self.child.wait();
-        if thread::panicking() {
-            let said = self.said();
+        let said = if thread::panicking() { self.said() } else { String::new() };
+        if !said.is_empty() {
             let from = said.len().saturating_sub(8000);
             let from = (from..said.len()).find(|i| said.is_char_boundary(*i)).unwrap_or(0);
             println!("--- {} ({end:?}) said:\n{}", self.name, &said[from..]);

@@ -125,7 +125,7 @@ impl App {
             hup: signal(SignalKind::hangup())?,
         };
         // Everything that can be refused comes before the first thing that others could notice.
-        let admin = mesh::bind(config.ports.admin)?;
+        let admin = mesh::bind(config.ports.admin).context("ports.admin")?;
         let access_log = open_access_log(&config)?;
         let chosen = capture::choose(&config, options.kernel_log)?;
         tracing::info!(capture = chosen.capture.name(), reason = chosen.reason, "capture chosen");
