@@ -89,7 +89,7 @@ fn endpoint_table(page: &view::Endpoints) -> Table {
         let e = &row.endpoint;
         ((&row.service, &row.direction, e.address, &e.group), e.figures.started)
     });
-    for row in rows {
+    for (row, known) in rows {
         let e = &row.endpoint;
         let style = match e.state.as_str() {
             "up" => Style::Good,
@@ -98,7 +98,7 @@ fn endpoint_table(page: &view::Endpoints) -> Table {
         };
         table.row(vec![
             Cell::styled(&row.service, Style::Bold),
-            protocol(&row.protocol, &row.direction).into(),
+            protocol(if known { &row.protocol } else { units::NONE }, &row.direction).into(),
             or_none(&e.group).into(),
             e.address.to_string().into(),
             e.weight.to_string().into(),
@@ -156,20 +156,25 @@ fn socket_table(page: &view::Sockets) -> Table {
 }
 
 /// A service whose protocol is detected comes once for each protocol: those that were spoken are shown,
-/// or the first while none was. `of` gives what is the same for all of them, and calls begun.
-pub(super) fn spoken<'a, T, K: Eq + Hash>(rows: &'a [T], of: impl Fn(&'a T) -> (K, u64)) -> Vec<&'a T> {
-    let mut silent = HashMap::new();
+/// or the first, without a protocol, while none was. `of` gives what is the same for all of them, and calls
+/// begun. With each row comes whether its protocol is known.
+pub(super) fn spoken<'a, T, K: Eq + Hash>(rows: &'a [T], of: impl Fn(&'a T) -> (K, u64)) -> Vec<(&'a T, bool)> {
+    // How many there are of each, and whether all are silent.
+    let mut twins: HashMap<K, (u32, bool)> = HashMap::new();
     for row in rows {
         let (key, started) = of(row);
-        *silent.entry(key).or_insert(true) &= started == 0;
+        let (count, silent) = twins.entry(key).or_insert((0, true));
+        *count += 1;
+        *silent &= started == 0;
     }
-    rows.iter()
-        .filter(|row| {
-            let (key, started) = of(row);
-            // Of several that are silent the first takes the place of all.
-            started > 0 || silent.get_mut(&key).is_some_and(std::mem::take)
-        })
-        .collect()
+    let shown = rows.iter().filter_map(|row| {
+        let (key, started) = of(row);
+        let (count, silent) = twins.get_mut(&key)?;
+        let known = started > 0 || *count == 1;
+        // Of several that are silent the first takes the place of all.
+        (started > 0 || std::mem::take(silent)).then_some((row, known))
+    });
+    shown.collect()
 }
 
 /// `http`, or `http in` for a service that is provided here.

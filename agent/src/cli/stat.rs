@@ -119,16 +119,17 @@ fn picture(page: &view::Stat, color: super::table::Color, width: Option<usize>) 
         ("SERVICE", Align::Left),
         ("PROTOCOL", Align::Left),
         ("GROUP/ENDPOINT", Align::Left),
-        ("STATE", Align::Left),
-        ("RATE", Align::Right),
+        // Room for what these columns usually hold, so that they stand still from picture to picture.
+        ("STATE   ", Align::Left),
+        ("   RATE", Align::Right),
         ("SUCCESS", Align::Right),
-        ("P50", Align::Right),
-        ("P99", Align::Right),
-        ("P999", Align::Right),
+        ("   P50", Align::Right),
+        ("   P99", Align::Right),
+        ("  P999", Align::Right),
         ("INFLIGHT", Align::Right),
     ]);
-    for service in shown(&page.services) {
-        add(&mut table, service);
+    for (service, known) in shown(&page.services) {
+        add(&mut table, service, if known { &service.protocol } else { units::NONE });
     }
     if page.services.is_empty() {
         table.note("no service", Style::Faint);
@@ -154,11 +155,11 @@ fn picture(page: &view::Stat, color: super::table::Color, width: Option<usize>) 
     lines
 }
 
-fn shown(services: &[view::Service]) -> Vec<&view::Service> {
+fn shown(services: &[view::Service]) -> Vec<(&view::Service, bool)> {
     spoken(services, |s| ((&s.service, &s.group, &s.version, &s.direction), s.figures.started))
 }
 
-fn add(table: &mut Table, service: &view::Service) {
+fn add(table: &mut Table, service: &view::Service, spoken: &str) {
     let up = service.endpoints.iter().filter(|e| e.available).count();
     let all = service.endpoints.len();
     let style = if up == 0 {
@@ -174,7 +175,7 @@ fn add(table: &mut Table, service: &view::Service) {
     };
     let mut cells = vec![
         Cell::styled(name, Style::Bold),
-        protocol(&service.protocol, &service.direction).into(),
+        protocol(spoken, &service.direction).into(),
         or_none(&service.group).into(),
         Cell::styled(format!("{up}/{all} up"), style),
     ];
@@ -264,11 +265,11 @@ mod tests {
         let lines = picture(&page(vec![service("http", 5)]), Color::Never, None);
         let expected = [
             "sockmesh 0.1.0, up 1m01s, capture ebpf, configuration 1, 7 connections, last 10 s",
-            "SERVICE  PROTOCOL  GROUP/ENDPOINT       STATE      RATE  SUCCESS     P50     P99  P999  INFLIGHT",
-            "web      http      -                    1/2 up  1.23k/s   99.99%  1.20ms  12.3ms     -         3",
+            "SERVICE  PROTOCOL  GROUP/ENDPOINT       STATE        RATE  SUCCESS     P50     P99    P999  INFLIGHT",
+            "web      http      -                    1/2 up    1.23k/s   99.99%  1.20ms  12.3ms       -         3",
             "  ! the list of endpoints is old: nodes.yaml:3: broken",
-            "                     idc-a/10.0.0.1:81  up          0/s        -       -       -     -         0",
-            "                     idc-a/10.0.0.1:82  out 3s      0/s        -       -       -     -         0",
+            "                     idc-a/10.0.0.1:81  up            0/s        -       -       -       -         0",
+            "                     idc-a/10.0.0.1:82  out 3s        0/s        -       -       -       -         0",
         ];
         assert_eq!(lines, expected);
         assert!(picture(&page(Vec::new()), Color::Never, Some(20)).iter().all(|l| l.chars().count() <= 20));
@@ -277,10 +278,11 @@ mod tests {
     #[test]
     fn of_a_detected_service_only_what_was_spoken_is_shown() {
         let names = |services: &[view::Service]| -> Vec<String> {
-            shown(services).iter().map(|s| s.protocol.clone()).collect()
+            shown(services).iter().map(|(s, known)| if *known { s.protocol.clone() } else { "-".to_owned() }).collect()
         };
         assert_eq!(names(&[service("motan2", 0), service("http", 5), service("tcp", 0)]), ["http"]);
-        assert_eq!(names(&[service("motan2", 0), service("http", 0)]), ["motan2"]);
+        assert_eq!(names(&[service("motan2", 0), service("http", 0)]), ["-"]);
+        assert_eq!(names(&[service("http", 0)]), ["http"]);
         assert_eq!(names(&[service("motan2", 1), service("tcp", 1)]), ["motan2", "tcp"]);
     }
 
