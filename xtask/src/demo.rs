@@ -163,7 +163,8 @@ impl Demo {
         // Before the agent: the group that it is told to enrol has to exist.
         self.procs("callers")?;
         let mut command = Command::new(build::agent());
-        command.args(["run", "-c"]).arg(&config);
+        // A trace of a crash would push its message out of what is shown of the log.
+        command.args(["run", "-c"]).arg(&config).env_remove("RUST_BACKTRACE");
         let procs = self.procs("agent")?;
         let agent = Process::start("sockmesh", command, procs.as_ref(), dir.join("agent.log"), &self.guard)?;
         self.agent.insert(agent).wait_until(signals, || process::answers(places.admin, "/ready"))?;
