@@ -15,14 +15,14 @@ fn a_call_allocates_at_most_four_times_and_never_for_its_body() {
         let cost = caller.run(20 * 1024);
         assert!(cost.allocations <= 4.0, "{depth} at once with {body} bytes: {cost:?}");
     }
-    // Each way a body is read into one buffer of its size and written from there. A copy anywhere would
-    // need another one; a third of a body is left for heads, slots and the first read, which is moved
-    // when a buffer grows to the size of its frame.
-    for (body, calls) in [(64 * 1024, 512), (1024 * 1024, 64)] {
+    // Each way a body is read into one buffer and written from there. Read buffers of up to 256 KiB are used
+    // again, so nothing is allocated for such a body; for larger ones it is twice their size, beside the
+    // smaller buffers that a large frame outgrew. A copy anywhere would add the size of the body once more.
+    for (body, calls, most) in [(64 * 1024, 512, 0.9), (1024 * 1024, 64, 2.75)] {
         let mut caller = Caller::new(rig.agent, 1, body);
         caller.run(calls / 4);
         let cost = caller.run(calls);
-        assert!(cost.bytes < 2.3 * body as f64, "bodies of {body} bytes: {cost:?}");
+        assert!(cost.bytes < most * body as f64, "bodies of {body} bytes: {cost:?}");
     }
 
     let mut plain = Caller::new(rig.server, 8, 1024);
