@@ -77,8 +77,8 @@ fn http_hop_by_hop_headers_end_at_the_hop() {
 #[test]
 fn http_chunks_and_trailers_go_both_ways() {
     let (seen, got) = check(
-        "POST / HTTP/1.1\r\nHost: t\r\nTransfer-Encoding: chunked\r\nTrailer: X-Sum\r\n\r\n\
-         3\r\nabc\r\n4;ext=1\r\ndefg\r\n0\r\nX-Sum: 7\r\n\r\n",
+        "POST / HTTP/1.1\r\nHost: t\r\nTransfer-Encoding: chunked\r\nTrailer: X-Sum\r\n\
+         Connection: TE\r\nTE: trailers\r\n\r\n3\r\nabc\r\n4;ext=1\r\ndefg\r\n0\r\nX-Sum: 7\r\n\r\n",
         "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTrailer: X-Back\r\n\r\n2\r\nok\r\n0\r\nX-Back: 2\r\n\r\n",
     );
     assert_eq!(seen.text(), "abcdefg");
@@ -272,7 +272,11 @@ fn http_each_call_leaves_a_line_and_a_count() {
     }
     host::until("two lines in the access log", || agent.access_log().len() == 2);
     let lines = agent.access_log();
-    assert!(lines[0].contains("/good") && lines[0].contains(&server.addr().to_string()), "{lines:?}");
-    assert!(lines[1].contains("/bad") && lines[1].contains("503"), "{lines:?}");
+    let endpoint = format!("endpoint={}", server.addr());
+    for (line, code) in lines.iter().zip(["code=200", "code=503"]) {
+        for part in ["service=web", "method=GET", "attempts=1", code, &endpoint] {
+            assert!(line.contains(part), "{part} is missing in {line}");
+        }
+    }
     host::until("both calls are counted", || agent.metric("sockmesh_requests_total", &[r#"service="web""#]) == 2.0);
 }

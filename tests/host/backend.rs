@@ -16,7 +16,7 @@ use rustix::net::{AddressFamily, SocketType, sockopt};
 
 use crate::{
     http::{self, Conn, Message},
-    wait::{self, PATIENCE},
+    wait::PATIENCE,
 };
 
 /// A listening server with a thread for each connection; closed with all its connections on drop.
@@ -47,6 +47,10 @@ impl Backend {
 
     fn start(addr: SocketAddr, serve: impl Fn(TcpStream, &Shared) + Send + Sync + 'static) -> Self {
         let listener = TcpListener::bind(addr).unwrap_or_else(|e| panic!("cannot listen on {addr}: {e}"));
+        Self::on(listener, serve)
+    }
+
+    fn on(listener: TcpListener, serve: impl Fn(TcpStream, &Shared) + Send + Sync + 'static) -> Self {
         let addr = listener.local_addr().unwrap();
         let shared = Arc::new(Shared::default());
         let (serve, mine) = (Arc::new(serve), shared.clone());
@@ -77,7 +81,11 @@ impl Backend {
 
     /// Like [`Backend::http`], at a given address.
     pub fn http_at(addr: SocketAddr, answer: impl Fn(&Message) -> Vec<u8> + Send + Sync + 'static) -> Self {
-        Self::start(addr, move |stream, shared| {
+        Self::start(addr, Self::answering(answer))
+    }
+
+    fn answering(answer: impl Fn(&Message) -> Vec<u8> + Send + Sync) -> impl Fn(TcpStream, &Shared) + Send + Sync {
+        move |stream, shared| {
             let mut conn = Conn::of(stream);
             while let Ok(Some(request)) = conn.request() {
                 shared.requests.fetch_add(1, SeqCst);
@@ -85,7 +93,7 @@ impl Backend {
                     break;
                 }
             }
-        })
+        }
     }
 
     /// Answers every HTTP request with `name`.
@@ -171,9 +179,9 @@ impl Default for Refusing {
 /// An address where connects get no answer at all: a listener whose queue is full and that nobody empties.
 /// Linux drops the SYN then, as a vanished host does.
 pub struct BlackHole {
-    listener: Option<TcpListener>,
+    listener: TcpListener,
     addr: SocketAddr,
-    fill: Vec<TcpStream>,
+    _fill: Vec<TcpStream>,
 }
 
 impl BlackHole {
@@ -191,7 +199,7 @@ impl BlackHole {
             fill.push(stream);
             assert!(fill.len() < 16, "the queue of {addr} does not fill");
         }
-        Self { listener: Some(listener), addr, fill }
+        Self { listener, addr, _fill: fill }
     }
 
     /// The address.
@@ -199,13 +207,11 @@ impl BlackHole {
         self.addr
     }
 
-    /// The host is back: a server takes the address.
-    pub fn revive(mut self, name: &str) -> Backend {
-        self.fill.clear();
-        self.listener = None;
+    /// The host is back: somebody takes what waits in the queue.
+    pub fn revive(self, name: &str) -> Backend {
+        rustix::net::listen(&self.listener, 128).unwrap();
         let name = name.to_owned();
-        wait::until("the address is free", || TcpListener::bind(self.addr).is_ok());
-        Backend::named_at(self.addr, &name)
+        Backend::on(self.listener, Backend::answering(move |_| http::ok(&name)))
     }
 }
 

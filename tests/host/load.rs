@@ -68,16 +68,18 @@ impl Load {
         Self { stop, done, callers }
     }
 
-    /// Callers of `path` that keep their connection and open another when told that it closes.
+    /// Callers of `path` that keep their connection and open another when told that it closes. What fails
+    /// before the first answer on a new connection is a failed `connect`, all else a failed `call`.
     pub fn http(callers: usize, to: SocketAddr, path: &'static str) -> Self {
         Self::start(callers, || {
             let mut conn: Option<http::Conn> = None;
             move || {
-                let mut open = match conn.take() {
-                    Some(open) => open,
-                    None => http::Conn::open(to).map_err(|e| format!("connect: {e}"))?,
+                let (mut open, kind) = match conn.take() {
+                    Some(open) => (open, "call"),
+                    // The kernel says yes to a connect before anyone has accepted it.
+                    None => (http::Conn::open(to).map_err(|e| format!("connect: {e}"))?, "connect"),
                 };
-                let answer = open.get(path).map_err(|e| format!("call: {e}"))?;
+                let answer = open.get(path).map_err(|e| format!("{kind}: {e}"))?;
                 if !answer.closes() {
                     conn = Some(open);
                 }

@@ -7,6 +7,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
+    time::Duration,
 };
 
 use http::{
@@ -37,6 +38,10 @@ use crate::{
     route::Route,
 };
 
+/// How long an idle connection stays open after a stop was asked for: callers that call at least twice a
+/// second hear of the stop from an answer instead of losing a request to it.
+const LAST_CALL: Duration = Duration::from_millis(500);
+
 /// Serves one connection to its end, what comes after an upgrade included.
 pub(super) async fn serve(
     conn: Accepted,
@@ -56,6 +61,7 @@ pub(super) async fn serve(
         live: row.live.clone(),
         requests: AtomicU64::new(0),
         tunnel: Mutex::new(None),
+        leaving: AtomicBool::new(false),
     });
     {
         let service = service_fn(|request| {
@@ -71,9 +77,16 @@ pub(super) async fn serve(
         let ended = tokio::select! {
             ended = connection.as_mut() => ended,
             () = drain.graceful() => {
-                // Closes at once when idle; else the answer under way says `Connection: close`.
-                connection.as_mut().graceful_shutdown();
-                connection.await
+                // The next request of a busy caller may be on its way: closing now would lose it. Until the
+                // last call is over every answer says `Connection: close`, and that ends the connection.
+                session.leaving.store(true, Relaxed);
+                match tokio::time::timeout(LAST_CALL, connection.as_mut()).await {
+                    Ok(ended) => ended,
+                    Err(_) => {
+                        connection.as_mut().graceful_shutdown();
+                        connection.await
+                    }
+                }
             }
         };
         ended.map_err(|error| ConnError::Protocol(chain(&error)))?;
@@ -93,6 +106,8 @@ struct Session {
     live: Arc<Live>,
     requests: AtomicU64,
     tunnel: Mutex<Option<Tunnel>>,
+    /// The agent drains.
+    leaving: AtomicBool,
 }
 
 /// What must be known of a request when its answer is written.
@@ -198,6 +213,10 @@ impl Session {
         };
         if matches!(status, StatusCode::SWITCHING_PROTOCOLS | StatusCode::UPGRADE_REQUIRED) {
             headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
+        }
+        let upgraded = status == StatusCode::SWITCHING_PROTOCOLS;
+        if self.leaving.load(Relaxed) && !upgraded {
+            headers.insert(CONNECTION, HeaderValue::from_static("close"));
         }
         if asked.expects && !asked.polled.load(Relaxed) {
             // The body was never asked for, and whether it comes nevertheless cannot be known.
