@@ -161,6 +161,17 @@ pub struct Response {
     pub endpoint: Option<SocketAddr>,
 }
 
+impl Response {
+    /// Whether the connection leaves the protocol after this head, so that bytes are copied both ways.
+    pub fn is_copied(&self) -> bool {
+        match &self.head {
+            ResponseHead::Raw(_) => true,
+            ResponseHead::Http(head) => head.upgrade.is_some(),
+            ResponseHead::None | ResponseHead::Motan2(_) => false,
+        }
+    }
+}
+
 /// The part of an answer that only its protocol understands.
 #[derive(Debug)]
 pub enum ResponseHead {

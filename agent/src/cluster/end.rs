@@ -36,6 +36,7 @@ impl End {
                 started,
                 to_head: None,
                 total: Duration::ZERO,
+                copied: false,
                 request_bytes: req.call.request_bytes,
                 response_bytes: 0,
                 attempts: 0,
@@ -72,6 +73,7 @@ impl End {
     /// Ends the call with its answer: at once when all of it is here, else when the body or the raw
     /// connection is through.
     pub(super) fn watch(mut self, response: &mut Response, attempt: Option<Attempt>) {
+        self.record.copied = response.is_copied();
         let later = |end: Self| WatchAnswer { end, attempt };
         match (&mut response.head, &mut response.body) {
             (ResponseHead::Raw(raw), _) => raw.watch = Some(Box::new(later(self))),
@@ -105,9 +107,7 @@ impl End {
         ended.fetch_add(1, Relaxed);
         stats.request_bytes.fetch_add(record.request_bytes, Relaxed);
         stats.response_bytes.fetch_add(record.response_bytes, Relaxed);
-        // A raw connection lasts as long as its programs like: what the mesh answers for is the way there.
-        let raw = record.cluster.protocol == "tcp";
-        stats.latency.record(record.to_head.filter(|_| raw).unwrap_or(record.total));
+        stats.latency.record(record.latency());
         for filter in self.cluster.filters.iter().rev() {
             filter.on_end(record);
         }

@@ -47,9 +47,7 @@ impl Filter for Metrics {
         if record.attempts > 1 {
             row.retries.fetch_add(u64::from(record.attempts) - 1, Relaxed);
         }
-        // As in the service's own histogram: of a raw connection the way to an endpoint, not its life.
-        let raw = record.cluster.protocol == "tcp";
-        row.latency.record(record.to_head.filter(|_| raw).unwrap_or(record.total));
+        row.latency.record(record.latency());
     }
 }
 

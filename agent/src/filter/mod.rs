@@ -117,6 +117,8 @@ pub struct Record {
     pub to_head: Option<Duration>,
     /// Until the end, body included.
     pub total: Duration,
+    /// After the head the connection left the protocol and its bytes were copied: raw TCP, websocket.
+    pub copied: bool,
     /// Payload bytes of the request.
     pub request_bytes: u64,
     /// Payload bytes of the answer.
@@ -137,6 +139,12 @@ impl Record {
             // The caller's own decision says nothing about the service.
             Outcome::Failed(error) => error.kind == ErrorKind::Cancelled,
         }
+    }
+
+    /// The time that the mesh and the endpoint answer for. A copied connection lasts as long as its
+    /// programs like, so only the way to its head counts.
+    pub fn latency(&self) -> Duration {
+        self.to_head.filter(|_| self.copied).unwrap_or(self.total)
     }
 
     /// The protocol's code, or the name of the error.
@@ -188,6 +196,7 @@ pub(crate) fn sample() -> Record {
         started: Instant::now(),
         to_head: Some(Duration::from_micros(900)),
         total: Duration::from_micros(1500),
+        copied: false,
         request_bytes: 10,
         response_bytes: 2000,
         attempts: 1,

@@ -127,7 +127,7 @@ impl<'a> Attempts<'a> {
         }
         match result {
             Ok(response) => {
-                attempt.answered(response.status.is_failure());
+                attempt.answered(&response);
                 Ok(Sent { response, attempt })
             }
             Err(mut error) => {
@@ -178,6 +178,8 @@ pub struct Attempt {
     failed: bool,
     /// Cancelled attempts say nothing about latency.
     timed: bool,
+    /// Of a connection that is copied from here on: the time to its head, which is what counts.
+    way: Option<Duration>,
 }
 
 impl Attempt {
@@ -185,7 +187,7 @@ impl Attempt {
     pub fn begin(endpoint: &Arc<Endpoint>) -> Self {
         endpoint.stats.started.fetch_add(1, Relaxed);
         endpoint.stats.in_flight.fetch_add(1, Relaxed);
-        Self { endpoint: endpoint.clone(), started: Instant::now(), failed: false, timed: false }
+        Self { endpoint: endpoint.clone(), started: Instant::now(), failed: false, timed: false, way: None }
     }
 
     /// The endpoint.
@@ -194,7 +196,8 @@ impl Attempt {
     }
 
     /// The head of an answer came.
-    pub fn answered(&mut self, failed: bool) {
+    pub fn answered(&mut self, response: &Response) {
+        let failed = response.status.is_failure();
         self.timed = true;
         self.failed = failed;
         // The head is what an endpoint's own speed shows in; the body's pace is the caller's too.
@@ -202,6 +205,7 @@ impl Attempt {
         let old = self.endpoint.stats.ewma_ns.load(Relaxed);
         let new = if old == 0 { now } else { old - old / 8 + now / 8 };
         self.endpoint.stats.ewma_ns.store(new.max(1), Relaxed);
+        self.way = response.is_copied().then(|| self.started.elapsed());
         if failed { self.endpoint.health.failed() } else { self.endpoint.health.succeeded() }
     }
 
@@ -235,7 +239,7 @@ impl Drop for Attempt {
             stats.failed.fetch_add(1, Relaxed);
         }
         if self.timed {
-            stats.latency.record(self.started.elapsed());
+            stats.latency.record(self.way.unwrap_or_else(|| self.started.elapsed()));
         }
     }
 }
