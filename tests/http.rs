@@ -267,7 +267,7 @@ fn http_each_call_leaves_a_line_and_a_count() {
         false => http::ok("fine"),
     });
     let (agent, to) = mesh(&[server.addr()], "    retries: 0\n");
-    for path in ["/good", "/bad"] {
+    for path in ["/good?token=secret", "/bad"] {
         http::get(to, path).unwrap();
     }
     host::until("two lines in the access log", || agent.access_log().len() == 2);
@@ -278,5 +278,6 @@ fn http_each_call_leaves_a_line_and_a_count() {
             assert!(line.contains(part), "{part} is missing in {line}");
         }
     }
+    assert!(lines[0].contains("path=/good ") && lines[1].contains("path=/bad "), "without the query: {lines:?}");
     host::until("both calls are counted", || agent.metric("sockmesh_requests_total", &[r#"service="web""#]) == 2.0);
 }

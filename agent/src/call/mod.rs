@@ -47,6 +47,9 @@ pub struct Call {
     pub service: Text,
     /// Method: the RPC method, or the HTTP method.
     pub method: Text,
+    /// What the method is applied to, for logs: the path of an HTTP request, without its query, which may
+    /// hold secrets. Empty where the protocol has none.
+    pub path: Text,
     /// Group asked for, may be empty.
     pub group: Text,
     /// Version asked for, may be empty.
@@ -75,6 +78,7 @@ impl Call {
         Self {
             service,
             method,
+            path: Text::default(),
             group: Text::default(),
             version: Text::default(),
             application: Text::default(),

@@ -41,6 +41,7 @@ impl End {
                 response_bytes: 0,
                 attempts: 0,
                 endpoint: None,
+                code: 0,
                 outcome: Outcome::Failed(cancelled),
             },
             cluster: cluster.clone(),
@@ -62,7 +63,13 @@ impl End {
     pub(super) fn head(&mut self, result: &Result<Response, CallError>) {
         self.record.to_head = Some(self.record.started.elapsed());
         match result {
-            Ok(response) => self.record.outcome = Outcome::Answered(response.status),
+            Ok(response) => {
+                self.record.code = match &response.head {
+                    ResponseHead::Http(head) => head.status.as_u16().into(),
+                    _ => response.status.code(),
+                };
+                self.record.outcome = Outcome::Answered(response.status);
+            }
             Err(error) => {
                 self.record.outcome = Outcome::Failed(error.clone());
                 self.finish();

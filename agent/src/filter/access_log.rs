@@ -80,19 +80,17 @@ impl Fields<'_> {
         self.text("service", &cluster.service);
         self.text("group", if cluster.key.group.is_empty() { &call.group } else { &cluster.key.group });
         self.text("method", &call.method);
+        self.text("path", &call.path);
         self.text("application", &call.application);
         self.shown("caller", call.peer);
         self.shown("endpoint", record.endpoint);
-        match &record.outcome {
-            Outcome::Answered(status) => {
-                self.number("code", status.code());
-                self.text("outcome", if status.is_failure() { "failed" } else { "answered" });
-            }
-            Outcome::Failed(error) => {
-                self.number("code", 0u32);
-                self.text("outcome", error.kind.name());
-            }
-        }
+        self.number("code", record.code);
+        let outcome = match &record.outcome {
+            Outcome::Answered(status) if status.is_failure() => "failed",
+            Outcome::Answered(_) => "answered",
+            Outcome::Failed(error) => error.kind.name(),
+        };
+        self.text("outcome", outcome);
         self.number("attempts", record.attempts);
         self.number("request_bytes", record.request_bytes);
         self.number("response_bytes", record.response_bytes);
@@ -227,7 +225,7 @@ mod tests {
     #[test]
     fn text_is_key_value_pairs_in_the_order_of_the_manual() {
         let expected = "time=2026-11-21T10:12:35.123Z direction=outbound protocol=motan2 service=web group=idc-a \
-             method=echo application=- caller=127.0.0.1:40000 endpoint=10.0.0.1:8081 code=200 outcome=answered \
+             method=echo path=- application=- caller=127.0.0.1:40000 endpoint=10.0.0.1:8081 code=200 outcome=answered \
              attempts=1 request_bytes=10 response_bytes=2000 head_ms=0.900 total_ms=1.500 request_id=2748";
         assert_eq!(line(&sample(), Format::Text), expected);
     }
@@ -237,6 +235,7 @@ mod tests {
         let mut record = sample();
         record.endpoint = None;
         record.to_head = None;
+        record.code = 0;
         record.outcome = Outcome::Failed(CallError::mesh(ErrorKind::NoEndpoint, "no \"endpoint\"\n"));
         let value: serde_json::Value = serde_json::from_str(&line(&record, Format::Json)).unwrap();
         assert_eq!(value["time"], "2026-11-21T10:12:35.123Z");

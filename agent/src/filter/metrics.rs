@@ -38,7 +38,7 @@ impl Filter for Metrics {
         // Counts live with the cluster, where exporters find them; the filter itself has no state.
         let row = record.cluster.stats.methods.row(&record.call.method, self.methods);
         row.ended(match &record.outcome {
-            Outcome::Answered(status) => Ending::answered(status.code(), status.is_failure()),
+            Outcome::Answered(status) => Ending::answered(record.code, status.is_failure()),
             Outcome::Failed(error) => Ending::error(error.kind.name()),
         });
         row.request_bytes.fetch_add(record.request_bytes, Relaxed);
@@ -66,6 +66,7 @@ mod tests {
         record.attempts = 3;
         filter.on_end(&record);
         record.outcome = Outcome::Answered(Status::Failed(503));
+        record.code = 503;
         record.attempts = 1;
         filter.on_end(&record);
         record.outcome = Outcome::Failed(CallError::mesh(ErrorKind::Timeout, ""));

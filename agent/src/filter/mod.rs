@@ -127,6 +127,8 @@ pub struct Record {
     pub attempts: u32,
     /// Endpoint of the last attempt.
     pub endpoint: Option<SocketAddr>,
+    /// The protocol's own code, such as 304; 0 when there was no answer.
+    pub code: u32,
     /// How it ended.
     pub outcome: Outcome,
 }
@@ -145,14 +147,6 @@ impl Record {
     /// programs like, so only the way to its head counts.
     pub fn latency(&self) -> Duration {
         self.to_head.filter(|_| self.copied).unwrap_or(self.total)
-    }
-
-    /// The protocol's code, or the name of the error.
-    pub fn code(&self) -> std::borrow::Cow<'static, str> {
-        match &self.outcome {
-            Outcome::Answered(status) => status.code().to_string().into(),
-            Outcome::Failed(error) => error.kind.name().into(),
-        }
     }
 }
 
@@ -201,6 +195,7 @@ pub(crate) fn sample() -> Record {
         response_bytes: 2000,
         attempts: 1,
         endpoint: Some(SocketAddr::from(([10, 0, 0, 1], 8081))),
+        code: 200,
         outcome: Outcome::Answered(Status::Ok),
     }
 }

@@ -173,6 +173,7 @@ impl Session {
         let uri = origin_form(uri);
         let mut call = Call::new(cluster.info.service.clone(), method_text(&method));
         call.peer = Some(self.peer);
+        call.path = Text::from(uri.path());
         // RFC 9110 section 9.2.2.
         call.idempotent = method.is_idempotent();
         let head = Head::Http(Box::new(HttpHead { method, uri, headers, upgrade }));
