@@ -117,7 +117,13 @@ impl Acceptor {
     async fn accept(&self, listener: &TcpListener) -> (io::Result<(TcpStream, SocketAddr)>, OwnedSemaphorePermit) {
         // The permit first: a connection that cannot be served waits in the kernel's backlog, where it
         // costs no descriptor.
-        let permit = self.permits.clone().acquire_owned().await.expect("the semaphore is never closed");
+        let permit = match self.permits.clone().try_acquire_owned() {
+            Ok(permit) => permit,
+            Err(_) => {
+                self.counters.accept_paused.fetch_add(1, Relaxed);
+                self.permits.clone().acquire_owned().await.expect("the semaphore is never closed")
+            }
+        };
         (listener.accept().await, permit)
     }
 

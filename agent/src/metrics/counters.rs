@@ -39,7 +39,7 @@ macro_rules! counters {
 
 counters! {
     accepted: "sockmesh_connections_accepted_total", "Connections accepted on any data listener.";
-    accept_paused: "sockmesh_accept_paused_total", "Times accepting paused for want of descriptors or memory.";
+    accept_paused: "sockmesh_accept_paused_total", "Times accepting paused: all connections that limits allow were held, or descriptors or memory ran out.";
     not_captured: "sockmesh_connections_not_captured_total", "Connections on a captured listener that no hook brought.";
     passed_through: "sockmesh_connections_passed_through_total", "Captured connections whose service was gone, carried straight to where they wanted to go.";
     detected_motan2: "sockmesh_detected_total" {"protocol" = "motan2"}, "Undeclared connections by what their first bytes said.";
