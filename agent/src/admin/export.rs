@@ -47,7 +47,7 @@ const METHODS: [(Head, PerMethod); 6] = [
         (
             "sockmesh_request_duration_seconds",
             Type::Histogram,
-            "Time of a call, body included; of a raw connection the time to reach an endpoint.",
+            "Time of a call, body included; of a raw or upgraded connection only the way to its endpoint.",
             "as the service, and method",
         ),
         |family, labels, row| family.histogram(labels, &row.latency.summary()),
