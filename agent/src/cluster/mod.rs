@@ -17,7 +17,7 @@ use tokio::{net::TcpStream, time::Instant};
 
 use self::end::End;
 use crate::{
-    call::{CallError, ErrorKind, Request, Response, Text},
+    call::{Call, CallError, ErrorKind, Request, Response, Text},
     config,
     endpoint::{Connector, DialOptions, Endpoint},
     filter::{self, CallCx, ClusterInfo, Direction, Filter},
@@ -143,6 +143,13 @@ impl Cluster {
         wire.filter(|w| (min..=max).contains(w)).unwrap_or(base)
     }
 
+    /// Whether `call` may be sent twice: what the configuration says of its method or of all, else what
+    /// its protocol says.
+    pub fn may_repeat(&self, call: &Call) -> bool {
+        let method = self.config.methods.get(&*call.method).and_then(|m| m.idempotent);
+        method.unwrap_or(self.config.idempotent || call.idempotent)
+    }
+
     /// Gives the connector a connection to `addr` that someone else dialled; dropped if it is of no use.
     pub fn adopt(&self, addr: SocketAddr, io: TcpStream) {
         let set = self.set.load();
@@ -191,8 +198,7 @@ impl Cluster {
         let method = self.config.methods.get(&*req.call.method);
         let mut attempts = Attempts::new(&set, &*self.connector, &self.filters, cx);
         attempts.retries = method.and_then(|m| m.retries).unwrap_or(self.config.retries);
-        attempts.idempotent =
-            method.and_then(|m| m.idempotent).unwrap_or(self.config.idempotent || req.call.idempotent);
+        attempts.idempotent = self.may_repeat(&req.call);
         attempts.max_in_flight = self.config.max_in_flight;
         let deadline = req.call.deadline;
         let result = tokio::time::timeout_at(deadline + DEADLINE_GRACE, self.ha.call(&attempts, req)).await;
