@@ -10,6 +10,10 @@ use super::head::{self, BodyFraming, Framing, Refusal, bad};
 
 /// Takes the place of a refused request, so that the parser asks for the answer in its turn.
 const STAND_IN: &[u8] = b"GET / HTTP/1.1\r\nhost: refused\r\nconnection: close\r\n\r\n";
+/// Ends every head on its way to the parser. hyper writes trailers of an answer only for a request with
+/// `TE: trailers`, but callers take them without having said so; whether this one did is for
+/// [`super::headers`] to find out.
+const END_OF_HEAD: &[u8] = b"te: trailers, of-the-mesh\r\n\r\n";
 /// Empty lines before a request line: some old clients send one after a body.
 const MAX_EMPTY_LINES: usize = 4;
 /// A chunk's first line, extensions included.
@@ -28,6 +32,8 @@ pub(super) struct Framer {
     scanned: usize,
     /// Judged, waiting for room.
     out: Bytes,
+    /// Comes after `out`.
+    end: &'static [u8],
     header_bytes: usize,
     heads: u64,
     refused: Option<(u64, Refusal)>,
@@ -75,6 +81,7 @@ impl Framer {
             raw: BytesMut::new(),
             scanned: 0,
             out: Bytes::new(),
+            end: b"",
             header_bytes,
             heads: 0,
             refused: None,
@@ -93,7 +100,7 @@ impl Framer {
 
     /// Whether nothing of a message is under way.
     pub(super) fn is_between_messages(&self) -> bool {
-        matches!(self.state, State::Head(_)) && self.raw.is_empty() && self.out.is_empty()
+        matches!(self.state, State::Head(_)) && self.raw.is_empty() && self.out.is_empty() && self.end.is_empty()
     }
 
     /// Bytes received and not passed on.
@@ -121,8 +128,8 @@ impl Framer {
     /// Takes what was received; everything taken before has been pulled as far as it goes. Returns how
     /// many of the first bytes may go to the parser where they are; the others are kept here.
     pub(super) fn push(&mut self, fresh: &[u8]) -> usize {
-        let mut direct = 0;
-        if self.raw.is_empty() && self.out.is_empty() {
+        let (mut direct, mut direct_head) = (0, 0);
+        if self.raw.is_empty() && self.out.is_empty() && self.end.is_empty() {
             direct = match self.state {
                 State::Length(n) | State::Chunk(n) => {
                     let now = usize::try_from(n).map_or(fresh.len(), |n| n.min(fresh.len()));
@@ -135,7 +142,8 @@ impl Framer {
                         match head::check(&fresh[..end]) {
                             Ok(framing) => {
                                 self.head_passed(framing);
-                                end
+                                direct_head = end;
+                                end - 2
                             }
                             Err(_) => 0,
                         }
@@ -145,7 +153,7 @@ impl Framer {
                 _ => 0,
             };
         }
-        self.raw.extend_from_slice(&fresh[direct..]);
+        self.raw.extend_from_slice(&fresh[direct.max(direct_head)..]);
         direct
     }
 
@@ -156,6 +164,14 @@ impl Framer {
                 let n = self.out.len().min(dst.remaining());
                 dst.put_slice(&self.out.split_to(n));
                 if !self.out.is_empty() {
+                    return Stop::Full;
+                }
+            }
+            if !self.end.is_empty() {
+                let (now, later) = self.end.split_at(self.end.len().min(dst.remaining()));
+                dst.put_slice(now);
+                self.end = later;
+                if !later.is_empty() {
                     return Stop::Full;
                 }
             }
@@ -213,7 +229,8 @@ impl Framer {
                     return Ok(Some(Stop::Empty));
                 };
                 let framing = head::check(&self.raw[..end])?;
-                self.out = self.raw.split_to(end).freeze();
+                self.out = self.raw.split_to(end - 2).freeze();
+                self.raw.advance(2);
                 self.head_passed(framing);
             }
             State::Length(n) | State::Chunk(n) => {
@@ -285,6 +302,7 @@ impl Framer {
 
     fn head_passed(&mut self, framing: Framing) {
         self.heads += 1;
+        self.end = END_OF_HEAD;
         self.scanned = 0;
         self.after_message = if framing.upgrade { State::Held } else { State::Head(0) };
         self.state = match framing.body {
@@ -349,6 +367,8 @@ mod tests {
     #[test]
     fn however_it_is_cut_the_same_comes_out() {
         let wanted = String::from_utf8_lossy(STREAM).replace("hello\r\n", "hello").replace("0A;x=y", "a");
+        let wanted = wanted.replace("\r\n\r\n", &format!("\r\n{}", String::from_utf8_lossy(END_OF_HEAD)));
+        let wanted = wanted.replace("X-Sum: 1\r\nte: trailers, of-the-mesh\r\n", "X-Sum: 1\r\n");
         for piece in 1..STREAM.len() {
             for room in [1, 7, 8192] {
                 let (passed, framer, stop) = run(STREAM, piece, room);
@@ -364,7 +384,7 @@ mod tests {
         let input = b"GET /1 HTTP/1.1\r\nHost: a\r\n\r\nGET /2 HTTP/1.1\r\nHost : a\r\n\r\nGET /3 HTTP/1.1\r\n";
         for piece in 1..input.len() {
             let (passed, framer, stop) = run(input, piece, 8192);
-            assert_eq!(&passed[28..], STAND_IN);
+            assert_eq!(&passed[26 + END_OF_HEAD.len()..], STAND_IN);
             assert_eq!(stop, Stop::Dead);
             let (number, refusal) = framer.refused().unwrap();
             assert_eq!((number, refusal.status), (1, StatusCode::BAD_REQUEST));
@@ -377,7 +397,7 @@ mod tests {
         let input = [&ask[..], b"\0\x01 anything"].concat();
         for piece in 1..input.len() {
             let (passed, mut framer, stop) = run(&input, piece, 8192);
-            assert_eq!((&passed[..], stop), (&ask[..], Stop::Held));
+            assert_eq!((&passed[..], stop), (&[&ask[..ask.len() - 2], END_OF_HEAD].concat()[..], Stop::Held));
             assert_eq!(framer.held_bytes(), 11);
             if piece % 2 == 0 {
                 assert_eq!(framer.into_rest(), &b"\0\x01 anything"[..]);
@@ -406,7 +426,11 @@ mod tests {
             let input = [head, body.as_bytes()].concat();
             for piece in 1..input.len() {
                 let (passed, framer, stop) = run(&input, piece, 8192);
-                assert_eq!(&passed[head.len()..], passes.as_bytes(), "{body:?} in pieces of {piece}");
+                assert_eq!(
+                    &passed[head.len() - 2 + END_OF_HEAD.len()..],
+                    passes.as_bytes(),
+                    "{body:?} in pieces of {piece}"
+                );
                 assert_eq!(stop, Stop::Dead);
                 assert_eq!(framer.refused().unwrap().0, 0);
             }

@@ -35,6 +35,9 @@ use crate::{accept::Downstream, config, protocol::tcp::reset_on_close};
 /// How long an answer given in the middle of a request may take to be read before the connection goes.
 /// Closing at once would reset it, and the reset would overtake the answer.
 const LINGER: Duration = Duration::from_secs(2);
+/// How long a connection must have been idle to be closed by a stop. One that was used a moment ago will
+/// probably be used again in a moment, and that request then gets its answer with `Connection: close`.
+const DRAIN_IDLE: Duration = Duration::from_millis(500);
 /// Early bytes of a protocol that comes after HTTP, kept before its answer is known.
 const MAX_EARLY_BYTES: usize = 64 * 1024;
 
@@ -45,6 +48,8 @@ pub(super) struct Shared {
     resume: Mutex<Resume>,
     /// Calls whose answer is not through.
     pub(super) busy: AtomicUsize,
+    /// A stop was asked for: no request after those that come now.
+    pub(super) draining: AtomicBool,
     /// The connection must not look as if it ended well.
     pub(super) broken: AtomicBool,
 }
@@ -129,6 +134,9 @@ impl Guard {
     fn deadline(&self) -> Option<Instant> {
         match self.head_since {
             Some(since) => Some(since + self.header_timeout),
+            None if self.shared.draining.load(Relaxed) && self.framer.is_between_messages() => {
+                Some(self.last + DRAIN_IDLE)
+            }
             None => (!self.idle_timeout.is_zero()).then(|| self.last + self.idle_timeout),
         }
     }
@@ -208,7 +216,9 @@ impl AsyncRead for Guard {
             buf.set_filled(start + direct);
             this.last = Instant::now();
             if direct > 0 {
-                // The rest waits in the framer until hyper asks for it.
+                // What else may pass goes along as far as there is room.
+                this.framer.pull(buf);
+                this.refused(None);
                 this.head_since = this.framer.is_in_head().then_some(this.last);
                 return Poll::Ready(Ok(()));
             }

@@ -9,10 +9,14 @@ use http::{
 
 use crate::call::Body;
 
+/// What the framer adds to every head for hyper's sake.
+const TE_OF_THE_MESH: &str = "trailers, of-the-mesh";
+
 /// Takes out what a caller said to this hop. Returns the protocol it wants to go over to.
 pub(super) fn strip_request(headers: &mut HeaderMap) -> Option<HeaderValue> {
     let upgrade = wanted_upgrade(headers);
-    let trailers = tokens(headers, &TE).any(|t| t.eq_ignore_ascii_case("trailers"));
+    let said = headers.get_all(TE).iter().filter(|v| *v != TE_OF_THE_MESH).filter_map(|v| v.to_str().ok());
+    let trailers = said.flat_map(|v| v.split(',')).any(|t| t.trim().eq_ignore_ascii_case("trailers"));
     strip(headers);
     headers.remove(UPGRADE);
     headers.remove("http2-settings");
@@ -130,6 +134,7 @@ mod tests {
             ("proxy-connection", "close"),
             ("proxy-authorization", "x"),
             ("te", "gzip, Trailers;q=1, trailers"),
+            ("te", TE_OF_THE_MESH),
             ("trailer", "x-sum"),
             ("transfer-encoding", "chunked"),
             ("content-length", "5"),

@@ -7,7 +7,6 @@ use std::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
-    time::Duration,
 };
 
 use http::{
@@ -16,6 +15,7 @@ use http::{
     request::Parts,
     uri::PathAndQuery,
 };
+use http_body::Body as _;
 use http_body_util::BodyExt;
 use hyper::{body::Incoming, server::conn::http1::Builder, service::service_fn};
 use hyper_util::rt::TokioIo;
@@ -38,9 +38,9 @@ use crate::{
     route::Route,
 };
 
-/// How long an idle connection stays open after a stop was asked for: callers that call at least twice a
-/// second hear of the stop from an answer instead of losing a request to it.
-const LAST_CALL: Duration = Duration::from_millis(500);
+/// Bodies up to this size are waited for when their request may be sent twice. Larger ones stream, and
+/// are sent once.
+const MAX_GATHERED_BYTES: u64 = 64 * 1024;
 
 /// Serves one connection to its end, what comes after an upgrade included.
 pub(super) async fn serve(
@@ -61,7 +61,6 @@ pub(super) async fn serve(
         live: row.live.clone(),
         requests: AtomicU64::new(0),
         tunnel: Mutex::new(None),
-        leaving: AtomicBool::new(false),
     });
     {
         let service = service_fn(|request| {
@@ -77,16 +76,10 @@ pub(super) async fn serve(
         let ended = tokio::select! {
             ended = connection.as_mut() => ended,
             () = drain.graceful() => {
-                // The next request of a busy caller may be on its way: closing now would lose it. Until the
-                // last call is over every answer says `Connection: close`, and that ends the connection.
-                session.leaving.store(true, Relaxed);
-                match tokio::time::timeout(LAST_CALL, connection.as_mut()).await {
-                    Ok(ended) => ended,
-                    Err(_) => {
-                        connection.as_mut().graceful_shutdown();
-                        connection.await
-                    }
-                }
+                // Not hyper's own way, which closes idle connections at once: a caller that has just got
+                // an answer is about to send its next request, and would lose it.
+                session.shared.draining.store(true, Relaxed);
+                connection.await
             }
         };
         ended.map_err(|error| ConnError::Protocol(chain(&error)))?;
@@ -106,8 +99,6 @@ struct Session {
     live: Arc<Live>,
     requests: AtomicU64,
     tunnel: Mutex<Option<Tunnel>>,
-    /// The agent drains.
-    leaving: AtomicBool,
 }
 
 /// What must be known of a request when its answer is written.
@@ -138,7 +129,7 @@ impl Session {
             Body::Stream(FromCaller { inner: body, polled, shared, request: number }.boxed_unsync())
         };
         let result = self.call(parts, body).await;
-        let (response, endpoint) = match result {
+        let (mut response, endpoint) = match result {
             Ok(response) => self.pass_on(response, &asked),
             Err(error) => {
                 // A body that turned out malformed while it was read.
@@ -155,10 +146,13 @@ impl Session {
             // An endpoint is asked to switch only when the caller was.
             (None, _) => {}
         }
+        if self.shared.draining.load(Relaxed) && response.status() != StatusCode::SWITCHING_PROTOCOLS {
+            response.headers_mut().append(CONNECTION, HeaderValue::from_static("close"));
+        }
         response
     }
 
-    async fn call(&self, parts: Parts, body: Body) -> Result<Response, CallError> {
+    async fn call(&self, parts: Parts, mut body: Body) -> Result<Response, CallError> {
         let Parts { method, uri, mut headers, .. } = parts;
         let upgrade = headers::strip_request(&mut headers);
         if let Some(authority) = uri.authority().filter(|_| uri.scheme().is_some()) {
@@ -176,8 +170,12 @@ impl Session {
         call.path = Text::from(uri.path());
         // RFC 9110 section 9.2.2.
         call.idempotent = method.is_idempotent();
+        if cluster.may_repeat(&call) && !headers.contains_key(EXPECT) {
+            body = gather(body).await?;
+        }
         let head = Head::Http(Box::new(HttpHead { method, uri, headers, upgrade }));
-        let result = cluster.call(Request { call, head, body }).await;
+        // Boxed, so that an idle connection does not keep the room.
+        let result = Box::pin(cluster.call(Request { call, head, body })).await;
         let endpoint = result.as_ref().map_or_else(|error| error.endpoint, |response| response.endpoint);
         self.live.called(&cluster.info.service, endpoint);
         result
@@ -215,10 +213,6 @@ impl Session {
         if matches!(status, StatusCode::SWITCHING_PROTOCOLS | StatusCode::UPGRADE_REQUIRED) {
             headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
         }
-        let upgraded = status == StatusCode::SWITCHING_PROTOCOLS;
-        if self.leaving.load(Relaxed) && !upgraded {
-            headers.insert(CONNECTION, HeaderValue::from_static("close"));
-        }
         if asked.expects && !asked.polled.load(Relaxed) {
             // The body was never asked for, and whether it comes nevertheless cannot be known.
             headers.insert(CONNECTION, HeaderValue::from_static("close"));
@@ -238,6 +232,16 @@ impl Session {
         *response.status_mut() = own.status;
         *response.headers_mut() = own.headers;
         response
+    }
+}
+
+/// A small body all at once, so that it can be sent twice; others as they are.
+async fn gather(body: Body) -> Result<Body, CallError> {
+    match body {
+        Body::Stream(stream) if stream.size_hint().exact().is_some_and(|n| n <= MAX_GATHERED_BYTES) => {
+            Ok(Body::Full(stream.collect().await?.to_bytes()))
+        }
+        other => Ok(other),
     }
 }
 

@@ -89,6 +89,31 @@ async fn requests_that_reached_nobody_go_elsewhere() {
 }
 
 #[tokio::test]
+async fn what_may_be_done_twice_is_tried_elsewhere_with_its_body() {
+    let rude = Backend::start(|_, mut peer, requests| async move {
+        if peer.message().await.is_some() {
+            requests.fetch_add(1, Ordering::SeqCst);
+        }
+    })
+    .await;
+    let backend = Backend::mirror().await;
+    let put = |n: usize| format!("PUT / HTTP/1.1\r\nHost: a\r\nContent-Length: {n}\r\n\r\n{}", "x".repeat(n));
+    for (idempotent, request, status) in
+        [(false, put(10), 200), (false, put(100_000), 502), (false, POST.to_owned(), 502), (true, POST.to_owned(), 200)]
+    {
+        let cluster = config::Cluster { idempotent, ..Default::default() };
+        let mesh = front(NAME, &[rude.addr, backend.addr], Settings { cluster, ..Default::default() }).await;
+        let mut caller = mesh.caller().await;
+        let before = rude.requests();
+        let answers = [caller.ask(&request).await.status(), caller.ask(&request).await.status()];
+        // Whichever of the two came to the rude one first.
+        assert_eq!(*answers.iter().max().unwrap(), status, "{}", &request[..40]);
+        let asked = rude.requests() - before;
+        assert!(asked == 1 || (asked == 2 && status == 200), "{asked} times");
+    }
+}
+
+#[tokio::test]
 async fn failures_have_their_status() {
     let refused = front(NAME, &[closed_port().await], Settings::default()).await;
     let answer = refused.caller().await.ask(GET).await;
@@ -243,6 +268,36 @@ async fn a_stop_says_goodbye() {
     assert_eq!((answer.text(), answer.header("connection")), ("done", Some("close")));
     assert!(busy.is_over().await);
     assert!(within(draining).await.unwrap(), "in time");
+}
+
+#[tokio::test]
+async fn a_stop_fails_no_request_of_a_busy_caller() {
+    let backend = Backend::mirror().await;
+    let mut mesh = backend.mesh().await;
+    let mut callers = Vec::new();
+    for _ in 0..8 {
+        let mut caller = mesh.caller().await;
+        callers.push(tokio::spawn(async move {
+            let mut answers = 0;
+            loop {
+                answers += 1;
+                if caller.ask(GET).await.header("connection") == Some("close") {
+                    return answers;
+                }
+            }
+        }));
+    }
+    within(async {
+        while backend.requests() < 200 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    let drainer = mesh.drainer.take().unwrap();
+    assert!(drainer.drain(LIMIT).await);
+    for caller in callers {
+        assert!(within(caller).await.unwrap() > 1);
+    }
 }
 
 #[tokio::test]

@@ -101,6 +101,21 @@ async fn chunks_and_trailers_travel_both_ways() {
 }
 
 #[tokio::test]
+async fn trailers_reach_callers_that_did_not_ask() {
+    let backend = Backend::answering(|request| {
+        assert_eq!(request.header("te"), None, "nobody is told what the caller did not say");
+        "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTrailer: X-Back\r\n\r\n0\r\nX-Back: 8\r\n\r\n".to_owned()
+    })
+    .await;
+    let mesh = backend.mesh().await;
+    let mut caller = mesh.caller().await;
+    for _ in 0..2 {
+        assert_eq!(caller.ask("GET / HTTP/1.1\r\nHost: a\r\n\r\n").await.trailers, "x-back: 8\r\n");
+    }
+    assert_eq!((backend.connections(), mesh.ended()), (1, (2, 0)));
+}
+
+#[tokio::test]
 async fn answers_without_bodies_keep_their_headers() {
     let backend = Backend::answering(|request| {
         if request.head.starts_with("HEAD") {
