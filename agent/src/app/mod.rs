@@ -238,7 +238,7 @@ impl App {
                     if let Some(log) = &self.access_log {
                         log.reopen();
                     }
-                    // Told in the log and by `sockmesh config`-like reading of `/config`.
+                    // Nobody waits for the answer; the log has it, and `/config` as `last_error`.
                     let _ = self.reload();
                 }
                 Some(command) = self.commands.recv() => match command {

@@ -170,6 +170,34 @@ mod tests {
     }
 
     #[test]
+    fn settings_that_need_a_restart_are_documented() {
+        let old = Config::default();
+        let new = Config {
+            name: "other".into(),
+            application: "other".into(),
+            ports: config::Ports { outbound: 1, ..old.ports.clone() },
+            capture: config::Capture {
+                mode: config::CaptureMode::Port,
+                stale_after: std::time::Duration::MAX,
+                max_connections: 1,
+                bpffs: "/other".into(),
+                ..old.capture.clone()
+            },
+            limits: config::Limits { connections: 1, ..old.limits.clone() },
+            threads: old.threads + 1,
+            access_log: config::AccessLog { buffer_lines: 1, ..old.access_log.clone() },
+            ..Config::default()
+        };
+        let docs = include_str!("../../../docs/operate.md");
+        let fixed = needs_restart(&old, &new);
+        assert_eq!(fixed.len(), 10);
+        for name in fixed {
+            assert!(docs.contains(&format!("`{name}`")), "docs/operate.md does not name `{name}`");
+        }
+        assert!(needs_restart(&old, &Config { drain: std::time::Duration::ZERO, ..old.clone() }).is_empty());
+    }
+
+    #[test]
     fn the_same_service_twice_is_two_clusters() {
         let twice = vec![referer("a", Some("tcp"), "127.0.0.1:9000"), referer("a", Some("tcp"), "127.0.0.1:9001")];
         let plan = Plan::of(&Config { referers: twice, ..Config::default() });
