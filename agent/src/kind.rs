@@ -49,3 +49,11 @@ pub fn options<T: serde::de::DeserializeOwned + Default>(value: &Value) -> anyho
     }
     Ok(serde_yaml::from_value(value.clone())?)
 }
+
+/// For kinds without options: any key is a mistake worth telling.
+pub fn no_options(value: &Value) -> anyhow::Result<()> {
+    #[derive(Default, serde::Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct NoOptions {}
+    options::<NoOptions>(value).map(|NoOptions {}| ())
+}

@@ -13,7 +13,7 @@ use crate::{
 struct Failover;
 
 pub(super) fn build(options: &Value, _: &BuildCx) -> anyhow::Result<Arc<dyn HaStrategy>> {
-    kind::options::<super::NoOptions>(options)?;
+    kind::no_options(options)?;
     Ok(Arc::new(Failover))
 }
 

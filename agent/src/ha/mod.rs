@@ -243,8 +243,3 @@ impl Drop for Attempt {
         }
     }
 }
-
-/// For kinds that have nothing to configure.
-#[derive(Default, serde::Deserialize)]
-#[serde(deny_unknown_fields)]
-struct NoOptions {}

@@ -17,11 +17,6 @@ pub const KINDS: &[Kind<dyn LoadBalancer>] = &[
     Kind { name: "weighted", build: weighted::build },
 ];
 
-/// For kinds that have nothing to configure: any key is a mistake worth telling.
-#[derive(Default, serde::Deserialize)]
-#[serde(deny_unknown_fields)]
-struct NoOptions {}
-
 /// Makes a picker for a set of endpoints.
 pub trait LoadBalancer: Send + Sync + 'static {
     /// Prepares picking from `endpoints`. Called when the set changes, off the data path.

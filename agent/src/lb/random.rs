@@ -11,7 +11,7 @@ use crate::{
 struct Random;
 
 pub(super) fn build(options: &Value, _: &BuildCx) -> anyhow::Result<Arc<dyn LoadBalancer>> {
-    kind::options::<super::NoOptions>(options)?;
+    kind::no_options(options)?;
     Ok(Arc::new(Random))
 }
 

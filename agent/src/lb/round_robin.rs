@@ -18,7 +18,7 @@ struct Ring {
 }
 
 pub(super) fn build(options: &Value, _: &BuildCx) -> anyhow::Result<Arc<dyn LoadBalancer>> {
-    kind::options::<super::NoOptions>(options)?;
+    kind::no_options(options)?;
     Ok(Arc::new(RoundRobin))
 }
 

@@ -23,7 +23,7 @@ struct Round {
 }
 
 pub(super) fn build(options: &Value, _: &BuildCx) -> anyhow::Result<Arc<dyn LoadBalancer>> {
-    kind::options::<super::NoOptions>(options)?;
+    kind::no_options(options)?;
     Ok(Arc::new(Weighted))
 }
 
