@@ -1,6 +1,6 @@
 //! Which protocol an undeclared connection speaks, without making anyone wait for the answer.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use bytes::{Bytes, BytesMut};
 use tokio::{io::Interest, net::TcpStream, time::Instant};
@@ -14,6 +14,8 @@ use crate::{
 
 /// More than any protocol needs to be told from the others.
 const PREFIX_BYTES: usize = 256;
+
+const NEVER: Duration = Duration::from_secs(24 * 3600);
 
 /// The route of its protocol, what was read to find out, and the connection to an endpoint if it stays raw.
 type Detected = (Arc<Route>, Bytes, Option<Response>);
@@ -36,9 +38,10 @@ impl Acceptor {
         let mut dialled: Option<Result<Response, CallError>> = None;
         // Set by the first byte of an undecided prefix, or by a failed dial.
         let mut until: Option<Instant> = None;
+        // Zero means never; a day without a byte is as good as that.
+        let idle = if self.limits.idle_timeout.is_zero() { NEVER } else { self.limits.idle_timeout };
         let found = loop {
-            let deadline =
-                until.unwrap_or_else(|| Instant::now() + self.limits.idle_timeout.max(self.limits.detect_timeout));
+            let deadline = until.unwrap_or_else(|| Instant::now() + idle);
             let server = match &dialled {
                 Some(Ok(Response { head: ResponseHead::Raw(raw), .. })) => Some(&raw.io),
                 _ => None,
