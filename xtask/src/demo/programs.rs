@@ -98,7 +98,7 @@ impl Places {
              \x20   endpoints:\n\
              \x20     - {{address: \"{}\", group: idc-a}}\n\
              \x20     - {{address: \"{}\", group: idc-b}}\n\
-             \x20   lb: p2c\n\
+             \x20   lb: round_robin\n\
              \x20   ha: failover\n\
              \x20   retries: 1\n\
              \x20   idempotent: true   # the demo's callers only read\n\
