@@ -261,7 +261,8 @@ impl Demo {
             (format!("{agent} endpoints{with}"), "which endpoints are in rotation".to_owned()),
             (format!("curl -s http://{admin}/metrics"), "what is counted".to_owned()),
         ];
-        let lines = lines.map(|(line, what)| format!("  {line:<42} # {what}\n"));
+        let width = lines.iter().map(|(line, _)| line.len()).max().unwrap_or(0);
+        let lines = lines.map(|(line, what)| format!("  {line:<width$}  # {what}\n"));
         format!("In another terminal:\n{}", lines.concat())
     }
 

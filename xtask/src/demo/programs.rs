@@ -102,6 +102,7 @@ impl Places {
              \x20   ha: failover\n\
              \x20   retries: 1\n\
              \x20   idempotent: true   # the demo's callers only read\n\
+             \x20   eject: {{max_pause: 2s}}   # a server that is back is soon seen to be\n\
              \x20   filters: [access_log, metrics]\n\
              \x20 - service: cache\n\
              \x20   protocol: tcp\n\
