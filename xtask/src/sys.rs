@@ -2,6 +2,7 @@
 #![allow(unsafe_code, reason = "system calls that std has no safe form for")]
 
 use std::{
+    cell::Cell,
     fs::File,
     io,
     os::{
@@ -23,7 +24,10 @@ const STOP: [i32; 3] = [libc::SIGINT, libc::SIGTERM, libc::SIGHUP];
 
 /// The stop signals (INT, TERM, HUP), taken as something to wait for instead of something that kills.
 #[derive(Debug)]
-pub struct Signals(OwnedFd);
+pub struct Signals {
+    fd: OwnedFd,
+    came: Cell<bool>,
+}
 
 impl Signals {
     /// Holds the stop signals back from now on, in this thread and in the threads and programs that it will
@@ -42,13 +46,20 @@ impl Signals {
             if fd < 0 {
                 return Err(io::Error::last_os_error());
             }
-            Ok(Self(OwnedFd::from_raw_fd(fd)))
+            Ok(Self { fd: OwnedFd::from_raw_fd(fd), came: Cell::new(false) })
         }
     }
 
     /// Waits for a stop signal, at most `limit`. True once one came, at once and for ever.
     pub fn wait(&self, limit: Duration) -> bool {
-        readable(self.0.as_raw_fd(), limit)
+        if !self.came.get() && readable(self.fd.as_raw_fd(), limit) {
+            // Taken, or it would be waiting still when the signals work again, and end us then.
+            let mut taken = [0; size_of::<libc::signalfd_siginfo>()];
+            // SAFETY: the buffer is valid for as many bytes as the call is told.
+            unsafe { libc::read(self.fd.as_raw_fd(), taken.as_mut_ptr().cast(), taken.len()) };
+            self.came.set(true);
+        }
+        self.came.get()
     }
 }
 
