@@ -251,11 +251,6 @@ impl Agent {
         line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() * 1024
     }
 
-    /// Open descriptors.
-    pub fn descriptors(&self) -> usize {
-        fs::read_dir(format!("/proc/{}/fd", self.pid())).unwrap().count()
-    }
-
     /// Whether the agent was built without its kernel half.
     pub fn lacks_kernel_half() -> bool {
         let said = sockmesh("check").run();
