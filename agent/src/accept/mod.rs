@@ -90,6 +90,7 @@ impl Acceptor {
         let target = Arc::new(target);
         let mut connections = JoinSet::new();
         let mut asked = drain.clone();
+        let mut short = false;
         loop {
             tokio::select! {
                 biased;
@@ -98,9 +99,23 @@ impl Acceptor {
                 Some(_) = connections.join_next() => {}
                 (accepted, permit) = self.accept(&listener) => match accepted {
                     Ok((io, peer)) => {
+                        short = false;
                         connections.spawn(self.clone().connection(io, peer, target.clone(), permit, drain.clone()));
                     }
-                    Err(error) => self.pause(&listener, &error, &mut connections).await,
+                    Err(error) if is_shortage(&error) => {
+                        self.counters.accept_paused.fetch_add(1, Relaxed);
+                        // Once for each shortage, however often it is tried meanwhile.
+                        if !std::mem::replace(&mut short, true) {
+                            let listener = listener.local_addr().ok();
+                            tracing::warn!(?listener, %error, "accepting pauses: out of descriptors or memory");
+                        }
+                        tokio::select! {
+                            () = tokio::time::sleep(SHORTAGE_PAUSE) => {}
+                            Some(_) = connections.join_next() => {}
+                        }
+                    }
+                    // The peer gave up before it was accepted; nothing to pause for.
+                    Err(error) => tracing::debug!(%error, "a connection ended before it was accepted"),
                 },
             }
         }
@@ -125,20 +140,6 @@ impl Acceptor {
             }
         };
         (listener.accept().await, permit)
-    }
-
-    async fn pause(&self, listener: &TcpListener, error: &io::Error, connections: &mut JoinSet<()>) {
-        let shortage = [libc::EMFILE, libc::ENFILE, libc::ENOBUFS, libc::ENOMEM];
-        if !error.raw_os_error().is_some_and(|code| shortage.contains(&code)) {
-            // The peer gave up before it was accepted; nothing to pause for.
-            return;
-        }
-        self.counters.accept_paused.fetch_add(1, Relaxed);
-        tracing::warn!(listener = ?listener.local_addr().ok(), %error, "accepting pauses: out of descriptors or memory");
-        tokio::select! {
-            () = tokio::time::sleep(SHORTAGE_PAUSE) => {}
-            Some(_) = connections.join_next() => {}
-        }
     }
 
     async fn connection(
@@ -202,6 +203,11 @@ impl Acceptor {
         let found = self.protocols.iter().find(|(n, _)| *n == name);
         found.expect("routes name only protocols of KINDS").1.clone()
     }
+}
+
+fn is_shortage(error: &io::Error) -> bool {
+    let shortage = [libc::EMFILE, libc::ENFILE, libc::ENOBUFS, libc::ENOMEM];
+    error.raw_os_error().is_some_and(|code| shortage.contains(&code))
 }
 
 /// Waits until `stop` says true. A sender that is gone never will.
