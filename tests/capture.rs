@@ -242,3 +242,28 @@ fn capture_follows_a_reload() {
     assert_ne!(curl("http://240.0.0.1/").out, "a");
     assert_eq!(world.agent.metric("sockmesh_connections_accepted_total", &[]), before, "no service any more");
 }
+
+#[test]
+fn capture_auto_without_the_rights_serves_by_port_and_says_why() {
+    if lacks(&[Need::Kernel]) {
+        return;
+    }
+    let (group, server, listen) = (Cgroup::new("g"), Backend::named("x"), host::net::free_addr());
+    let settings = Settings { enroll: &[&group], mode: "auto", powerless: true, ..Settings::default() };
+    let service = format!(
+        "referers:\n  - {{service: s, protocol: http, address: \"{WEB}\", listen: {listen}, endpoints: [{}]}}\n",
+        server.addr()
+    );
+    let mut agent = Agent::with(&settings, &service);
+    assert_eq!(host::http::get(listen, "/").unwrap().text(), "x");
+    let config = agent.json("/config");
+    assert_eq!(config["capture"], "port");
+    assert!(config["capture_reason"].as_str().unwrap().contains("CAP_BPF"), "{config}");
+    assert!(agent.stop().success());
+    // Asked for by name it is fatal.
+    let file = agent.dir().file("mesh.yaml");
+    let yaml = fs::read_to_string(&file).unwrap().replace("mode: auto", "mode: ebpf");
+    fs::write(&file, yaml).unwrap();
+    let said = host::agent::sockmesh("run -c").arg(file.display()).powerless().run().failed();
+    assert!(said.contains("CAP_BPF") && !said.contains("panicked"), "{said}");
+}

@@ -281,3 +281,23 @@ fn http_each_call_leaves_a_line_and_a_count() {
     assert!(lines[0].contains("path=/good ") && lines[1].contains("path=/bad "), "without the query: {lines:?}");
     host::until("both calls are counted", || agent.metric("sockmesh_requests_total", &[r#"service="web""#]) == 2.0);
 }
+
+#[test]
+fn http_goes_through_both_roles() {
+    let server = Backend::http(|request| http::ok(format!("{} {}", request.line, request.text())));
+    let export = SocketAddr::from(([127, 0, 0, 1], free_port()));
+    let provider = Agent::start(&format!(
+        "services:\n  - {{service: web, protocol: http, export: {export}, local: {}}}\n",
+        server.addr()
+    ));
+    let (caller, to) = mesh(&[export], "");
+    let mut conn = Conn::open(to).unwrap();
+    for i in 0..10 {
+        assert_eq!(conn.post(&format!("/{i}"), b"body").unwrap().text(), format!("POST /{i} HTTP/1.1 body"));
+    }
+    host::until("both agents count every call", || {
+        let counts =
+            |agent: &Agent, direction| agent.metric("sockmesh_requests_total", &[r#"service="web""#, direction]);
+        counts(&caller, r#"direction="outbound""#) == 10.0 && counts(&provider, r#"direction="inbound""#) == 10.0
+    });
+}

@@ -176,3 +176,52 @@ fn limits_callers_that_do_not_read_cost_little() {
     assert_eq!(http::get(at, "/").unwrap().body.len(), 30_000_000, "others do not notice");
     assert_eq!(idle[0].answer().unwrap().body.len(), 30_000_000, "and who reads at last gets all of it");
 }
+
+#[test]
+fn limits_noise_on_every_port_bothers_nobody() {
+    let (server, tcp) = (Backend::named("x"), Backend::echo());
+    let ports: Vec<_> = (0..4).map(|_| net::free_addr()).collect();
+    let (web, raw) = (server.addr(), tcp.addr());
+    let agent = Agent::start(&format!(
+        "referers:
+  - {{service: web, protocol: http, listen: {}, endpoints: [{web}]}}
+  - {{service: rpc, protocol: motan2, listen: {}, endpoints: [{web}]}}
+  - {{service: raw, protocol: tcp, listen: {}, endpoints: [{raw}]}}
+  - {{service: any, listen: {}, endpoints: [{raw}]}}
+",
+        ports[0], ports[1], ports[2], ports[3]
+    ));
+    let mut seed = 0x5eed_u64;
+    let mut random = move || {
+        // Knuth's MMIX generator: the same noise in every run.
+        seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (seed >> 33) as u32
+    };
+    // Beginnings that lead further into each decoder than chance would.
+    let starts: [&[u8]; 5] = [b"", b"GET / HTTP/1.1\r\nHost: t\r\n", b"\xf1\xf1\0\x08\x30", b"\xf1\xf1\0\0", b"POST "];
+    let mut noise = |to: SocketAddr, admin: bool| {
+        let mut bytes = starts[random() as usize % starts.len()].to_vec();
+        bytes.extend((0..random() % 600).map(|_| random() as u8));
+        let mut conn = Conn::open(to).unwrap();
+        let _ = conn.send(&bytes);
+        let _ = conn.socket().shutdown(std::net::Shutdown::Write);
+        // Whatever is said, it ends.
+        if let Err(error) = conn.rest() {
+            assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset, "{to} {admin}: {bytes:02x?}");
+        }
+    };
+    let rounds = |noise: &mut dyn FnMut(SocketAddr, bool), count: usize| {
+        for _ in 0..count {
+            ports.iter().for_each(|to| noise(*to, false));
+            noise(agent.admin(), true);
+        }
+    };
+    rounds(&mut noise, 50);
+    let before = agent.memory();
+    rounds(&mut noise, 250);
+    let grown = agent.memory().saturating_sub(before);
+    assert!(grown < 4_000_000, "{grown} bytes for 1250 connections that are gone");
+    assert_eq!(http::get(ports[0], "/").unwrap().text(), "x");
+    until("none is left", || agent.sockets().is_empty());
+    assert!(!agent.log().contains("panicked"), "{}", agent.log());
+}

@@ -91,34 +91,35 @@ fn answer(request: &Frame) -> Option<Frame> {
     }
 }
 
-fn hex(text: &str) -> Vec<u8> {
-    (0..text.len()).step_by(2).map(|i| u8::from_str_radix(&text[i..i + 2], 16).unwrap()).collect()
+/// A frame of a real motan-go run.
+fn golden(name: &str) -> Vec<u8> {
+    let path = host::source_dir().join("data/motan2").join(format!("{name}.hex"));
+    let text = std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    let digits: Vec<_> = text.bytes().filter(u8::is_ascii_hexdigit).collect();
+    digits.chunks(2).map(|two| u8::from_str_radix(std::str::from_utf8(two).unwrap(), 16).unwrap()).collect()
 }
 
-/// Golden vectors from real motan-go runs, the same as in `docs/wire/motan2.md`.
-const V1: &str = "f1f100083018ea007a883000010000003c4d5f700a6b69742e4563686f536572766963650a4d5f6d0a6563686f537472696e670a4d5f70700a6d6f74616e320a4d5f670a6b69742d67726f757000000010010000000b68656c6c6f206d6f74616e";
-const V4: [&str; 2] = ["f1f112083018ea007a883000550000000000000000", "f1f113083018ea007a883000550000000000000000"];
-const V5: [&str; 2] = [
-    "f1f1000000000000000012670000004ef0f0010000000000000012670000003eaced000577380021636f6d2e776569626f2e6170692e6d6f74616e2e7270632e68656172746265617400096865617274626561740004766f696400000000",
-    "f1f10001000000000000126700000051f0f00101000000000000126700000041aced0005771a000000000000000000106a6176612e6c616e672e537472696e67757200025b42acf317f8060854e002000078700000000a09686561727462656174",
-];
-const V6: &str = "f1f108083018ea007a883000bd0000003c4d5f700a6b69742e4563686f536572766963650a4d5f6d0a6563686f537472696e670a4d5f670a6b69742d67726f75700a4d5f70700a6d6f74616e32000000271f8b08000000000004ff000600f9ff01000000017a000000ffff010000ffff65db55d306000000";
+fn frame(name: &str) -> Frame {
+    Frame::read(&golden(name)[..]).unwrap().expect("a whole frame")
+}
 
 #[test]
 fn motan2_a_call_goes_through_both_roles() {
     let chain = Chain::new("");
     let mut client = chain.client();
-    client.send(hex(V1)).unwrap();
+    client.send(golden("v1-string.request")).unwrap();
     let answer = client.receive().unwrap().unwrap();
-    assert_eq!((answer.kind, answer.status, answer.serialization), (RESPONSE | PROXY, 0, 6));
-    assert_eq!((answer.id, answer.text().as_str()), (0x18ea_007a_8830_0001, "hello motan"));
+    let recorded = frame("v1-string.answer");
+    let plain = |frame: &Frame| (frame.kind, frame.status, frame.serialization, frame.id, frame.body.clone());
+    assert_eq!(plain(&answer), plain(&recorded));
+    assert!(answer.meta.keys().eq(recorded.meta.keys()), "{:?} {:?}", answer.meta, recorded.meta);
     assert_eq!(answer.meta("x-forwarded-for"), chain.export.to_string());
     assert!(answer.meta("M_pt").parse::<u32>().is_ok(), "{answer:?}");
 
     let seen = chain.seen();
     assert_eq!((seen.kind, seen.serialization, seen.text().as_str()), (PROXY, 6, "hello motan"));
     assert_ne!(seen.id, answer.id, "each hop numbers its own requests");
-    assert_eq!(seen.meta("M_rid"), 0x18ea_007a_8830_0001_i64.to_string());
+    assert_eq!(seen.meta("M_rid"), answer.id.to_string());
     for (key, value) in [("M_p", SERVICE), ("M_m", "echoString"), ("M_g", "kit-group"), ("M_s", "near")] {
         assert_eq!(seen.meta(key), value, "{key} of {seen:?}");
     }
@@ -133,9 +134,9 @@ fn motan2_a_call_goes_through_both_roles() {
 fn motan2_exceptions_of_the_callee_arrive_as_thrown() {
     let chain = Chain::new("    retries: 3\n");
     let answer = chain.client().call(Frame::call(SERVICE, "biz", "x")).unwrap();
-    assert_eq!((answer.kind, answer.status, answer.serialization), (RESPONSE | PROXY, 1, 6));
-    assert_eq!(answer.thrown(), (30412, 2, "kit biz \"quoted\" 中文".to_owned()));
-    assert!(answer.body.is_empty());
+    let recorded = frame("v2-business-exception.answer");
+    let plain = |frame: &Frame| (frame.kind, frame.status, frame.serialization, frame.thrown(), frame.body.clone());
+    assert_eq!(plain(&answer), plain(&recorded));
     chain.seen();
     assert!(chain.seen.lock().unwrap().try_recv().is_err(), "what the user's code threw is not tried again");
 }
@@ -145,9 +146,9 @@ fn motan2_unknown_services_are_named() {
     let chain = Chain::new("");
     let mut near = chain.client();
     let answer = near.call(Frame::call("kit.NoSuchService", "echo", "x")).unwrap();
-    assert_eq!((answer.kind, answer.status, answer.serialization), (RESPONSE | PROXY, 1, 0));
-    let text = "cluster not found. cluster: cluster not found. service: kit.NoSuchService";
-    assert_eq!(answer.thrown(), (400, 1, text.to_owned()));
+    let recorded = frame("v3-agent-exception.answer");
+    let plain = |frame: &Frame| (frame.kind, frame.status, frame.serialization, frame.thrown());
+    assert_eq!(plain(&answer), plain(&recorded));
     let answer = near.call(Frame::call("", "echo", "x")).unwrap();
     let text = "cluster not found. cluster: empty service is not supported. service: ";
     assert_eq!(answer.thrown(), (400, 1, text.to_owned()));
@@ -163,9 +164,10 @@ fn motan2_heartbeats_are_answered_on_every_port() {
     let chain = Chain::new("");
     for port in [chain.to, chain.export] {
         let mut client = Client::open(port).unwrap();
-        for [asked, answered] in [V4, V5] {
-            client.send(hex(asked)).unwrap();
-            assert_eq!(client.raw(answered.len() / 2).unwrap(), hex(answered), "{port}");
+        for name in ["v4-heartbeat", "v5-motan1-heartbeat"] {
+            client.send(golden(&format!("{name}.request"))).unwrap();
+            let recorded = golden(&format!("{name}.answer"));
+            assert_eq!(client.raw(recorded.len()).unwrap(), recorded, "{name} on {port}");
         }
         assert_eq!(client.call(Frame::call(SERVICE, "echo", "and on")).unwrap().text(), "and on");
     }
@@ -175,11 +177,11 @@ fn motan2_heartbeats_are_answered_on_every_port() {
 fn motan2_a_call_out_of_time_says_so_and_the_connection_goes_on() {
     let chain = Chain::new("    timeout: 400ms\n    timeout_range: 50ms..2s\n    retries: 0\n");
     let mut client = chain.client();
-    let text = "channel call error:timeout err: receive request timeout";
+    let recorded = frame("v11-timeout.answer").thrown();
     let answer = client.call(Frame::call(SERVICE, "never", "x")).unwrap();
-    assert_eq!(answer.thrown(), (400, 1, text.to_owned()));
+    assert_eq!(answer.thrown(), recorded);
     let answer = client.call(Frame::call(SERVICE, "slow", "700").with("M_tmo", "100")).unwrap();
-    assert_eq!(answer.thrown(), (400, 1, text.to_owned()), "the caller's own time within the range is obeyed");
+    assert_eq!(answer.thrown(), recorded, "the caller's own time within the range is obeyed");
     // The late answer must not be taken for that of a later call.
     let answer = client.call(Frame::call(SERVICE, "slow", "900").with("M_tmo", "2000")).unwrap();
     assert_eq!((answer.status, answer.text().as_str()), (0, "900"), "{answer:?}");
@@ -228,11 +230,11 @@ fn motan2_one_way_is_passed_on_and_still_answered() {
 fn motan2_compressed_bodies_are_opened_at_the_first_hop() {
     let chain = Chain::new("");
     let mut client = chain.client();
-    client.send(hex(V6)).unwrap();
-    let answer = client.receive().unwrap().unwrap();
-    assert_eq!((answer.kind, answer.body), (RESPONSE | PROXY, hex("01000000017a")));
+    client.send(golden("v6-gzip.request")).unwrap();
+    let (answer, recorded) = (client.receive().unwrap().unwrap(), frame("v6-gzip.answer"));
+    assert_eq!((answer.kind, &answer.body), (RESPONSE | PROXY, &recorded.body));
     let seen = chain.seen();
-    assert_eq!((seen.kind & GZIP, seen.body), (0, hex("01000000017a")));
+    assert_eq!((seen.kind & GZIP, &seen.body), (0, &recorded.body));
     // What only claims to be compressed goes on as it is, to whoever can make sense of it.
     let call = Frame { kind: GZIP, ..Frame::call(SERVICE, "echo", "not gzip") };
     assert_eq!(client.call(call).unwrap().text(), "not gzip");
@@ -275,7 +277,7 @@ fn closes(chain: &Chain, bytes: &[u8]) {
 #[test]
 fn motan2_what_is_no_frame_is_closed_without_an_answer() {
     let chain = Chain::new("");
-    let good = hex(V1);
+    let good = golden("v1-string.request");
     let with = |at: usize, bytes: &[u8]| {
         let mut frame = good.clone();
         frame[at..at + bytes.len()].copy_from_slice(bytes);
@@ -295,16 +297,14 @@ fn motan2_what_is_no_frame_is_closed_without_an_answer() {
         closes(&chain, &frame);
     }
     // "M_p" and two thirds of a pair: an odd number of parts.
-    let mut odd = hex("f1f1000830000000000000000700000007");
-    odd.extend(b"M_p\ns\nx\0\0\0\0");
-    closes(&chain, &odd);
+    closes(&chain, b"\xf1\xf1\0\x08\x30\0\0\0\0\0\0\0\x07\0\0\0\x07M_p\ns\nx\0\0\0\0");
     chain.still_works();
 }
 
 #[test]
 fn motan2_frames_cut_anywhere_wait_and_then_end() {
     let chain = Chain::new("");
-    let good = hex(V1);
+    let good = golden("v1-string.request");
     for cut in 1..good.len() {
         let mut client = chain.client();
         client.send(&good[..cut]).unwrap();

@@ -21,6 +21,10 @@ pub struct Settings<'a> {
     pub enroll: &'a [&'a Cgroup],
     /// Runs in this group.
     pub cgroup: Option<&'a Cgroup>,
+    /// Runs without any of root's powers.
+    pub powerless: bool,
+    /// How programs in `enroll` are captured; `ebpf` when empty.
+    pub mode: &'a str,
     /// Most descriptors it may hold.
     pub descriptors: Option<u32>,
     /// Further lines at the top of its YAML, such as `drain: 2s`.
@@ -69,7 +73,8 @@ impl Agent {
         } else {
             let groups: Vec<_> =
                 settings.enroll.iter().map(|g| format!("{{cgroup: {}}}", g.path().display())).collect();
-            writeln!(head, "capture: {{mode: ebpf, enroll: [{}]}}", groups.join(", ")).unwrap();
+            let mode = if settings.mode.is_empty() { "ebpf" } else { settings.mode };
+            writeln!(head, "capture: {{mode: {mode}, enroll: [{}]}}", groups.join(", ")).unwrap();
         }
         if !settings.top.contains("drain:") {
             head.push_str("drain: 2s\n");
@@ -80,6 +85,9 @@ impl Agent {
         let mut cmd = Cmd::new(binary()).args(["run", "-c"]).arg(config.display());
         if let Some(most) = settings.descriptors {
             cmd = cmd.descriptors(most);
+        }
+        if settings.powerless {
+            cmd = cmd.powerless();
         }
         if let Some(group) = settings.cgroup {
             cmd = cmd.cgroup(group);

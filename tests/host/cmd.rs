@@ -20,6 +20,7 @@ pub struct Cmd {
     cgroup: Option<PathBuf>,
     netns: Option<String>,
     descriptors: Option<u32>,
+    powerless: bool,
     limit: Duration,
 }
 
@@ -28,8 +29,9 @@ pub struct Cmd {
 const WRAP: &str = r#"
 if [ -n "$1" ]; then echo $$ > "$1/cgroup.procs" || exit 96; fi
 if [ -n "$2" ]; then ulimit -n "$2" || exit 97; fi
-netns=$3; shift 3
-if [ -n "$netns" ]; then exec setpriv --pdeathsig KILL -- nsenter --net="/run/netns/$netns" -- "$@"; fi
+netns=$3 powers=$4; shift 4
+if [ -n "$powers" ]; then set -- setpriv --bounding-set=-all --inh-caps=-all -- "$@"; fi
+if [ -n "$netns" ]; then set -- nsenter --net="/run/netns/$netns" -- "$@"; fi
 exec setpriv --pdeathsig KILL -- "$@"
 "#;
 
@@ -37,7 +39,14 @@ impl Cmd {
     /// `program`, searched in PATH.
     pub fn new(program: impl AsRef<Path>) -> Self {
         let program = program.as_ref().to_str().expect("paths here are UTF-8").to_owned();
-        Self { argv: vec![program], cgroup: None, netns: None, descriptors: None, limit: Duration::from_secs(60) }
+        Self {
+            argv: vec![program],
+            cgroup: None,
+            netns: None,
+            descriptors: None,
+            powerless: false,
+            limit: Duration::from_secs(60),
+        }
     }
 
     /// Splits `line` at blanks: for command lines without quotes.
@@ -76,6 +85,12 @@ impl Cmd {
         self
     }
 
+    /// Runs as root without any of root's powers.
+    pub fn powerless(mut self) -> Self {
+        self.powerless = true;
+        self
+    }
+
     /// How long [`Cmd::run`] waits, 60 s by default.
     pub fn limit(mut self, limit: Duration) -> Self {
         self.limit = limit;
@@ -86,7 +101,8 @@ impl Cmd {
         let mut command = Command::new("sh");
         command.args(["-c", WRAP, "sh"]).arg(self.cgroup.as_deref().unwrap_or(Path::new("")));
         command.arg(self.descriptors.map_or_else(String::new, |n| n.to_string()));
-        command.arg(self.netns.as_deref().unwrap_or("")).args(&self.argv).stdin(Stdio::null());
+        command.arg(self.netns.as_deref().unwrap_or("")).arg(if self.powerless { "none" } else { "" });
+        command.args(&self.argv).stdin(Stdio::null());
         command
     }
 
