@@ -35,6 +35,8 @@ use crate::{accept::Downstream, config, protocol::tcp::reset_on_close};
 /// How long an answer given in the middle of a request may take to be read before the connection goes.
 /// Closing at once would reset it, and the reset would overtake the answer.
 const LINGER: Duration = Duration::from_secs(2);
+/// How long a connection must have been idle for hyper's buffers to be given back, 16 KiB and more.
+const PARK_IDLE: Duration = Duration::from_millis(200);
 /// How long a connection must have been idle to be closed by a stop. One that was used a moment ago will
 /// probably be used again in a moment, and that request then gets its answer with `Connection: close`.
 const DRAIN_IDLE: Duration = Duration::from_millis(500);
@@ -90,6 +92,10 @@ pub(super) struct Guard {
     /// When the head under way began.
     head_since: Option<Instant>,
     timer: Option<Pin<Box<Sleep>>>,
+    /// hyper has more to write than the peer reads.
+    blocked: bool,
+    /// hyper was told that the input has ended, so that its state can go while nothing happens.
+    parked: bool,
     ending: Option<Pin<Box<Sleep>>>,
 }
 
@@ -104,6 +110,8 @@ impl Guard {
             last: Instant::now(),
             head_since: None,
             timer: None,
+            blocked: false,
+            parked: false,
             ending: None,
         }
     }
@@ -115,6 +123,30 @@ impl Guard {
         let (socket, prefix) = io.into_parts();
         debug_assert!(prefix.is_empty(), "HTTP was spoken, so the prefix was read");
         (socket, framer.into_rest())
+    }
+
+    /// Whether hyper has ended only because nothing happened.
+    pub(super) const fn is_parked(&self) -> bool {
+        self.parked
+    }
+
+    /// Whether hyper has ended with something left to write, which it does when HTTP is left.
+    pub(super) const fn is_blocked(&self) -> bool {
+        self.blocked
+    }
+
+    /// After hyper has ended for that reason: waits for the next request. False when the connection shall
+    /// end, because of its time or of a stop. Cancel safe.
+    pub(super) async fn wakes(&mut self) -> bool {
+        self.timer = None;
+        let socket = self.io.as_ref().expect("only `into_parts` takes it, and that takes `self`").socket();
+        // The end of the connection and its failure wake as well; hyper finds out about them.
+        let woken = match self.deadline() {
+            Some(deadline) => tokio::time::timeout_at(deadline, socket.readable()).await.is_ok(),
+            None => socket.readable().await.is_ok(),
+        };
+        self.parked = false;
+        woken
     }
 
     fn io(&mut self) -> Pin<&mut Downstream> {
@@ -141,10 +173,12 @@ impl Guard {
         }
     }
 
-    /// Ready when what is waited for did not come in time.
+    /// Ready when what is waited for did not come in time, or has been waited for so long that it is
+    /// better done without hyper.
     fn poll_deadline(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         loop {
-            let Some(deadline) = self.deadline() else { return Poll::Pending };
+            let park = self.framer.is_between_messages().then(|| self.last + PARK_IDLE);
+            let Some(deadline) = self.deadline().into_iter().chain(park).min() else { return Poll::Pending };
             let timer = self.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline)));
             // A timer that fires too early is cheaper than one that is moved with every byte.
             if timer.deadline() > deadline {
@@ -176,6 +210,9 @@ impl AsyncRead for Guard {
         loop {
             let stop = this.framer.pull(buf);
             this.refused(None);
+            if !this.framer.is_in_head() {
+                this.head_since = None;
+            }
             if buf.filled().len() > start {
                 return Poll::Ready(Ok(()));
             }
@@ -198,11 +235,12 @@ impl AsyncRead for Guard {
                         this.refused(Some(Refusal { status, reason: "the head of the request did not come in time" }));
                         continue;
                     }
-                    if this.shared.busy.load(Relaxed) > 0 {
+                    if this.shared.busy.load(Relaxed) > 0 || this.blocked {
                         this.last = Instant::now();
                         continue;
                     }
                     if this.framer.is_between_messages() {
+                        this.parked = this.deadline().is_none_or(|deadline| Instant::now() < deadline);
                         return Poll::Ready(Ok(()));
                     }
                     return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
@@ -222,10 +260,8 @@ impl AsyncRead for Guard {
                 this.head_since = this.framer.is_in_head().then_some(this.last);
                 return Poll::Ready(Ok(()));
             }
-            if !this.framer.is_in_head() {
-                this.head_since = None;
-            } else if this.head_since.is_none() {
-                this.head_since = Some(this.last);
+            if this.framer.is_in_head() {
+                this.head_since.get_or_insert(this.last);
             }
         }
     }
@@ -233,7 +269,9 @@ impl AsyncRead for Guard {
 
 impl AsyncWrite for Guard {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
-        self.io().poll_write(cx, data)
+        let written = self.io().poll_write(cx, data);
+        self.blocked = written.is_pending();
+        written
     }
 
     fn poll_write_vectored(
@@ -241,7 +279,9 @@ impl AsyncWrite for Guard {
         cx: &mut Context<'_>,
         data: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        self.io().poll_write_vectored(cx, data)
+        let written = self.io().poll_write_vectored(cx, data);
+        self.blocked = written.is_pending();
+        written
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -254,6 +294,10 @@ impl AsyncWrite for Guard {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
+        if this.parked {
+            // hyper has written everything, and only hyper ends.
+            return Poll::Ready(Ok(()));
+        }
         if this.ending.is_none() {
             ready!(this.io().poll_shutdown(cx))?;
             if this.framer.is_between_messages() {

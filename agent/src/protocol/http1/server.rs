@@ -12,21 +12,26 @@ use std::{
 use http::{
     HeaderMap, HeaderValue, Method, Request as HttpRequest, Response as HttpResponse, StatusCode, Uri, Version,
     header::{CONNECTION, CONTENT_LENGTH, EXPECT, HOST, UPGRADE},
-    request::Parts,
+    request::Parts as RequestParts,
     uri::PathAndQuery,
 };
 use http_body::Body as _;
 use http_body_util::BodyExt;
-use hyper::{body::Incoming, server::conn::http1::Builder, service::service_fn};
+use hyper::{
+    body::Incoming,
+    server::conn::http1::{Builder, Parts},
+    service::service_fn,
+};
 use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
+use tokio::io::AsyncWriteExt;
 
 use super::{
     body::{FromCaller, ToCaller, chain},
     guard::{Guard, Shared},
     headers,
     reply::{self, Own},
-    upgrade::{self, Tunnel},
+    upgrade,
 };
 use crate::{
     call::{Body, Call, CallError, ErrorKind, Head, HttpHead, Request, Response, ResponseHead, Text, Upgrade},
@@ -34,7 +39,7 @@ use crate::{
     config,
     drain::Drain,
     metrics::Live,
-    protocol::{Accepted, ConnError},
+    protocol::{Accepted, ConnError, tcp::Report},
     route::Route,
 };
 
@@ -53,7 +58,7 @@ pub(super) async fn serve(
     // Detection hands such a connection over to the pool; nothing else makes one for HTTP.
     drop(dialled);
     let shared = Arc::new(Shared::default());
-    let guard = Guard::new(io, shared.clone(), &limits);
+    let mut guard = Guard::new(io, shared.clone(), &limits);
     let session = Arc::new(Session {
         peer,
         route,
@@ -62,33 +67,55 @@ pub(super) async fn serve(
         requests: AtomicU64::new(0),
         tunnel: Mutex::new(None),
     });
-    {
+    let mut builder = Builder::new();
+    builder
+        // What an endpoint did not say is not added on its behalf.
+        .auto_date_header(false)
+        .max_buf_size(super::buffer_bytes(limits.header_bytes));
+    loop {
         let service = service_fn(|request| {
             let session = session.clone();
-            async move { Ok::<_, Infallible>(session.answer(request).await) }
+            // Boxed, because hyper keeps the room for one of these as long as the connection lives.
+            Box::pin(async move { Ok::<_, Infallible>(session.answer(request).await) })
         });
-        let mut builder = Builder::new();
-        builder
-            // What an endpoint did not say is not added on its behalf.
-            .auto_date_header(false)
-            .max_buf_size(super::buffer_bytes(limits.header_bytes));
-        let mut connection = std::pin::pin!(builder.serve_connection(TokioIo::new(guard), service).with_upgrades());
+        // Boxed: gone while the connection idles.
+        let mut connection = Box::new(builder.serve_connection(TokioIo::new(guard), service));
         let ended = tokio::select! {
-            ended = connection.as_mut() => ended,
-            () = drain.graceful() => {
-                // Not hyper's own way, which closes idle connections at once: a caller that has just got
-                // an answer is about to send its next request, and would lose it.
-                session.shared.draining.store(true, Relaxed);
-                connection.await
-            }
+            ended = &mut connection => ended,
+            () = stop(&mut drain, &session.shared) => (&mut connection).await,
         };
         ended.map_err(|error| ConnError::Protocol(chain(&error)))?;
+        let Parts { io, read_buf, .. } = connection.into_parts();
+        guard = io.into_inner();
+        let tunnel = session.tunnel.lock().take();
+        if let Some(endpoint) = tunnel {
+            let report = Report { live: row.live.clone(), watch: None, idle_timeout: limits.idle_timeout };
+            return Box::pin(upgrade::run(guard, read_buf, endpoint, report)).await;
+        }
+        if !guard.is_parked() {
+            // hyper has shut it down.
+            return Ok(());
+        }
+        let wakes = tokio::select! {
+            wakes = guard.wakes() => wakes,
+            // What it waits for is another time from now on.
+            () = stop(&mut drain, &session.shared) => guard.wakes().await,
+        };
+        if !wakes {
+            return Ok(guard.shutdown().await?);
+        }
     }
-    let tunnel = session.tunnel.lock().take();
-    match tunnel {
-        Some(tunnel) => upgrade::run(tunnel, row.live.clone(), limits.idle_timeout).await,
-        None => Ok(()),
+}
+
+/// Waits for a stop to be asked for, once, and lets everyone know.
+async fn stop(drain: &mut Drain, shared: &Shared) {
+    if shared.draining.load(Relaxed) {
+        std::future::pending::<()>().await;
     }
+    drain.graceful().await;
+    // Not hyper's own way, which closes idle connections at once: a caller that has just got an answer is
+    // about to send its next request, and would lose it.
+    shared.draining.store(true, Relaxed);
 }
 
 /// One caller's connection.
@@ -98,7 +125,8 @@ struct Session {
     shared: Arc<Shared>,
     live: Arc<Live>,
     requests: AtomicU64,
-    tunnel: Mutex<Option<Tunnel>>,
+    /// The endpoint's end of a connection that has left HTTP.
+    tunnel: Mutex<Option<Upgrade>>,
 }
 
 /// What must be known of a request when its answer is written.
@@ -110,7 +138,7 @@ struct Asked {
 }
 
 impl Session {
-    async fn answer(&self, mut request: HttpRequest<Incoming>) -> HttpResponse<ToCaller> {
+    async fn answer(&self, request: HttpRequest<Incoming>) -> HttpResponse<ToCaller> {
         let number = self.requests.fetch_add(1, Relaxed);
         self.shared.busy.fetch_add(1, Relaxed);
         let version = request.version();
@@ -118,7 +146,6 @@ impl Session {
             return self.own(reply::to_refusal(refusal));
         }
         let held = request.headers().contains_key(UPGRADE);
-        let caller = held.then(|| hyper::upgrade::on(&mut request));
         let (parts, body) = request.into_parts();
         let expects = expects_continue(&parts);
         let asked = Asked { version, polled: Arc::default(), expects };
@@ -140,11 +167,10 @@ impl Session {
                 (self.own(own), None)
             }
         };
-        match (caller, endpoint) {
-            (Some(caller), Some(endpoint)) => *self.tunnel.lock() = Some(Tunnel { caller, endpoint }),
-            (Some(_), None) => self.shared.resume(),
-            // An endpoint is asked to switch only when the caller was.
-            (None, _) => {}
+        match endpoint {
+            Some(endpoint) => *self.tunnel.lock() = Some(endpoint),
+            None if held => self.shared.resume(),
+            None => {}
         }
         if self.shared.draining.load(Relaxed) && response.status() != StatusCode::SWITCHING_PROTOCOLS {
             response.headers_mut().append(CONNECTION, HeaderValue::from_static("close"));
@@ -152,8 +178,8 @@ impl Session {
         response
     }
 
-    async fn call(&self, parts: Parts, mut body: Body) -> Result<Response, CallError> {
-        let Parts { method, uri, mut headers, .. } = parts;
+    async fn call(&self, parts: RequestParts, mut body: Body) -> Result<Response, CallError> {
+        let RequestParts { method, uri, mut headers, .. } = parts;
         let upgrade = headers::strip_request(&mut headers);
         if let Some(authority) = uri.authority().filter(|_| uri.scheme().is_some()) {
             // The absolute form overrides Host (RFC 9112 section 3.2.2).
@@ -174,8 +200,7 @@ impl Session {
             body = gather(body).await?;
         }
         let head = Head::Http(Box::new(HttpHead { method, uri, headers, upgrade }));
-        // Boxed, so that an idle connection does not keep the room.
-        let result = Box::pin(cluster.call(Request { call, head, body })).await;
+        let result = cluster.call(Request { call, head, body }).await;
         let endpoint = result.as_ref().map_or_else(|error| error.endpoint, |response| response.endpoint);
         self.live.called(&cluster.info.service, endpoint);
         result
@@ -245,7 +270,7 @@ async fn gather(body: Body) -> Result<Body, CallError> {
     }
 }
 
-fn expects_continue(parts: &Parts) -> bool {
+fn expects_continue(parts: &RequestParts) -> bool {
     // hyper, which sends the 100, looks at it the same way.
     parts.version == Version::HTTP_11
         && parts.headers.get(EXPECT).is_some_and(|v| v.as_bytes().eq_ignore_ascii_case(b"100-continue"))

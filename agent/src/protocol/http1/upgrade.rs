@@ -1,48 +1,42 @@
 //! What comes after `101 Switching Protocols`: bytes both ways, as for raw TCP.
 
-use std::{sync::Arc, time::Duration};
-
 use bytes::{Bytes, BytesMut};
-use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 
 use super::{guard::Guard, pool::ToServer};
 use crate::{
     call::{CallError, ErrorKind, Retry, Upgrade},
-    metrics::Live,
     protocol::{
         ConnError,
-        tcp::{Report, Side, both_ways},
+        tcp::{Report, Side, both_ways, reset_on_close},
     },
 };
 
-/// Both ends of a connection that has left HTTP.
-pub(super) struct Tunnel {
-    pub(super) caller: OnUpgrade,
-    pub(super) endpoint: Upgrade,
-}
-
-/// Takes both ends out of HTTP and copies until both halves have ended or one connection broke.
-pub(super) async fn run(tunnel: Tunnel, live: Arc<Live>, idle_timeout: Duration) -> Result<(), ConnError> {
-    let Tunnel { caller, endpoint: Upgrade { on, mut watch } } = tunnel;
-    let (caller, endpoint) = match (caller.await, on.await) {
-        (Ok(caller), Ok(endpoint)) => (caller, endpoint),
-        (Err(error), _) | (_, Err(error)) => {
+/// Joins a caller's connection, of which hyper had read `read` too much, with its endpoint's, and copies
+/// until both halves have ended or one connection broke. The call's watch is told.
+pub(super) async fn run(caller: Guard, read: Bytes, endpoint: Upgrade, report: Report) -> Result<(), ConnError> {
+    let Upgrade { on, mut watch } = endpoint;
+    let complete = !caller.is_blocked();
+    let (io, early) = caller.into_parts();
+    let endpoint = match on.await {
+        Ok(endpoint) if complete => endpoint,
+        other => {
+            let why = other.err().map_or("the caller does not read its answers".to_owned(), |error| error.to_string());
+            let message = format!("the connection broke while it changed protocols: {why}");
             if let Some(watch) = &mut watch {
-                let message = format!("the connection broke while it changed protocols: {error}");
-                watch.end(Some(&CallError::upstream(ErrorKind::Reset, Retry::Never, message)));
+                watch.end(Some(&CallError::upstream(ErrorKind::Reset, Retry::Never, message.clone())));
             }
-            return Err(ConnError::Unserved(error.to_string()));
+            reset_on_close(&io);
+            return Err(ConnError::Unserved(message));
         }
     };
-    let (Ok(caller), Ok(endpoint)) = (caller.downcast::<TokioIo<Guard>>(), endpoint.downcast::<TokioIo<ToServer>>())
-    else {
+    let Ok(endpoint) = endpoint.downcast::<TokioIo<ToServer>>() else {
+        reset_on_close(&io);
         return Err(ConnError::Unserved("an upgrade gave back another connection".to_owned()));
     };
-    let (io, early) = caller.io.into_inner().into_parts();
-    let caller = Side { io, prefix: join(caller.read_buf, early) };
+    let caller = Side { io, prefix: join(read, early) };
     let endpoint = Side { io: endpoint.io.into_inner().into_inner(), prefix: endpoint.read_buf };
-    let copied = both_ways(caller, endpoint, Report { live, watch, idle_timeout });
+    let copied = both_ways(caller, endpoint, Report { watch, ..report });
     copied.await.map_err(|error| ConnError::Unserved(error.to_string()))
 }
 

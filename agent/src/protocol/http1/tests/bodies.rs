@@ -208,3 +208,32 @@ async fn big_bodies_arrive_intact() {
     }
     assert_eq!(backend.connections(), 1);
 }
+
+#[tokio::test]
+async fn slow_readers_get_everything() {
+    const BYTES: usize = 8_000_000;
+    let backend = Backend::answering(|_| ok(&"x".repeat(BYTES))).await;
+    for (request, stop) in [
+        ("GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n", false),
+        ("GET / HTTP/1.1\r\nHost: a\r\n\r\n", false),
+        ("GET / HTTP/1.1\r\nHost: a\r\n\r\n", true),
+    ] {
+        let mut mesh = backend.mesh().await;
+        let mut caller = mesh.caller().await;
+        socket2::SockRef::from(&caller.io).set_recv_buffer_size(65_536).unwrap();
+        caller.send(request).await;
+        caller.io.readable().await.unwrap();
+        if stop {
+            tokio::spawn(mesh.drainer.take().unwrap().drain(LIMIT));
+        }
+        // Longer than anything idle is kept.
+        tokio::time::pause();
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        tokio::time::resume();
+        let answer = caller.message().await.unwrap();
+        assert!(answer.complete && answer.body.len() == BYTES, "{} bytes", answer.body.len());
+        if stop {
+            assert!(caller.is_over().await);
+        }
+    }
+}

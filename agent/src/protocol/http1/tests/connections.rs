@@ -301,6 +301,39 @@ async fn a_stop_fails_no_request_of_a_busy_caller() {
 }
 
 #[tokio::test]
+async fn a_connection_sleeps_and_wakes_as_if_nothing_were() {
+    let backend = Backend::mirror().await;
+    let limits = config::Limits { idle_timeout: Duration::from_secs(15), ..Default::default() };
+    let mut mesh = backend.mesh_with(Settings { limits, ..Default::default() }).await;
+    let (mut caller, mut other) = (mesh.caller().await, mesh.caller().await);
+    let sleep = async |seconds| {
+        tokio::time::pause();
+        tokio::time::sleep(Duration::from_secs(seconds)).await;
+        tokio::time::resume();
+    };
+    other.ask(GET).await;
+    sleep(12).await;
+    for i in 0..3 {
+        let answer = caller.ask(format!("GET /{i} HTTP/1.1\r\nHost: a\r\n\r\n")).await;
+        assert!(answer.text().starts_with(&format!("GET /{i} ")), "{answer:?}");
+        // Time of a head ends with it. In the middle of a head nothing sleeps, and refusals are counted right.
+        caller.send("GET / HTTP/1.1\r\nHo").await;
+        sleep(6).await;
+        assert_eq!(caller.ask("st: a\r\n\r\n").await.status(), 200);
+        sleep(12).await;
+    }
+    assert!(other.is_over().await, "it slept beyond its time");
+    assert_eq!(mesh.live.len(), 1);
+    let mut refused = mesh.caller().await;
+    refused.ask(GET).await;
+    sleep(5).await;
+    assert_eq!(refused.ask("GET / HTTP/1.1\r\n\r\n").await.status(), 400);
+    // A stop wakes the sleeping.
+    assert!(mesh.drainer.take().unwrap().drain(LIMIT).await);
+    assert!(caller.is_over().await);
+}
+
+#[tokio::test]
 async fn connections_dialled_by_detection_are_used() {
     let backend = Backend::mirror().await;
     let mesh = backend.mesh().await;
