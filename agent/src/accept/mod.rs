@@ -191,7 +191,8 @@ impl Acceptor {
         let guard = self.live.add(peer, origin.destination, (origin.pid, origin.process), captured);
         let (route, prefix, dialled) = match &destination {
             Destination::Declared(route) => (route.clone(), Bytes::new(), None),
-            Destination::Undeclared(_) => self.detect(&io, &destination).await?,
+            // Boxed: most connections need no detection, and those that do need its room for a moment only.
+            Destination::Undeclared(_) => Box::pin(self.detect(&io, &destination)).await?,
         };
         guard.live.set_protocol(route.protocol);
         let io = Downstream::new(io, prefix, guard.live.clone());
