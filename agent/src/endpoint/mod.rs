@@ -1,6 +1,7 @@
 //! One running copy of a service as this agent sees it: address, health, connections.
 
 mod dial;
+mod ewma;
 mod health;
 
 use std::{
@@ -19,6 +20,7 @@ use tokio::net::TcpStream;
 
 pub use self::{
     dial::{DialOptions, dial},
+    ewma::Ewma,
     health::{Health, Standing, probe_forever},
 };
 use crate::{
@@ -56,8 +58,8 @@ pub struct Stats {
     pub failed: AtomicU64,
     /// Time of an attempt, as far as the body of the answer.
     pub latency: Histogram,
-    /// Exponentially weighted latency in nanoseconds, for `p2c`.
-    pub ewma_ns: AtomicU64,
+    /// What latency to expect, for `p2c`.
+    pub ewma: Ewma,
     /// Attempts in flight.
     pub in_flight: AtomicU32,
     /// Answers that came after their call was over, dropped.

@@ -201,10 +201,7 @@ impl Attempt {
         self.timed = true;
         self.failed = failed;
         // The head is what an endpoint's own speed shows in; the body's pace is the caller's too.
-        let now = self.started.elapsed().as_nanos() as u64;
-        let old = self.endpoint.stats.ewma_ns.load(Relaxed);
-        let new = if old == 0 { now } else { old - old / 8 + now / 8 };
-        self.endpoint.stats.ewma_ns.store(new.max(1), Relaxed);
+        self.endpoint.stats.ewma.observe(self.started.elapsed());
         self.way = response.is_copied().then(|| self.started.elapsed());
         if failed { self.endpoint.health.failed() } else { self.endpoint.health.succeeded() }
     }

@@ -1,6 +1,6 @@
 //! `p2c`: the better of two random endpoints, by latency times calls in flight.
 
-use std::sync::{Arc, atomic::Ordering::Relaxed};
+use std::sync::Arc;
 
 use super::{LoadBalancer, PickCx, Picker};
 use crate::{
@@ -30,31 +30,58 @@ impl Picker for P2c {
         let a = cx.first_eligible_from(fastrand::usize(..n))?;
         // The second of a different endpoint: shift within the other n - 1.
         let b = (a + 1 + fastrand::usize(..n - 1)) % n;
-        if cx.eligible(b) && load(&cx.endpoints[b]) < load(&cx.endpoints[a]) { Some(b) } else { Some(a) }
+        // Only a clearly smaller load counts: between equals chance decides, or the one that was a little
+        // faster last would get everything.
+        let better =
+            cx.eligible(b) && load(&cx.endpoints[b]).saturating_mul(4) < load(&cx.endpoints[a]).saturating_mul(3);
+        Some(if better { b } else { a })
     }
 }
 
 /// Expected wait at this endpoint, divided by its weight. An endpoint nobody measured yet counts as
 /// free of load, so that it is tried.
 fn load(endpoint: &Endpoint) -> u64 {
-    let ewma_us = endpoint.stats.ewma_ns.load(Relaxed) / 1000;
+    let ewma_us = endpoint.stats.ewma.expected_ns() / 1000;
     (ewma_us + 1) * u64::from(endpoint.in_flight() + 1) * 100 / u64::from(endpoint.weight.max(1))
 }
 
 #[cfg(test)]
 mod tests {
+    use std::{sync::atomic::Ordering::Relaxed, time::Duration};
+
     use super::{super::testing::*, *};
 
-    #[test]
-    fn prefers_the_faster_and_the_less_busy() {
+    fn busy(set: &crate::lb::EndpointSet, index: usize, latency_ms: u64, in_flight: u32) {
+        let stats = &set.endpoints[index].stats;
+        stats.ewma.observe(Duration::from_millis(latency_ms));
+        stats.in_flight.store(in_flight, Relaxed);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn prefers_the_faster_and_the_less_busy() {
         let set = set(&P2c, &[10, 10, 10]);
-        set.endpoints[0].stats.ewma_ns.store(50_000_000, Relaxed);
-        set.endpoints[1].stats.ewma_ns.store(1_000_000, Relaxed);
-        set.endpoints[2].stats.ewma_ns.store(1_000_000, Relaxed);
-        set.endpoints[2].stats.in_flight.store(9, Relaxed);
+        busy(&set, 0, 50, 0);
+        busy(&set, 1, 1, 0);
+        busy(&set, 2, 1, 9);
         let counts = shares(&set, 3000);
         assert!(counts[1] > counts[2] && counts[2] > counts[0], "{counts:?}");
         // The slowest never wins a comparison.
         assert_eq!(counts[0], 0, "{counts:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn equals_share_alike_and_who_was_slow_once_is_tried_again() {
+        let set = set(&P2c, &[10, 10]);
+        busy(&set, 0, 10, 0);
+        busy(&set, 1, 11, 0);
+        let counts = shares(&set, 2000);
+        assert!(counts.iter().all(|&c| c > 800), "nearly equal: {counts:?}");
+        busy(&set, 0, 10_000, 0);
+        assert_eq!(shares(&set, 100)[0], 0);
+        for _ in 0..12 {
+            tokio::time::advance(Duration::from_secs(2)).await;
+            busy(&set, 1, 11, 0);
+        }
+        assert!(shares(&set, 100)[0] > 0, "an endpoint that is not called is forgiven with time");
     }
 }
