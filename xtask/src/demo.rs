@@ -107,7 +107,27 @@ fn callers_group(options: &Options, ebpf: &Ebpf) -> Result<PathBuf> {
         anyhow::bail!("the agent was built without its eBPF object (the reason is above)");
     }
     let mount = cgroup::mount().context("no cgroup v2 is mounted")?;
+    if !options.config_only {
+        can_capture()?;
+    }
     Ok(mount.join(format!("sockmesh-demo-{}", std::process::id())))
+}
+
+/// Asks the agent whether this host can do what the demo needs: being root is not having the rights, and
+/// not every kernel has the hooks.
+fn can_capture() -> Result<()> {
+    let wanted = std::env::temp_dir().join(format!("sockmesh-can-capture-{}.yaml", std::process::id()));
+    // Port 0: whether ports are free is looked after elsewhere.
+    fs::write(&wanted, "capture: ebpf\nports: {outbound: 0, inbound: 0, admin: 127.0.0.1:0}\n")?;
+    let said = Command::new(build::agent()).arg("check").arg("-c").arg(&wanted).output();
+    fs::remove_file(&wanted)?;
+    let said = said.context("cannot start the agent")?;
+    if said.status.success() {
+        return Ok(());
+    }
+    let lines = String::from_utf8_lossy(&said.stdout);
+    let first = lines.lines().find_map(|line| line.strip_prefix("✗ ")).unwrap_or("`sockmesh check` says no");
+    anyhow::bail!("{first}")
 }
 
 /// Everything that was started.
