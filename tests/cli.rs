@@ -10,9 +10,17 @@ use serde_json::Value;
 #[test]
 fn cli_check_tells_what_this_host_can() {
     let dir = Temp::new();
+    // Ports of its own: the usual ones may be those of an agent that runs on this machine.
+    let (admin, outbound, inbound) = (net::free_addr(), net::free_port(), net::free_port());
     let file = dir.write(
         "mesh.yaml",
-        "capture: port\nreferers:\n  - {service: s, listen: 127.0.0.1:0, endpoints: [127.0.0.1:1]}\n",
+        format!(
+            "capture: port
+ports: {{admin: \"{admin}\", outbound: {outbound}, inbound: {inbound}}}
+referers:
+  - {{service: s, listen: 127.0.0.1:0, endpoints: [127.0.0.1:1]}}
+"
+        ),
     );
     let said = sockmesh("check -c").arg(file.display()).run().ok();
     for about in ["cgroup", "bpffs", "BTF"] {
