@@ -35,6 +35,13 @@ pub fn netns_cookie(socket: impl AsFd) -> io::Result<u64> {
     if r < 0 { Err(io::Error::last_os_error()) } else { Ok(cookie) }
 }
 
+/// Whether `error` says that this host has run out of descriptors or memory: nothing that the peer of a
+/// socket could help, and worth trying again later.
+pub fn is_shortage(error: &io::Error) -> bool {
+    let shortage = [libc::EMFILE, libc::ENFILE, libc::ENOBUFS, libc::ENOMEM];
+    error.raw_os_error().is_some_and(|code| shortage.contains(&code))
+}
+
 // ---- bpf(2) ----------------------------------------------------------------------------------------
 
 /// Where in a control group's life a program runs: numbers of `enum bpf_attach_type`.

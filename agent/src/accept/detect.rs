@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use bytes::{Bytes, BytesMut};
 use tokio::{io::Interest, net::TcpStream, time::Instant};
 
-use super::{Acceptor, reset};
+use super::Acceptor;
 use crate::{
     call::{CallError, Response, ResponseHead},
     protocol::{ConnError, Detect, tcp},
@@ -78,7 +78,7 @@ impl Acceptor {
         };
         self.counters.detected(found);
         let Some(route) = destination.speaking(found).cloned() else {
-            reset(io);
+            tcp::reset_on_close(io);
             return Err(ConnError::Unserved(format!("nothing behind this address speaks {found}")));
         };
         let prefix = prefix.freeze();
@@ -95,7 +95,7 @@ impl Acceptor {
         match response {
             Ok(response) => Ok((route, prefix, Some(response))),
             Err(error) => {
-                reset(io);
+                tcp::reset_on_close(io);
                 Err(ConnError::Unserved(error.to_string()))
             }
         }

@@ -25,8 +25,9 @@ use crate::{
     config,
     drain::Drain,
     metrics::{AgentCounters, Live, LiveGuard, LiveTable},
-    protocol::{self, ConnError, Protocol},
+    protocol::{self, ConnError, Protocol, tcp},
     route::{Destination, Routes},
+    sys,
 };
 
 /// A connection from a program, ready to be served.
@@ -102,7 +103,7 @@ impl Acceptor {
                         short = false;
                         connections.spawn(self.clone().connection(io, peer, target.clone(), permit, drain.clone()));
                     }
-                    Err(error) if is_shortage(&error) => {
+                    Err(error) if sys::is_shortage(&error) => {
                         self.counters.accept_paused.fetch_add(1, Relaxed);
                         // Once for each shortage, however often it is tried meanwhile.
                         if !std::mem::replace(&mut short, true) {
@@ -175,7 +176,7 @@ impl Acceptor {
                     Err(error) => {
                         // Someone dialled the listener itself, or the kernel forgot: there is no place to send it.
                         self.counters.not_captured.fetch_add(1, Relaxed);
-                        reset(&io);
+                        tcp::reset_on_close(&io);
                         return Err(ConnError::Unserved(format!("not captured: {error}")));
                     }
                 };
@@ -206,11 +207,6 @@ impl Acceptor {
     }
 }
 
-fn is_shortage(error: &io::Error) -> bool {
-    let shortage = [libc::EMFILE, libc::ENFILE, libc::ENOBUFS, libc::ENOMEM];
-    error.raw_os_error().is_some_and(|code| shortage.contains(&code))
-}
-
 /// Waits until `stop` says true. A sender that is gone never will.
 async fn told(stop: &mut watch::Receiver<bool>) {
     if stop.wait_for(|stop| *stop).await.is_err() {
@@ -221,10 +217,4 @@ async fn told(stop: &mut watch::Receiver<bool>) {
 /// All protocols, built with the host's limits.
 pub fn protocols(limits: &config::Limits) -> Vec<(&'static str, Arc<dyn Protocol>)> {
     protocol::KINDS.iter().map(|kind| (kind.name, (kind.build)(limits))).collect()
-}
-
-/// Makes the coming close of `io` a reset, so that the program sees a failure and no clean end.
-fn reset(io: &TcpStream) {
-    // Fails only on a socket that is gone already.
-    let _ = socket2::SockRef::from(io).set_linger(Some(Duration::ZERO));
 }

@@ -1,6 +1,6 @@
 //! The API's listener: bounded in connections and time, and answering when the host is out of descriptors.
 
-use std::{convert::Infallible, fs::File, io, sync::Arc, time::Duration};
+use std::{convert::Infallible, fs::File, sync::Arc, time::Duration};
 
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -11,7 +11,7 @@ use tokio::{
 };
 
 use super::{Handles, routes::Api};
-use crate::metrics::window;
+use crate::{metrics::window, sys};
 
 /// Connections at once; more wait in the kernel.
 const CONNECTIONS: usize = 64;
@@ -45,7 +45,7 @@ pub async fn serve(listener: TcpListener, handles: Arc<Handles>) -> anyhow::Resu
                 Ok((io, _)) => {
                     connections.spawn(connection(io, api.clone()));
                 }
-                Err(error) if is_shortage(&error) => {
+                Err(error) if sys::is_shortage(&error) => {
                     if !reserve.give_up_one() {
                         tokio::time::sleep(SHORTAGE_PAUSE).await;
                     }
@@ -74,11 +74,6 @@ async fn connection(io: TcpStream, api: Arc<Api>) {
         Ok(Err(error)) => tracing::debug!(%error, "admin connection ended"),
         Err(_) => tracing::debug!("admin connection took too long"),
     }
-}
-
-fn is_shortage(error: &io::Error) -> bool {
-    let shortage = [libc::EMFILE, libc::ENFILE, libc::ENOBUFS, libc::ENOMEM];
-    error.raw_os_error().is_some_and(|code| shortage.contains(&code))
 }
 
 /// Descriptors that are open for nothing but to be closed when the API needs one.

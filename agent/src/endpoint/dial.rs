@@ -4,7 +4,10 @@ use std::{io, net::SocketAddr, time::Duration};
 
 use tokio::net::{TcpSocket, TcpStream};
 
-use crate::call::{CallError, ErrorKind, Retry, Side};
+use crate::{
+    call::{CallError, ErrorKind, Retry, Side},
+    sys,
+};
 
 /// How connections to an endpoint are opened.
 #[derive(Clone, Debug)]
@@ -63,8 +66,7 @@ pub async fn dial(addr: SocketAddr, options: &DialOptions) -> Result<TcpStream, 
 
 /// Errors that say something about this host, nothing about the endpoint.
 fn is_own_shortage(error: &io::Error) -> bool {
-    let own = [libc::EMFILE, libc::ENFILE, libc::ENOBUFS, libc::ENOMEM, libc::EADDRNOTAVAIL];
-    error.raw_os_error().is_some_and(|code| own.contains(&code))
+    sys::is_shortage(error) || error.kind() == io::ErrorKind::AddrNotAvailable
 }
 
 fn is_self_connected(stream: &TcpStream) -> bool {

@@ -145,18 +145,24 @@ impl<'a> Attempts<'a> {
         let allowed = match error.retry {
             Retry::Never => false,
             Retry::NotSent => tries < 1 + self.retries.max(UNSENT_TRIES),
-            Retry::IfIdempotent => self.idempotent && tries <= self.retries,
+            Retry::IfIdempotent => self.may_repeat(),
         };
-        allowed && Instant::now() < deadline && self.has_untried()
+        allowed && self.has_another(deadline)
     }
 
     /// Whether another try after an answer that blames the endpoint is allowed.
     pub fn may_retry_failure(&self, deadline: Instant) -> bool {
-        self.idempotent && self.count() <= self.retries && Instant::now() < deadline && self.has_untried()
+        self.may_repeat() && self.has_another(deadline)
     }
 
-    fn has_untried(&self) -> bool {
-        self.set.pick(&self.tried.lock(), self.max_in_flight).is_some()
+    /// Whether what may have been done already may be done again.
+    fn may_repeat(&self) -> bool {
+        self.idempotent && self.count() <= self.retries
+    }
+
+    /// Whether there is time and an endpoint for one more try.
+    fn has_another(&self, deadline: Instant) -> bool {
+        Instant::now() < deadline && self.set.has_one(&self.tried.lock(), self.max_in_flight)
     }
 
     fn nobody(&self, tried: &[usize]) -> CallError {

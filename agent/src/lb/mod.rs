@@ -42,11 +42,13 @@ pub struct PickCx<'a> {
 impl PickCx<'_> {
     /// Whether endpoint `index` may take this attempt.
     pub fn eligible(&self, index: usize) -> bool {
+        self.endpoints[index].health.is_available() && self.possible(index)
+    }
+
+    /// Whether it could if its health were no matter: weighed at all, not tried yet, not at its limit.
+    fn possible(&self, index: usize) -> bool {
         let endpoint = &self.endpoints[index];
-        endpoint.weight > 0
-            && endpoint.health.is_available()
-            && !self.tried.contains(&index)
-            && (endpoint.in_flight() as usize) < self.max_in_flight
+        endpoint.weight > 0 && !self.tried.contains(&index) && (endpoint.in_flight() as usize) < self.max_in_flight
     }
 
     /// The first eligible index from `start` on, wrapping around.
@@ -72,13 +74,14 @@ impl EndpointSet {
     /// `None` only when every endpoint was tried, is weighed 0 or is at its in-flight limit.
     pub fn pick(&self, tried: &[usize], max_in_flight: usize) -> Option<usize> {
         let cx = PickCx { endpoints: &self.endpoints, tried, max_in_flight };
-        self.picker.pick(&cx).or_else(|| {
-            (0..self.endpoints.len())
-                .filter(|i| !tried.contains(i))
-                .filter(|&i| self.endpoints[i].weight > 0)
-                .filter(|&i| (self.endpoints[i].in_flight() as usize) < max_in_flight)
-                .min_by_key(|&i| self.endpoints[i].health.badness())
-        })
+        let possible = || (0..self.endpoints.len()).filter(|&i| cx.possible(i));
+        self.picker.pick(&cx).or_else(|| possible().min_by_key(|&i| self.endpoints[i].health.badness()))
+    }
+
+    /// Whether [`EndpointSet::pick`] would find one. Asks without picking, which would move a round robin on.
+    pub fn has_one(&self, tried: &[usize], max_in_flight: usize) -> bool {
+        let cx = PickCx { endpoints: &self.endpoints, tried, max_in_flight };
+        (0..self.endpoints.len()).any(|i| cx.possible(i))
     }
 }
 
