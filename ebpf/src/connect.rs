@@ -118,6 +118,7 @@ fn capture(ctx: &SockAddrContext, addr: Address, port: u16) -> Result<u16, Outco
     let (cgroup, cookie) = unsafe { (bpf_get_current_cgroup_id(), bpf_get_socket_cookie(ctx.as_ptr())) };
     let mut value = Origin {
         addr,
+        to: loopback(&addr),
         comm: bpf_get_current_comm().unwrap_or([0; 16]),
         netns,
         cgroup,
@@ -125,8 +126,12 @@ fn capture(ctx: &SockAddrContext, addr: Address, port: u16) -> Result<u16, Outco
         pid: ctx.tgid(),
         uid: ctx.uid(),
         port,
-        listener,
+        to_port: listener,
         state: OriginState::Rewritten as u32,
+        service: 0,
+        endpoint: 0,
+        flags: 0,
+        reserved: 0,
     };
     if MESH_TUPLES.insert(TupleKey::reservation(netns, cookie), value, 0).is_err() {
         return Err(Outcome::Full);

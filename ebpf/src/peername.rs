@@ -4,7 +4,7 @@
 
 use aya_ebpf::{macros::cgroup_sock_addr, programs::SockAddrContext};
 use aya_log_ebpf::trace;
-use ebpf_common::{Address, Outcome, is_listener, mapped, normalise, words};
+use ebpf_common::{Address, Outcome, is_sent_to, mapped, normalise, words};
 
 use crate::{
     connect::{set_user_ip6, user_ip6},
@@ -61,7 +61,7 @@ fn asked_for(ctx: &SockAddrContext, addr: Address, port: u16) -> Option<(Address
     }
     // SAFETY: not null; only a connect of this socket writes it.
     let origin = unsafe { &*origin };
-    is_listener(origin, &addr, port).then_some((origin.addr, origin.port))
+    is_sent_to(origin, &addr, port).then_some((origin.addr, origin.port))
 }
 
 #[inline(always)]

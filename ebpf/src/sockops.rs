@@ -1,5 +1,7 @@
-//! TCP: records a captured connection under its source address just before the SYN leaves, so that the
-//! agent finds it the moment it accepts.
+//! TCP state changes: calls whoever has something to do at each.
+//!
+//! A captured connection is recorded under its source address just before the SYN leaves, so that the agent
+//! finds it the moment it accepts.
 
 use aya_ebpf::{bindings::BPF_SOCK_OPS_TCP_CONNECT_CB, macros::sock_ops, programs::SockOpsContext};
 use aya_log_ebpf::{error, trace};
@@ -10,11 +12,13 @@ use crate::maps::{MESH_TUPLES, count, origin_of};
 // Anything else would be an error to the kernel.
 const OK: u32 = 1;
 
-/// TCP state changes; only the start of an active connection is of interest.
+/// TCP state changes.
 #[sock_ops]
 pub fn mesh_sockops(ctx: SockOpsContext) -> u32 {
-    if ctx.op() == BPF_SOCK_OPS_TCP_CONNECT_CB {
-        connecting(&ctx);
+    // One line for each idea that wants to know; the idea itself lives in its own file.
+    match ctx.op() {
+        BPF_SOCK_OPS_TCP_CONNECT_CB => connecting(&ctx),
+        _ => {}
     }
     OK
 }

@@ -80,15 +80,15 @@ pub fn first_look(kind: u32, protocol: u32, mark: u32) -> Option<Outcome> {
 /// opposed to a program that dials the listener itself on a socket it used before.
 #[inline(always)]
 pub fn is_redirected(origin: &Origin, addr: &Address, port: u16) -> bool {
-    origin.state == OriginState::Rewritten as u32 && is_listener(origin, addr, port)
+    origin.state == OriginState::Rewritten as u32 && is_sent_to(origin, addr, port)
 }
 
-/// Whether `addr`:`port`, the peer of a socket with this `origin`, is the listener it was sent to, so that
+/// Whether `addr`:`port`, the peer of a socket with this `origin`, is where it was sent to, so that
 /// `getpeername` must answer the origin.
 #[inline(always)]
-pub fn is_listener(origin: &Origin, addr: &Address, port: u16) -> bool {
-    let (a, b) = (words(addr), words(&loopback(&origin.addr)));
-    port == origin.listener && a[0] == b[0] && a[1] == b[1] && a[2] == b[2] && a[3] == b[3]
+pub fn is_sent_to(origin: &Origin, addr: &Address, port: u16) -> bool {
+    let (a, b) = (words(addr), words(&origin.to));
+    port == origin.to_port && a[0] == b[0] && a[1] == b[1] && a[2] == b[2] && a[3] == b[3]
 }
 
 /// Whether the agent has shown no life for too long.
@@ -158,8 +158,13 @@ mod tests {
             pid: 1,
             uid: 0,
             port: 80u16.to_be(),
-            listener: 15001u16.to_be(),
+            to: loopback(&addr),
+            to_port: 15001u16.to_be(),
             state: OriginState::Rewritten as u32,
+            service: 0,
+            endpoint: 0,
+            flags: 0,
+            reserved: 0,
         }
     }
 
@@ -194,7 +199,7 @@ mod tests {
         assert!(!is_redirected(&o, &mapped([127, 0, 0, 2]), port));
         o.state = OriginState::Connecting as u32;
         assert!(!is_redirected(&o, &addr, port));
-        assert!(is_listener(&o, &addr, port));
+        assert!(is_sent_to(&o, &addr, port));
     }
 
     #[test]

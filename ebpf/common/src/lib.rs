@@ -10,14 +10,14 @@ mod outcome;
 mod types;
 
 pub use decide::{
-    Admission, address, control, first_look, is_listener, is_redirected, loopback, mapped, normalise, now_stale, words,
+    Admission, address, control, first_look, is_redirected, is_sent_to, loopback, mapped, normalise, now_stale, words,
 };
 pub use outcome::Outcome;
 pub use types::{Address, Listener, Origin, OriginState, Service, ServiceKey, TupleKey};
 
 /// Changes whenever the meaning or the shape of any pinned map changes. An agent adopts what another left
 /// behind only if this is equal.
-pub const LAYOUT_VERSION: u64 = 1;
+pub const LAYOUT_VERSION: u64 = 2;
 
 /// Mark of the agent's own sockets (`SO_MARK`), which every hook leaves alone. Setting a mark takes a
 /// capability, so an enrolled program without rights cannot put it on to escape. Spells "mesh".

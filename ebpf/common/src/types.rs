@@ -52,6 +52,8 @@ pub struct Listener {
 pub struct Origin {
     /// Destination that the program asked for.
     pub addr: Address,
+    /// Where the connect was sent instead: the agent's listener, or an endpoint.
+    pub to: Address,
     /// Name of the calling thread, padded with 0.
     pub comm: [u8; 16],
     /// Network namespace of the socket.
@@ -66,10 +68,18 @@ pub struct Origin {
     pub uid: u32,
     /// Port that the program asked for, network byte order.
     pub port: u16,
-    /// Port of the listener it was sent to, network byte order.
-    pub listener: u16,
+    /// Port that the connect was sent to, network byte order.
+    pub to_port: u16,
     /// A number of [`OriginState`].
     pub state: u32,
+    /// Number of the service in the agent's tables, 0 where it has none.
+    pub service: u32,
+    /// Number of the endpoint that was picked in the kernel, 0 for the agent's listener.
+    pub endpoint: u32,
+    /// Bits that the hooks leave for each other.
+    pub flags: u32,
+    /// Always 0.
+    pub reserved: u32,
 }
 
 /// How far a captured connect has come; lets a hook that runs a second time for one connect (nested
@@ -119,7 +129,7 @@ const _: () = {
     assert!(size_of::<ServiceKey>() == 16 + 2 + 2);
     assert!(size_of::<Service>() == 4);
     assert!(size_of::<Listener>() == 2 + 2);
-    assert!(size_of::<Origin>() == 16 + 16 + 8 * 3 + 4 * 2 + 2 * 2 + 4);
+    assert!(size_of::<Origin>() == 16 * 3 + 8 * 3 + 4 * 2 + 2 * 2 + 4 * 5);
     assert!(size_of::<TupleKey>() == 8 + 16 + 2 + 6);
 };
 
