@@ -14,8 +14,8 @@ use aya_ebpf::{
 };
 use aya_log_ebpf::{debug, warn};
 use ebpf_common::{
-    Address, Admission, Origin, OriginState, Outcome, TupleKey, address, control, first_look, is_redirected, loopback,
-    mapped, normalise, now_stale, words,
+    Address, Admission, OriginState, Outcome, TupleKey, address, control, first_look, is_redirected, loopback, mapped,
+    normalise, now_stale, words,
 };
 
 use crate::maps::{MESH_LISTENERS, MESH_TUPLES, control_slot, count, create_origin, forget_origin, origin_of, service};
@@ -116,29 +116,27 @@ fn capture(ctx: &SockAddrContext, addr: Address, port: u16) -> Result<u16, Outco
 
     // SAFETY: helpers without side effects.
     let (cgroup, cookie) = unsafe { (bpf_get_current_cgroup_id(), bpf_get_socket_cookie(ctx.as_ptr())) };
-    let mut value = Origin {
-        addr,
-        to: loopback(&addr),
-        comm: bpf_get_current_comm().unwrap_or([0; 16]),
-        netns,
-        cgroup,
-        since_ns: now,
-        pid: ctx.tgid(),
-        uid: ctx.uid(),
-        port,
-        to_port: listener,
-        state: OriginState::Rewritten as u32,
-        service: 0,
-        endpoint: 0,
-        flags: 0,
-        reserved: 0,
-    };
-    if MESH_TUPLES.insert(TupleKey::reservation(netns, cookie), value, 0).is_err() {
-        return Err(Outcome::Full);
-    }
-    if create_origin(sk, &mut value).is_null() {
-        let _ = MESH_TUPLES.remove(TupleKey::reservation(netns, cookie));
+    // Filled where it is kept: a copy on the stack would take a quarter of all there is.
+    let origin = create_origin(sk);
+    if origin.is_null() {
         return Err(Outcome::NoStorage);
+    }
+    // SAFETY: not null; only this socket's own connect writes it, under the socket's lock.
+    let origin = unsafe { &mut *origin };
+    origin.addr = addr;
+    origin.to = loopback(&addr);
+    origin.comm = bpf_get_current_comm().unwrap_or([0; 16]);
+    origin.netns = netns;
+    origin.cgroup = cgroup;
+    origin.since_ns = now;
+    origin.pid = ctx.tgid();
+    origin.uid = ctx.uid();
+    origin.port = port;
+    origin.to_port = listener;
+    origin.state = OriginState::Rewritten as u32;
+    if MESH_TUPLES.insert(TupleKey::reservation(netns, cookie), &*origin, 0).is_err() {
+        forget_origin(sk);
+        return Err(Outcome::Full);
     }
     Ok(listener)
 }

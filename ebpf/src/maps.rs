@@ -79,12 +79,13 @@ pub fn origin_of(sk: *mut bpf_sock) -> *mut Origin {
     unsafe { bpf_sk_storage_get(origins(), sk.cast(), ptr::null_mut(), 0) }.cast()
 }
 
-/// Makes room for an origin with `sk`, starting as `value`; null when the kernel has no memory for it.
+/// Makes room for an origin with `sk`, all zero; null when the kernel has no memory for it. What `sk` had
+/// stays: forget it first.
 #[inline(always)]
-pub fn create_origin(sk: *mut bpf_sock, value: &mut Origin) -> *mut Origin {
-    let value: *mut Origin = value;
-    // SAFETY: the verifier checks that `sk` is a socket; `value` has the size of the map's values.
-    unsafe { bpf_sk_storage_get(origins(), sk.cast(), value.cast(), BPF_SK_STORAGE_GET_F_CREATE.into()) }.cast()
+pub fn create_origin(sk: *mut bpf_sock) -> *mut Origin {
+    let flags = BPF_SK_STORAGE_GET_F_CREATE.into();
+    // SAFETY: the verifier checks that `sk` is a socket; without a value the kernel begins with zeros.
+    unsafe { bpf_sk_storage_get(origins(), sk.cast(), ptr::null_mut(), flags) }.cast()
 }
 
 /// Forgets the origin kept with `sk`.

@@ -61,7 +61,7 @@ fn connecting(ctx: &SockOpsContext) {
     let cookie = unsafe { aya_ebpf::helpers::generated::bpf_get_socket_cookie(ctx.ops.cast()) };
     // The reservation goes first: its place is the one that the entry needs.
     let _ = MESH_TUPLES.remove(TupleKey::reservation(origin.netns, cookie));
-    if MESH_TUPLES.insert(TupleKey::new(origin.netns, addr, port), *origin, 0).is_ok() {
+    if MESH_TUPLES.insert(TupleKey::new(origin.netns, addr, port), &*origin, 0).is_ok() {
         count(Outcome::Recorded);
         trace!(ctx, "recorded {:i}:{}", addr, u16::from_be(port));
     } else {
