@@ -13,6 +13,8 @@ mod maps;
 #[cfg(target_arch = "bpf")]
 mod peername;
 #[cfg(target_arch = "bpf")]
+mod selftest;
+#[cfg(target_arch = "bpf")]
 mod sockops;
 
 #[cfg(target_arch = "bpf")]

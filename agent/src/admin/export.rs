@@ -7,6 +7,7 @@ use std::{
 
 use super::{Handles, process::Process};
 use crate::{
+    capture::redirect::selftest::{self, Consequence},
     cluster::Cluster,
     endpoint::Endpoint,
     metrics::{
@@ -131,6 +132,12 @@ const CONNECTIONS: Head = ("sockmesh_connections", Type::Gauge, "Connections of 
 const CAPTURE: Head =
     ("sockmesh_capture_total", Type::Counter, "Connects seen by the kernel half, by what became of them.", "outcome");
 const CAPTURE_INFO: Head = ("sockmesh_capture_info", Type::Gauge, "1 for the way of capture in use.", "capture");
+const SELF_TEST: Head = (
+    "sockmesh_redirect_selftest",
+    Type::Gauge,
+    "1 where redirected sockets do as TCP's, 0 where not; by check of the self-test.",
+    "check, consequence",
+);
 const LOG_LINES: Head = ("sockmesh_access_log_lines_total", Type::Counter, "Access log lines written.", "");
 const LOG_DROPPED: Head = (
     "sockmesh_access_log_dropped_total",
@@ -258,6 +265,14 @@ fn agent(page: &mut Page, handles: &Handles) {
         capture.sample(&Labels::default().with("outcome", outcome), count);
     }
     head(page, CAPTURE_INFO).sample(&Labels::default().with("capture", handles.capture.name()), 1);
+    if let Some(report) = selftest::made() {
+        let mut family = head(page, SELF_TEST);
+        for row in &report.rows {
+            let consequence = row.consequence().map_or("", Consequence::text);
+            let labels = Labels::default().with("check", row.check).with("consequence", consequence);
+            family.sample(&labels, u8::from(row.passed()));
+        }
+    }
     if let Some(log) = &handles.access_log {
         gauge(page, LOG_LINES, log.written());
         gauge(page, LOG_DROPPED, log.dropped());
@@ -284,6 +299,7 @@ pub(super) fn heads() -> Vec<Head> {
         CONNECTIONS,
         CAPTURE,
         CAPTURE_INFO,
+        SELF_TEST,
         LOG_LINES,
         LOG_DROPPED,
         READY,

@@ -6,6 +6,7 @@ pub mod kernel_log;
 mod lock;
 pub mod pins;
 pub mod port;
+pub mod redirect;
 
 use std::{collections::BTreeMap, io, net::SocketAddr, sync::Arc};
 

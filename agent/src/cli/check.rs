@@ -16,6 +16,7 @@ use crate::{
         ebpf,
         enroll::{self, Cgroup, PROGRAMS},
         pins,
+        redirect::selftest,
     },
     config::{CaptureMode, Config, Enroll},
     sys,
@@ -27,6 +28,9 @@ pub struct Args {
     /// Also check what this configuration asks for
     #[arg(short, long, value_name = "FILE")]
     pub config: Option<PathBuf>,
+    /// Only try out what redirecting does to sockets here: the self-test that `redirect: auto` follows
+    #[arg(long)]
+    pub redirect: bool,
     /// How to print it
     #[arg(short, long, value_name = "FORMAT", default_value = "text")]
     pub output: Format,
@@ -69,6 +73,9 @@ pub struct Check {
 /// Runs every check and prints them; the exit code is not 0 when something is missing that the
 /// configuration asks for. An error means that the configuration could not be read.
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    if args.redirect {
+        return self_test(args.output);
+    }
     let config = args.config.as_deref().map(Config::load).transpose()?;
     let checks = all(config.as_ref());
     let ok = checks.iter().all(|c| c.state != State::Failed);
@@ -78,6 +85,17 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     };
     io::stdout().write_all(text.as_bytes())?;
     Ok(if ok { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Makes the self-test of redirecting and prints it; the exit code is not 0 when `auto` redirects nothing here.
+fn self_test(output: Format) -> anyhow::Result<ExitCode> {
+    let report = selftest::of_this_host();
+    let text = match output {
+        Format::Text => report.text(),
+        Format::Json => format!("{:#}\n", report.json()),
+    };
+    io::stdout().write_all(text.as_bytes())?;
+    Ok(if report.refusal().is_none() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// Every check of this host, and of what `config` asks for.

@@ -12,3 +12,4 @@ mod bed;
 mod connects;
 mod failures;
 mod lifecycle;
+mod semantics;

@@ -23,6 +23,10 @@ pub const LAYOUT_VERSION: u64 = 2;
 /// capability, so an enrolled program without rights cannot put it on to escape. Spells "mesh".
 pub const AGENT_MARK: u32 = 0x6d65_7368;
 
+/// Mark of the sockets on which an agent tries out what redirecting does to them: no program but the
+/// self-test's may touch those.
+pub const SELFTEST_MARK: u32 = AGENT_MARK + 1;
+
 /// Names of the maps as the kernel shows them, at most 15 bytes each.
 pub mod map {
     /// Destinations that are services.
@@ -37,6 +41,10 @@ pub mod map {
     pub const TUPLES: &str = "MESH_TUPLES";
     /// How often each outcome happened, by CPU.
     pub const COUNTERS: &str = "MESH_COUNTERS";
+    /// The self-test's sockets: reader at 0, sender at 1. Never pinned.
+    pub const SELFTEST_SOCKETS: &str = "SELFTEST_SOCKS";
+    /// The self-test's switch: 1 while the sender's bytes go straight to the reader. Never pinned.
+    pub const SELFTEST_SWITCH: &str = "SELFTEST_SWITCH";
 }
 
 /// Names of the programs as the kernel shows them, at most 15 bytes each.
@@ -51,6 +59,8 @@ pub mod program {
     pub const PEERNAME6: &str = "mesh_peername6";
     /// TCP state changes.
     pub const SOCKOPS: &str = "mesh_sockops";
+    /// Redirects the self-test's bytes.
+    pub const SELFTEST: &str = "selftest_msg";
 }
 
 /// Room in the table of services; an apply that needs more fails and says so.

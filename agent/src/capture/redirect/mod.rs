@@ -1,0 +1,3 @@
+//! Bytes that go straight from socket to socket, past TCP.
+
+pub mod selftest;
