@@ -1,19 +1,192 @@
 //! `cargo xtask bench`: figures with the machine, the kernel and the commit they belong to.
 
-use std::{fs, process::Command};
+mod cell;
+mod page;
+mod picture;
+mod quiet;
+mod rounds;
+mod rows;
+mod way;
+mod world;
 
-use anyhow::Result;
+use std::{fs, path::PathBuf, process::Command, time::Duration};
 
-use crate::sh;
+use anyhow::{Context, Result, bail};
+use clap::Subcommand;
 
-/// Runs the bench of package `tests` with this name; `args` are its own.
-pub fn run(name: &str, args: &[String]) -> Result<()> {
-    println!("machine  {}", machine());
-    println!("kernel   {}", fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim());
+use self::{
+    cell::{CELLS, Cpus},
+    way::Way,
+};
+use crate::{build, demo::guard::Guard, sh, sys};
+
+/// What the user asked for.
+#[derive(clap::Args)]
+#[command(args_conflicts_with_subcommands = true)]
+pub struct Options {
+    #[command(subcommand)]
+    named: Option<Named>,
+    #[command(flatten)]
+    ways: WayOptions,
+}
+
+#[derive(Subcommand)]
+enum Named {
+    /// Calls through the whole Motan2 line inside one process: time and allocations of a call
+    Pipeline {
+        /// Its own arguments
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
+}
+
+#[derive(clap::Args)]
+struct WayOptions {
+    /// One short round: whether everything works, not how fast
+    #[arg(long)]
+    quick: bool,
+    /// Only these: direct, port, ebpf, ebpf+redirect, kernel, kernel+joined, iptables
+    #[arg(long, value_name = "PATHS", value_delimiter = ',')]
+    only: Vec<String>,
+    /// Only these: echo, churn, bulk, http, motan2
+    #[arg(long, value_delimiter = ',')]
+    loads: Vec<String>,
+    /// Only this number of callers
+    #[arg(long)]
+    callers: Option<usize>,
+    /// Only on one CPU, or only on all
+    #[arg(long)]
+    cpus: Option<Cpus>,
+    /// Rounds; the figures are their medians
+    #[arg(long)]
+    rounds: Option<usize>,
+    /// How long one measurement lasts
+    #[arg(long, value_name = "MILLISECONDS")]
+    millis: Option<u64>,
+    /// Writes the rows there: a JSON list with one object for each, one on a line
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Writes docs/benchmarks.md and its picture
+    #[arg(long)]
+    write: bool,
+}
+
+/// What is to be measured, and how.
+struct Plan {
+    ways: Vec<Way>,
+    cells: Vec<cell::Cell>,
+    cpus: Vec<Cpus>,
+    rounds: usize,
+    /// Calls at the start of a measurement that are not counted.
+    warm: Duration,
+    measured: Duration,
+    quick: bool,
+}
+
+/// Where figures come from.
+struct Origin {
+    machine: String,
+    kernel: String,
+    commit: String,
+    day: String,
+}
+
+/// Runs what is asked for.
+pub fn run(options: &Options) -> Result<()> {
+    match &options.named {
+        Some(Named::Pipeline { args }) => pipeline(args),
+        None => ways(&options.ways),
+    }
+}
+
+fn pipeline(args: &[String]) -> Result<()> {
+    origin().print();
     println!("compiler {}", sh::read(Command::new("rustc").arg("--version").current_dir(sh::root()))?);
-    println!("commit   {}", commit());
-    let mut command = sh::cargo(["bench", "--quiet", "--package", "tests", "--bench", name, "--"]);
+    let mut command = sh::cargo(["bench", "--quiet", "--package", "tests", "--bench", "pipeline", "--"]);
     sh::run(command.args(args))
+}
+
+fn ways(options: &WayOptions) -> Result<()> {
+    let plan = plan(options)?;
+    if !sys::is_root() {
+        bail!("the benchmark makes network namespaces and control groups: run it as root");
+    }
+    build::all()?;
+    sh::run(&mut sh::cargo(["build", "--release", "--quiet", "--package", "tests", "--bin", "load"]))
+        .context("building the load failed: see the compiler's messages above")?;
+    let origin = origin();
+    origin.print();
+    println!("run      {}", world::run_name());
+    // From here on a stop signal means: in order.
+    let signals = sys::Signals::catch()?;
+    let guard = Guard::start()?;
+    let home = sys::this_network()?;
+    let all = sys::cpus()?;
+    let outcome = rounds::run(&plan, &guard, &signals);
+    // Where the rest of this process belongs, whatever became of the measurement.
+    sys::enter_network(&home)?;
+    sys::pin(&all)?;
+    guard.finish()?;
+    let outcome = outcome?;
+
+    print!("\n{}", rows::table(&outcome));
+    if let Some(file) = &options.json {
+        fs::write(file, rows::json(&outcome.rows)).with_context(|| format!("cannot write {}", file.display()))?;
+    }
+    if options.write {
+        page::write(&origin, &plan, &outcome)?;
+    }
+    if !outcome.failures.is_empty() {
+        bail!("{} measurements failed, see above", outcome.failures.len());
+    }
+    Ok(())
+}
+
+fn plan(options: &WayOptions) -> Result<Plan> {
+    let ways = match options.only.as_slice() {
+        [] => Way::ALL.to_vec(),
+        // Nothing is a ratio without the plain figure.
+        names => std::iter::once("direct")
+            .chain(names.iter().map(String::as_str).filter(|name| *name != "direct"))
+            .map(Way::named)
+            .collect::<Result<_>>()?,
+    };
+    let known = |name: &String| CELLS.iter().any(|cell| cell.load == name);
+    if let Some(name) = options.loads.iter().find(|name| !known(name)) {
+        bail!("unknown load {name:?}: expected echo, churn, bulk, http or motan2");
+    }
+    let asked = |cell: &&cell::Cell| {
+        (options.loads.is_empty() || options.loads.iter().any(|name| name == cell.load))
+            && options.callers.is_none_or(|callers| callers == cell.callers)
+    };
+    let cells: Vec<_> = CELLS.iter().filter(asked).copied().collect();
+    if cells.is_empty() {
+        bail!("no load has {} callers: echo has 1, 16 and 64", options.callers.unwrap_or(0));
+    }
+    let (rounds, warm, measured) = if options.quick { (1, 50, 100) } else { (5, 150, 500) };
+    Ok(Plan {
+        ways,
+        cells,
+        cpus: options.cpus.map_or(vec![Cpus::One, Cpus::All], |cpus| vec![cpus]),
+        rounds: options.rounds.unwrap_or(rounds).max(1),
+        warm: Duration::from_millis(warm),
+        measured: Duration::from_millis(options.millis.unwrap_or(measured).max(10)),
+        quick: options.quick,
+    })
+}
+
+impl Origin {
+    fn print(&self) {
+        println!("machine  {}", self.machine);
+        println!("kernel   {}", self.kernel);
+        println!("commit   {}", self.commit);
+    }
+}
+
+fn origin() -> Origin {
+    let day = sh::read(Command::new("date").args(["-u", "+%Y-%m-%d"])).unwrap_or_else(|_| "unknown".to_owned());
+    let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim().to_owned();
+    Origin { machine: machine(), kernel, commit: commit(), day }
 }
 
 fn machine() -> String {
@@ -29,4 +202,38 @@ fn commit() -> String {
     let changed = git(&["status", "--porcelain"]).is_ok_and(|text| !text.is_empty());
     let commit = git(&["rev-parse", "--short", "HEAD"]).unwrap_or_else(|_| "unknown".to_owned());
     if changed { format!("{commit} with local changes") } else { commit }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(clap::Parser)]
+    struct Line {
+        #[command(flatten)]
+        options: Options,
+    }
+
+    fn parse(line: &str) -> Options {
+        let words = std::iter::once("bench").chain(line.split_whitespace());
+        <Line as clap::Parser>::try_parse_from(words).unwrap().options
+    }
+
+    #[test]
+    fn the_plain_figure_is_always_measured_and_first() {
+        let plan = plan(&parse("--quick --only ebpf,direct --loads echo --callers 16").ways).unwrap();
+        assert_eq!(plan.ways, [Way::Direct, Way::Ebpf]);
+        assert_eq!(plan.cells.len(), 1);
+        assert_eq!(plan.rounds, 1);
+        assert_eq!(super::plan(&parse("").ways).unwrap().ways, Way::ALL);
+    }
+
+    #[test]
+    fn what_does_not_exist_is_named() {
+        for (line, word) in [("--only fast", "fast"), ("--loads tea", "tea"), ("--loads bulk --callers 7", "7")] {
+            let error = plan(&parse(line).ways).err().map(|e| e.to_string()).unwrap_or_default();
+            assert!(error.contains(word), "{line}: {error}");
+        }
+        assert!(matches!(parse("pipeline -- 1000").named, Some(Named::Pipeline { .. })));
+    }
 }

@@ -2,7 +2,7 @@
 
 pub mod cgroup;
 pub mod guard;
-mod process;
+pub mod process;
 mod programs;
 pub mod standin;
 

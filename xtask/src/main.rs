@@ -35,14 +35,8 @@ enum Verb {
     },
     /// Builds the eBPF object (making its tool chain below target/ if need be) and the agent
     Build,
-    /// Runs a benchmark
-    Bench {
-        /// Its name: pipeline
-        name: String,
-        /// Its own arguments
-        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
-        args: Vec<String>,
-    },
+    /// Measures the ways through the mesh beside plain loopback, or runs the benchmark that is named
+    Bench(bench::Options),
     /// Checks the import table and the other rules of this repository
     Lint {
         /// Writes the import table into docs/architecture.md first
@@ -70,7 +64,7 @@ fn main() -> ExitCode {
             let how = if ebpf == build::Ebpf::Built { "with" } else { "without" };
             println!("built {} {how} eBPF capture", build::agent().display());
         }),
-        Verb::Bench { name, args } => bench::run(&name, &args),
+        Verb::Bench(options) => bench::run(&options),
         Verb::Lint { write } => if write { lint::write_table() } else { Ok(()) }.and_then(|()| lint::run()),
         Verb::Ci => ci::run(),
         Verb::Doctor => doctor::run(),

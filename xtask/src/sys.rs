@@ -1,4 +1,4 @@
-//! The only `unsafe` of xtask: signals, process death and waiting, straight from the kernel.
+//! The only `unsafe` of xtask: signals, process death, waiting, CPUs and namespaces, straight from the kernel.
 #![allow(unsafe_code, reason = "system calls that std has no safe form for")]
 
 use std::{
@@ -156,6 +156,75 @@ pub fn pause(time: Duration) {
     let millis = i32::try_from(time.as_millis()).unwrap_or(i32::MAX);
     // SAFETY: no descriptors, and the count says none.
     unsafe { libc::poll(std::ptr::null_mut(), 0, millis) };
+}
+
+/// CPUs that this process may run on, by number.
+pub fn cpus() -> io::Result<Vec<usize>> {
+    // SAFETY: all zeroes are a valid cpu_set_t, and the call writes at most its size.
+    let set = unsafe {
+        let mut set: libc::cpu_set_t = std::mem::zeroed();
+        if libc::sched_getaffinity(0, size_of::<libc::cpu_set_t>(), &mut set) != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        set
+    };
+    // SAFETY: CPU_ISSET looks at one bit, and the number stays below the size of the set.
+    Ok((0..libc::CPU_SETSIZE as usize).filter(|cpu| unsafe { libc::CPU_ISSET(*cpu, &set) }).collect())
+}
+
+/// Lets this thread, and what it will start, run on these CPUs only.
+pub fn pin(cpus: &[usize]) -> io::Result<()> {
+    // SAFETY: the set is initialised before use; CPU_SET checks the number against the set's size.
+    unsafe {
+        let mut set: libc::cpu_set_t = std::mem::zeroed();
+        cpus.iter().for_each(|cpu| libc::CPU_SET(*cpu, &mut set));
+        check(libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &set))
+    }
+}
+
+/// Sets the nice value of this process and of what it will start.
+pub fn nice(value: i32) -> io::Result<()> {
+    // SAFETY: setpriority takes three integers.
+    unsafe { check(libc::setpriority(libc::PRIO_PROCESS, 0, value)) }
+}
+
+/// Moves this thread into a new network namespace whose loopback device is up. The namespace lives as long
+/// as the descriptor, and as what is started in it.
+pub fn new_network() -> io::Result<OwnedFd> {
+    // SAFETY: unshare takes an integer; all zeroes are a valid ifreq, the name in it ends with zero, and the
+    // two ioctls read and write no more than it.
+    unsafe {
+        check(libc::unshare(libc::CLONE_NEWNET))?;
+        let socket = std::net::UdpSocket::bind("0.0.0.0:0")?;
+        let mut request: libc::ifreq = std::mem::zeroed();
+        request.ifr_name[0] = b'l'.cast_signed();
+        request.ifr_name[1] = b'o'.cast_signed();
+        check(libc::ioctl(socket.as_raw_fd(), libc::SIOCGIFFLAGS, &mut request))?;
+        request.ifr_ifru.ifru_flags |= libc::IFF_UP as libc::c_short;
+        check(libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &mut request))?;
+    }
+    this_network()
+}
+
+/// The network namespace of this thread.
+pub fn this_network() -> io::Result<OwnedFd> {
+    Ok(File::open("/proc/thread-self/ns/net")?.into())
+}
+
+/// Moves this thread, and what it will start, into that network namespace.
+pub fn enter_network(network: &OwnedFd) -> io::Result<()> {
+    // SAFETY: setns takes two integers, and the descriptor is open.
+    unsafe { check(libc::setns(network.as_raw_fd(), libc::CLONE_NEWNET)) }
+}
+
+/// Ticks of a second in `/proc/PID/stat`.
+pub fn ticks() -> f64 {
+    // SAFETY: sysconf takes an integer.
+    unsafe { libc::sysconf(libc::_SC_CLK_TCK) as f64 }
+}
+
+fn check(result: i32) -> io::Result<()> {
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 /// Lines and columns of the terminal that standard output is, if it is one that knows.

@@ -5,7 +5,7 @@ use std::{
     io::{self, Read, Write},
     net::{SocketAddr, TcpListener, TcpStream},
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::{Child, Command, ExitStatus, Stdio},
     time::{Duration, Instant},
 };
 
@@ -77,6 +77,11 @@ impl Process {
             }
         }
         Ok(())
+    }
+
+    /// Waits for its end, at most `limit`; `None` when it still runs then.
+    pub fn wait(&mut self, limit: Duration) -> Result<Option<ExitStatus>> {
+        Ok(sys::wait_child(&mut self.child, limit)?)
     }
 
     /// Asks it and what it started to stop; by force after `limit`.

@@ -1,0 +1,157 @@
+//! The ways from a caller to its server, and the agent's configuration for each.
+
+use std::{fmt::Write as _, net::SocketAddr, path::Path};
+
+use anyhow::{Result, bail};
+
+use super::cell::PORTS;
+
+/// A way through the mesh, or past it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// No mesh: plain loopback.
+    Direct,
+    /// Callers dial the agent.
+    Port,
+    /// The connect hook brings callers to the agent; every byte goes by TCP.
+    Ebpf,
+    /// The same, and bytes go from socket to socket.
+    Redirect,
+    /// The connect hook picks the endpoint; no agent on the way.
+    Kernel,
+    /// The same, and the two programs' sockets are joined.
+    Joined,
+    /// NAT rules bring callers to the agent.
+    Iptables,
+}
+
+/// What callers dial where something captures them: an address that exists nowhere.
+const VIRTUAL: &str = "240.0.0.1";
+/// Added to a server's port where callers dial the agent.
+const DIALED: u16 = 10_000;
+/// The agent's admin API, in a namespace of its own.
+pub const ADMIN: &str = "127.0.0.1:8002";
+
+impl Way {
+    /// In the order of the table.
+    pub const ALL: &[Self] =
+        &[Self::Direct, Self::Port, Self::Ebpf, Self::Redirect, Self::Kernel, Self::Joined, Self::Iptables];
+
+    /// Its name in options, tables and JSON.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Direct => "direct",
+            Self::Port => "port",
+            Self::Ebpf => "ebpf",
+            Self::Redirect => "ebpf+redirect",
+            Self::Kernel => "kernel",
+            Self::Joined => "kernel+joined",
+            Self::Iptables => "iptables",
+        }
+    }
+
+    /// The way with this name.
+    pub fn named(name: &str) -> Result<Self> {
+        let Some(way) = Self::ALL.iter().find(|way| way.name() == name) else {
+            let names: Vec<_> = Self::ALL.iter().map(|way| way.name()).collect();
+            bail!("unknown path {name:?}: expected one of {}", names.join(", "));
+        };
+        Ok(*way)
+    }
+
+    /// Whether callers need a route towards addresses that exist nowhere: NAT comes after routing.
+    pub fn needs_route(self) -> bool {
+        self == Self::Iptables
+    }
+
+    /// What a caller of this load dials.
+    pub fn dialed(self, load: &str) -> Result<SocketAddr> {
+        let Some((_, port)) = PORTS.iter().find(|(name, _)| *name == load) else { bail!("no port for {load}") };
+        Ok(match self {
+            Self::Direct => format!("127.0.0.1:{port}"),
+            Self::Port => format!("127.0.0.1:{}", port + DIALED),
+            _ => format!("{VIRTUAL}:{port}"),
+        }
+        .parse()?)
+    }
+
+    /// The agent's configurations for this way, best first: an agent that does not know redirect has it off.
+    /// None for [`Way::Direct`]. `groups` holds the control groups `callers` and `servers`.
+    pub fn yaml(self, name: &str, groups: &Path) -> Vec<String> {
+        let callers = format!("cgroup: \"{}/callers\"", groups.display());
+        let servers = format!("cgroup: \"{}/servers\"", groups.display());
+        let capture = match self {
+            Self::Direct => vec![],
+            Self::Port => vec!["port".to_owned()],
+            Self::Ebpf => vec![
+                format!("{{mode: ebpf, redirect: off, enroll: [{{{callers}}}]}}"),
+                format!("{{mode: ebpf, enroll: [{{{callers}}}]}}"),
+            ],
+            Self::Redirect => vec![format!("{{mode: ebpf, redirect: auto, enroll: [{{{callers}}}]}}")],
+            Self::Kernel => vec![
+                format!("{{mode: ebpf, redirect: off, enroll: [{{{callers}}}]}}"),
+                format!("{{mode: ebpf, enroll: [{{{callers}}}]}}"),
+            ],
+            Self::Joined => vec![format!(
+                "{{mode: ebpf, redirect: auto, enroll: [{{{callers}, join: true}}, {{{servers}, join: true}}]}}"
+            )],
+            Self::Iptables => vec!["{mode: iptables}".to_owned()],
+        };
+        let mut services = String::new();
+        for (load, port) in PORTS {
+            // Without an agent on the way, everything is a stream of bytes.
+            let kernel = matches!(self, Self::Kernel | Self::Joined);
+            let (protocol, filters) = match *load {
+                "http" | "motan2" if !kernel => (*load, "[access_log, metrics]"),
+                _ => ("tcp", "[metrics]"),
+            };
+            // Motan2 names the service on the wire.
+            let named = if protocol == "motan2" {
+                "service: bench.Echo, group: bench".to_owned()
+            } else {
+                format!("service: {load}")
+            };
+            let reach = match self {
+                Self::Port => format!("listen: \"127.0.0.1:{}\"", port + DIALED),
+                _ => format!("address: \"{VIRTUAL}:{port}\""),
+            };
+            let path = if kernel { ", path: kernel" } else { "" };
+            _ = writeln!(
+                services,
+                "  - {{{named}, protocol: {protocol}{path}, {reach}, endpoints: [\"127.0.0.1:{port}\"], \
+                 filters: {filters}}}"
+            );
+        }
+        let yaml = |capture| {
+            format!(
+                "name: {name}\n\
+                 application: bench\n\
+                 drain: 1s\n\
+                 ports: {{admin: \"{ADMIN}\"}}\n\
+                 capture: {capture}\n\
+                 access_log: {{path: access.log}}\n\
+                 referers:\n{services}"
+            )
+        };
+        capture.iter().map(yaml).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_way_has_a_name_and_a_configuration_of_its_own() {
+        for way in Way::ALL {
+            assert_eq!(Way::named(way.name()).unwrap(), *way);
+        }
+        let yaml = |way: Way| way.yaml("bench-1", Path::new("/sys/fs/cgroup/x")).concat();
+        assert!(yaml(Way::Direct).is_empty());
+        assert!(yaml(Way::Port).contains("listen: \"127.0.0.1:17001\""));
+        assert!(yaml(Way::Ebpf).contains("address: \"240.0.0.1:7004\", endpoints: [\"127.0.0.1:7004\"]"));
+        assert!(yaml(Way::Kernel).contains("{service: http, protocol: tcp, path: kernel"));
+        assert!(yaml(Way::Joined).contains("cgroup: \"/sys/fs/cgroup/x/servers\", join: true"));
+        assert_eq!(Way::Port.dialed("http").unwrap(), "127.0.0.1:17004".parse().unwrap());
+    }
+}
