@@ -1,6 +1,11 @@
 //! Graceful stop: everyone who must finish holds a [`Drain`], and stopping waits for the last one.
 
-use std::time::Duration;
+use std::{
+    future::poll_fn,
+    pin::pin,
+    task::{Poll, Waker, ready},
+    time::Duration,
+};
 
 use tokio::sync::{mpsc, watch};
 
@@ -69,10 +74,25 @@ impl Drain {
     }
 
     async fn reached(&mut self, stage: Stage) {
-        // An error means the drainer is gone, which is a stop without a deadline: never return.
-        if self.stage.wait_for(|s| *s >= stage).await.is_err() {
-            std::future::pending::<()>().await;
-        }
+        let mut seen = self.stage.clone();
+        // Unconstrained: whenever it is pending, it has kept the waker.
+        let mut reached = pin!(tokio::task::unconstrained(self.stage.wait_for(|s| *s >= stage)));
+        let mut woken: Option<Waker> = None;
+        let mut gone = false;
+        poll_fn(|cx| {
+            // Connections ask each time they move. Asking the channel takes its lock, which the usual
+            // answer, that nothing has happened, does not need.
+            let waits = woken.as_ref().is_some_and(|waker| waker.will_wake(cx.waker()));
+            if gone || waits && matches!(seen.has_changed(), Ok(false)) {
+                return Poll::Pending;
+            }
+            seen.mark_unchanged();
+            woken = Some(cx.waker().clone());
+            // An error means the drainer is gone, which is a stop without a deadline: never ready.
+            gone = ready!(reached.as_mut().poll(cx)).is_err();
+            if gone { Poll::Pending } else { Poll::Ready(()) }
+        })
+        .await;
     }
 }
 

@@ -189,11 +189,13 @@ pub(super) struct FromEndpoint {
     lease: Option<Lease>,
     /// Trailers have come. hyper's writer stops asking after them, so it must be said.
     ended: bool,
+    /// Told with the next poll.
+    broken: Option<CallError>,
 }
 
 impl FromEndpoint {
     pub(super) fn new(inner: Incoming, lease: Lease) -> Self {
-        Self { inner, lease: Some(lease), ended: false }
+        Self { inner, lease: Some(lease), ended: false, broken: None }
     }
 
     fn over(&mut self) {
@@ -209,14 +211,23 @@ impl HttpBody for FromEndpoint {
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, CallError>>> {
         let this = &mut *self;
-        let frame = ready!(Pin::new(&mut this.inner).poll_frame(cx));
-        match frame {
+        if let Some(error) = this.broken.take() {
+            return Poll::Ready(Some(Err(error)));
+        }
+        let mut inner = Pin::new(&mut this.inner);
+        let frame = match &mut this.lease {
+            Some(lease) => lease.conn.poll_with(cx, |cx| inner.as_mut().poll_frame(cx)),
+            None => inner.poll_frame(cx),
+        };
+        match ready!(frame) {
             Some(Err(error)) => {
                 let endpoint = this.lease.take().map(|lease| lease.endpoint());
                 let kind = if is_garbage(&error) { ErrorKind::Protocol } else { ErrorKind::Reset };
                 let message = format!("the endpoint broke off in the middle of its answer: {}", chain(&error));
-                let error = CallError { endpoint, ..CallError::upstream(kind, Retry::Never, message) };
-                Poll::Ready(Some(Err(error)))
+                this.broken = Some(CallError { endpoint, ..CallError::upstream(kind, Retry::Never, message) });
+                // hyper writes out what came before only when it has to wait.
+                cx.waker().wake_by_ref();
+                Poll::Pending
             }
             Some(Ok(frame)) => {
                 this.ended = frame.is_trailers();

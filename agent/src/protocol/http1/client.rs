@@ -60,7 +60,8 @@ impl HttpConnector {
             let replayable = !matches!(req.body, Body::Stream(_));
             let message = message(req, to)?;
             let sending = message.body().sending().clone();
-            let mut error = match conn.sender.try_send_request(message).await {
+            let upgrade = matches!(&req.head, Head::Http(head) if head.upgrade.is_some());
+            let mut error = match conn.send(message, upgrade).await {
                 Ok(answer) => {
                     let lease = Lease { conn, pool: Arc::downgrade(pool), endpoint: to.addr, keep: false, sending };
                     return self.answer(to, req, answer, lease);
@@ -121,6 +122,10 @@ impl HttpConnector {
             lease.give_back();
             Body::Empty
         } else {
+            if !lease.sending.is_done() {
+                // The request must go on even while the caller does not read the answer.
+                lease.conn.detach();
+            }
             Body::Stream(FromEndpoint::new(inner, lease).boxed_unsync())
         };
         let head = HttpResponseHead { status, headers: head.headers, upgrade };

@@ -1,15 +1,23 @@
 //! Connections to one endpoint that wait for the next request.
 
 use std::{
+    future::poll_fn,
     io,
     net::SocketAddr,
-    pin::Pin,
+    pin::{Pin, pin},
     sync::{Arc, Weak},
-    task::{Context, Poll, ready},
+    task::{Context, Poll, Waker, ready},
     time::Duration,
 };
 
-use hyper::client::conn::http1::{Builder, Connection, SendRequest};
+use http::{Request, Response};
+use hyper::{
+    body::Incoming,
+    client::conn::{
+        TrySendError,
+        http1::{Builder, Connection, SendRequest},
+    },
+};
 use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
 use tokio::{
@@ -26,12 +34,39 @@ use crate::{config, endpoint::Endpoint};
 /// It is a matter of a task being scheduled; one that takes longer is stuck.
 const READY_WAIT: Duration = Duration::from_millis(100);
 
+/// How long a connection must have been idle before someone waits for its end. Busy ones are used again
+/// before that, and the next call looks itself.
+const WATCH_AFTER: Duration = Duration::from_millis(500);
+
 /// Connections to one endpoint.
 pub(super) struct Pool {
     max_idle: usize,
     idle_timeout: Duration,
+    idle: Mutex<Idle>,
+}
+
+#[derive(Default)]
+struct Idle {
     /// The one used last is at the end and taken first, so that surplus ones time out.
-    idle: Mutex<Vec<Conn>>,
+    conns: Vec<Waiting>,
+    keeper: Keeper,
+}
+
+/// A connection that nobody uses.
+struct Waiting {
+    conn: Conn,
+    since: Instant,
+}
+
+/// The task that closes idle connections: one for a pool, and only while there are any.
+#[derive(Default)]
+enum Keeper {
+    #[default]
+    None,
+    /// Looks again within [`WATCH_AFTER`].
+    Looking,
+    /// Watches all there are and must be told of new ones.
+    Watching(Waker),
 }
 
 impl Pool {
@@ -49,71 +84,132 @@ impl Pool {
     /// A connection that was used before and looks good.
     pub(super) async fn take(&self) -> Option<Conn> {
         loop {
-            let mut conn = self.idle.lock().pop()?;
-            *conn.idle_since.lock() = None;
+            let mut conn = self.idle.lock().conns.pop()?.conn;
+            // Without anyone to wake: who sends the next request polls it again.
+            conn.driver.drive(&mut Context::from_waker(Waker::noop()));
             if conn.sender.is_ready() {
                 return Some(conn);
             }
-            if !conn.sender.is_closed()
-                && matches!(tokio::time::timeout(READY_WAIT, conn.sender.ready()).await, Ok(Ok(())))
-            {
+            if !conn.sender.is_closed() && matches!(tokio::time::timeout(READY_WAIT, conn.ready()).await, Ok(true)) {
                 return Some(conn);
             }
         }
     }
 
     /// Puts a connection on which nothing is under way back, or closes it when there are enough.
-    pub(super) fn put(&self, conn: Conn) {
+    pub(super) fn put(self: &Arc<Self>, conn: Conn) {
         if self.max_idle == 0 || self.idle_timeout.is_zero() || conn.sender.is_closed() {
             return;
         }
-        *conn.idle_since.lock() = Some(Instant::now());
-        let surplus = {
+        let waiting = Waiting { conn, since: Instant::now() };
+        let (surplus, keeper) = {
             let mut idle = self.idle.lock();
-            if idle.len() >= self.max_idle {
-                idle.retain(|conn| !conn.sender.is_closed());
+            let Idle { conns, keeper } = &mut *idle;
+            if conns.len() >= self.max_idle {
+                conns.retain(|waiting| !waiting.conn.sender.is_closed());
             }
-            let surplus = (idle.len() >= self.max_idle).then(|| idle.remove(0));
-            idle.push(conn);
-            surplus
+            let surplus = (conns.len() >= self.max_idle).then(|| conns.remove(0));
+            conns.push(waiting);
+            let keeper = match keeper {
+                Keeper::Looking => None,
+                _ => Some(std::mem::replace(keeper, Keeper::Looking)),
+            };
+            (surplus, keeper)
         };
         drop(surplus);
+        match keeper {
+            Some(Keeper::Watching(waker)) => waker.wake(),
+            Some(_) => drop(tokio::spawn(keep(Arc::downgrade(self)))),
+            None => {}
+        }
     }
 
     /// Speaks HTTP on a connection just opened.
     pub(super) async fn open(&self, builder: &Builder, io: TcpStream) -> hyper::Result<Conn> {
         let io = TokioIo::new(ToServer { io, broken: None });
         let (sender, connection) = builder.handshake(io).await?;
-        let idle_since = Arc::new(Mutex::new(None));
-        let driver = tokio::spawn(drive(connection, idle_since.clone(), self.idle_timeout));
-        Ok(Conn { sender, driver: Driver(Some(driver)), idle_since })
+        Ok(Conn { driver: Driver::User(Box::new(connection)), sender })
+    }
+
+    /// Closes connections whose time is over or whose endpoint has ended them, and waits for the next.
+    /// Returns when to look again, or that there is nothing to keep.
+    fn look(&self, cx: &mut Context<'_>) -> Option<Instant> {
+        let now = Instant::now();
+        let mut next = None;
+        let mut all_watched = true;
+        let mut idle = self.idle.lock();
+        let Idle { conns, keeper } = &mut *idle;
+        let over = |waiting: &mut Waiting| {
+            let end = waiting.since + self.idle_timeout;
+            let watch = waiting.since + WATCH_AFTER;
+            let wait = if now < watch {
+                all_watched = false;
+                end.min(watch)
+            } else {
+                waiting.conn.driver.drive(cx);
+                end
+            };
+            let over = end <= now || waiting.conn.sender.is_closed();
+            if !over {
+                next = Some(next.map_or(wait, |next: Instant| next.min(wait)));
+            }
+            over
+        };
+        let ended: Vec<_> = conns.extract_if(.., over).collect();
+        *keeper = match next {
+            None => Keeper::None,
+            Some(_) if all_watched => Keeper::Watching(cx.waker().clone()),
+            Some(_) => Keeper::Looking,
+        };
+        // Sockets are closed without the lock.
+        drop(idle);
+        drop(ended);
+        next
     }
 
     #[cfg(test)]
     pub(super) fn idle(&self) -> usize {
-        self.idle.lock().len()
+        self.idle.lock().conns.len()
     }
 }
+
+/// Keeps the idle connections of a pool until there are none, or no pool.
+async fn keep(pool: Weak<Pool>) {
+    let mut look = pin!(tokio::time::sleep(WATCH_AFTER));
+    poll_fn(|cx| {
+        loop {
+            let Some(next) = pool.upgrade().and_then(|pool| pool.look(cx)) else { return Poll::Ready(()) };
+            look.as_mut().reset(next);
+            ready!(look.as_mut().poll(cx));
+        }
+    })
+    .await;
+}
+
+type ToHyper = Connection<TokioIo<ToServer>, ToEndpoint>;
 
 /// A connection. Dropping it closes it, whatever is under way.
 pub(super) struct Conn {
-    pub(super) sender: SendRequest<ToEndpoint>,
+    // First, because a driver that is gone needs not be told that the sender is.
     driver: Driver,
-    idle_since: Arc<Mutex<Option<Instant>>>,
+    sender: SendRequest<ToEndpoint>,
 }
 
-impl Conn {
-    /// Lets go of a connection that is leaving HTTP: its task ends by handing the socket over.
-    pub(super) fn upgrading(mut self) {
-        self.driver.0 = None;
-    }
+/// Who moves a connection's bytes.
+enum Driver {
+    /// Whoever waits for something from it, in its own task: no task is woken in between.
+    User(Box<ToHyper>),
+    /// A task, where both directions must move although nobody waits for one of them. It ends with its
+    /// owner: no connection outlives the pool that keeps it or the answer that is read from it.
+    Task(Task),
+    /// Nobody: it has ended.
+    None,
 }
 
-/// The task that moves a connection's bytes. It ends with its owner: no connection outlives the pool
-/// that keeps it or the answer that is read from it.
-struct Driver(Option<JoinHandle<()>>);
+/// Ends its task when dropped, unless it was let go of.
+struct Task(Option<JoinHandle<()>>);
 
-impl Drop for Driver {
+impl Drop for Task {
     fn drop(&mut self) {
         if let Some(task) = &self.0 {
             task.abort();
@@ -121,35 +217,91 @@ impl Drop for Driver {
     }
 }
 
-async fn drive(
-    connection: Connection<TokioIo<ToServer>, ToEndpoint>,
-    idle_since: Arc<Mutex<Option<Instant>>>,
-    idle_timeout: Duration,
-) {
-    let mut connection = std::pin::pin!(connection.with_upgrades());
-    if idle_timeout.is_zero() {
-        let _ = connection.await;
-        return;
-    }
-    let mut look = Instant::now() + idle_timeout;
-    loop {
-        match tokio::time::timeout_at(look, &mut connection).await {
-            // Whoever waits for an answer has been told the same.
-            Ok(ended) => {
-                if let Err(error) = ended {
-                    tracing::trace!(error = %super::body::chain(&error), "connection to an endpoint ended");
-                }
-                return;
-            }
-            Err(_) => {
-                let now = Instant::now();
-                let end = idle_since.lock().map(|since| since + idle_timeout);
-                if end.is_some_and(|end| end <= now) {
-                    return;
-                }
-                look = end.unwrap_or(now + idle_timeout);
-            }
+impl Conn {
+    /// Sends a request and waits for the head of the answer. With `upgrade` the connection may leave HTTP
+    /// after it.
+    pub(super) async fn send(
+        &mut self,
+        message: Request<ToEndpoint>,
+        upgrade: bool,
+    ) -> Result<Response<Incoming>, TrySendError<Request<ToEndpoint>>> {
+        if upgrade {
+            self.detach();
         }
+        // Not held up by the budget of the task: running out of it would be told to nobody below.
+        let mut answer = pin!(tokio::task::unconstrained(self.sender.try_send_request(message)));
+        let driver = &mut self.driver;
+        poll_fn(|cx| driver.poll_with(cx, |cx| answer.as_mut().poll(cx))).await
+    }
+
+    /// Asks for what comes out of the connection, an answer's body.
+    pub(super) fn poll_with<T>(
+        &mut self,
+        cx: &mut Context<'_>,
+        ask: impl FnMut(&mut Context<'_>) -> Poll<T>,
+    ) -> Poll<T> {
+        self.driver.poll_with(cx, ask)
+    }
+
+    /// Lets a task move the bytes from now on.
+    pub(super) fn detach(&mut self) {
+        self.driver = match std::mem::replace(&mut self.driver, Driver::None) {
+            Driver::User(connection) => {
+                let task = tokio::spawn(async move { ended(connection.with_upgrades().await) });
+                Driver::Task(Task(Some(task)))
+            }
+            other => other,
+        };
+    }
+
+    /// Lets go of a connection that is leaving HTTP: its task ends by handing the socket over.
+    pub(super) fn upgrading(mut self) {
+        if let Driver::Task(task) = &mut self.driver {
+            task.0 = None;
+        }
+    }
+
+    /// Waits until the next request may be sent; false when none may.
+    async fn ready(&mut self) -> bool {
+        poll_fn(|cx| {
+            self.driver.drive(cx);
+            self.sender.poll_ready(cx)
+        })
+        .await
+        .is_ok()
+    }
+}
+
+impl Driver {
+    /// Asks for something that comes out of the connection, and moves the connection's bytes meanwhile.
+    fn poll_with<T>(&mut self, cx: &mut Context<'_>, mut ask: impl FnMut(&mut Context<'_>) -> Poll<T>) -> Poll<T> {
+        if matches!(self, Self::Task(_)) {
+            return ask(cx);
+        }
+        // It comes out of `drive` only, so that nobody needs to be woken for it.
+        let nobody = &mut Context::from_waker(Waker::noop());
+        let there = ask(nobody);
+        if there.is_ready() {
+            return there;
+        }
+        self.drive(cx);
+        ask(nobody)
+    }
+
+    fn drive(&mut self, cx: &mut Context<'_>) {
+        if let Self::User(connection) = self
+            && let Poll::Ready(end) = Pin::new(connection).poll(cx)
+        {
+            ended(end);
+            *self = Self::None;
+        }
+    }
+}
+
+fn ended(end: hyper::Result<()>) {
+    // Whoever waits for an answer has been told the same.
+    if let Err(error) = end {
+        tracing::trace!(error = %super::body::chain(&error), "connection to an endpoint ended");
     }
 }
 

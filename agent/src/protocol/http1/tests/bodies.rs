@@ -153,6 +153,37 @@ async fn an_answer_does_not_wait_for_the_request() {
 }
 
 #[tokio::test]
+async fn a_request_goes_on_while_nobody_reads_its_answer() {
+    // More than all buffers on the way hold.
+    const BYTES: usize = 16 << 20;
+    let backend = Backend::start(|_, mut peer, _| async move {
+        peer.block().await.unwrap();
+        let early = peer.seen.len();
+        let (mut from, mut to) = peer.io.split();
+        let answer = async {
+            to.write_all(format!("HTTP/1.1 200 OK\r\nContent-Length: {BYTES}\r\n\r\n").as_bytes()).await.unwrap();
+            to.write_all(&vec![b'a'; BYTES]).await.unwrap();
+        };
+        let request = async {
+            let mut left = BYTES - early;
+            let mut buf = vec![0; 1 << 16];
+            while left > 0 {
+                left -= from.read(&mut buf).await.unwrap();
+            }
+        };
+        tokio::join!(answer, request);
+    })
+    .await;
+    let mesh = backend.mesh().await;
+    let mut caller = mesh.caller().await;
+    caller.send(format!("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: {BYTES}\r\n\r\n")).await;
+    caller.send(vec![b'q'; BYTES]).await;
+    let answer = caller.message().await.unwrap();
+    assert!(answer.complete);
+    assert_eq!(answer.body.len(), BYTES);
+}
+
+#[tokio::test]
 async fn a_refused_upload_ends_with_the_answer() {
     for resets in [false, true] {
         let backend = Backend::start(move |_, mut peer, _| async move {

@@ -200,6 +200,31 @@ async fn idle_connections_are_closed_after_their_time() {
 }
 
 #[tokio::test]
+async fn connections_that_endpoints_close_do_not_stay() {
+    let backend = Backend::start(|_, mut peer, _| async move {
+        peer.message().await.unwrap();
+        peer.send(ok("done")).await;
+        // Closed when it has been idle for a while.
+        if peer.message().await.is_some() {
+            peer.send(ok("done")).await;
+            tokio::time::sleep(Duration::from_secs(5)).await;
+        }
+    })
+    .await;
+    let mesh = backend.mesh().await;
+    let mut caller = mesh.caller().await;
+    caller.ask(GET).await;
+    caller.ask(GET).await;
+    assert_eq!(mesh.pooled(), 1);
+    tokio::time::pause();
+    let started = tokio::time::Instant::now();
+    while mesh.pooled() > 0 {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        assert!(started.elapsed() < Duration::from_secs(20), "long before its own time it is gone");
+    }
+}
+
+#[tokio::test]
 async fn an_endpoint_that_leaves_finishes_its_answers_and_keeps_no_connection() {
     let (finish, finished) = tokio::sync::watch::channel(false);
     let backend = Backend::start(move |_, mut peer, requests| {
