@@ -2,6 +2,7 @@
 
 mod cell;
 mod page;
+mod peers;
 mod picture;
 mod quiet;
 mod rounds;
@@ -48,6 +49,9 @@ struct WayOptions {
     /// Only these: direct, port, ebpf, ebpf+redirect, kernel, kernel+joined, iptables
     #[arg(long, value_name = "PATHS", value_delimiter = ',')]
     only: Vec<String>,
+    /// Other proxies beside the mesh: haproxy, nginx, envoy, motan-go. What is missing is installed
+    #[arg(long, value_name = "PEERS", value_delimiter = ',')]
+    with: Vec<String>,
     /// Only these: echo, churn, bulk, http, motan2
     #[arg(long, value_delimiter = ',')]
     loads: Vec<String>,
@@ -143,7 +147,7 @@ fn ways(options: &WayOptions) -> Result<()> {
 }
 
 fn plan(options: &WayOptions) -> Result<Plan> {
-    let ways = match options.only.as_slice() {
+    let mut ways = match options.only.as_slice() {
         [] => Way::ALL.to_vec(),
         // Nothing is a ratio without the plain figure.
         names => std::iter::once("direct")
@@ -151,6 +155,9 @@ fn plan(options: &WayOptions) -> Result<Plan> {
             .map(Way::named)
             .collect::<Result<_>>()?,
     };
+    for name in &options.with {
+        ways.push(Way::peer(name)?);
+    }
     let known = |name: &String| CELLS.iter().any(|cell| cell.load == name);
     if let Some(name) = options.loads.iter().find(|name| !known(name)) {
         bail!("unknown load {name:?}: expected echo, churn, bulk, http or motan2");
@@ -230,7 +237,12 @@ mod tests {
 
     #[test]
     fn what_does_not_exist_is_named() {
-        for (line, word) in [("--only fast", "fast"), ("--loads tea", "tea"), ("--loads bulk --callers 7", "7")] {
+        for (line, word) in [
+            ("--only fast", "fast"),
+            ("--loads tea", "tea"),
+            ("--with squid", "squid"),
+            ("--loads bulk --callers 7", "7"),
+        ] {
             let error = plan(&parse(line).ways).err().map(|e| e.to_string()).unwrap_or_default();
             assert!(error.contains(word), "{line}: {error}");
         }

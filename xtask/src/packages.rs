@@ -15,6 +15,7 @@ use crate::{sh, sys};
 /// Programs that tests and the demo use, and the Debian packages that have them, best first.
 pub const PROGRAMS: &[(&str, &[&str])] = &[
     ("nginx", &["nginx-light", "nginx"]),
+    ("haproxy", &["haproxy"]),
     ("redis-server", &["redis-server"]),
     ("redis-cli", &["redis-tools"]),
     ("redis-benchmark", &["redis-tools"]),

@@ -72,6 +72,7 @@ fn color(way: Way) -> &'static str {
         Way::Kernel => "#74c476",
         Way::Joined => "#238b45",
         Way::Iptables => "#d94801",
+        Way::Haproxy | Way::Nginx | Way::Envoy | Way::MotanGo => "#9e9ac8",
     }
 }
 

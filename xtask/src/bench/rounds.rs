@@ -7,6 +7,7 @@ use anyhow::{Context, Result, bail};
 use super::{
     Plan,
     cell::{Cell, Cpus},
+    peers,
     quiet::Watch,
     rows::{Outcome, Row},
     way::Way,
@@ -29,6 +30,9 @@ pub fn run(plan: &Plan, guard: &Guard, signals: &sys::Signals) -> Result<Outcome
     let ground = Ground { guard, signals, dir: &dir, top: &top };
     let _first = (!plan.quick).then(First::ask);
     let mut outcome = Outcome::new(plan.rounds);
+    let missing = peers::provide(&plan.ways);
+    let ways: Vec<_> = plan.ways.iter().copied().filter(|way| missing.iter().all(|(other, _)| other != way)).collect();
+    missing.into_iter().for_each(|(way, why)| outcome.unavailable(way, why));
     let mut watch = Watch::new();
     let all = sys::cpus()?;
     for cpus in &plan.cpus {
@@ -38,7 +42,7 @@ pub fn run(plan: &Plan, guard: &Guard, signals: &sys::Signals) -> Result<Outcome
         };
         sys::pin(&used)?;
         let mut worlds = Vec::new();
-        let measured = start(plan, used.len(), &ground, &mut worlds, &mut outcome)
+        let measured = start(&ways, used.len(), &ground, &mut worlds, &mut outcome)
             .and_then(|()| measure(plan, (used.len(), what), &ground, (&mut worlds, &mut watch), &mut outcome));
         worlds.iter_mut().for_each(World::stop);
         measured?;
@@ -50,8 +54,8 @@ pub fn run(plan: &Plan, guard: &Guard, signals: &sys::Signals) -> Result<Outcome
     Ok(outcome)
 }
 
-fn start(plan: &Plan, cpus: usize, ground: &Ground<'_>, worlds: &mut Vec<World>, outcome: &mut Outcome) -> Result<()> {
-    for way in &plan.ways {
+fn start(ways: &[Way], cpus: usize, ground: &Ground<'_>, worlds: &mut Vec<World>, outcome: &mut Outcome) -> Result<()> {
+    for way in ways {
         let number = worlds.len();
         let name = format!("bench-{}-{cpus}-{number}", std::process::id());
         match World::start(*way, &name, ground)? {
@@ -74,6 +78,7 @@ fn measure(
     outcome: &mut Outcome,
 ) -> Result<()> {
     for cell in &plan.cells {
+        let mut worlds: Vec<_> = worlds.iter_mut().filter(|world| world.way.carries(cell.load)).collect();
         eprintln!("{what}: {}, {} callers, {} rounds of {} ways", cell.load, cell.callers, plan.rounds, worlds.len());
         let mut samples: Vec<Vec<Option<Sample>>> = vec![Vec::new(); worlds.len()];
         let mut failed = vec![None; worlds.len()];
@@ -92,7 +97,7 @@ fn measure(
                 samples[at].push(sample.map_err(|e| failed[at] = Some(format!("{e:#}"))).ok());
             }
         }
-        report(*cell, cpus, worlds, &samples, failed, outcome);
+        report(*cell, cpus, &worlds, &samples, failed, outcome);
     }
     Ok(())
 }
@@ -100,7 +105,7 @@ fn measure(
 fn report(
     cell: Cell,
     cpus: usize,
-    worlds: &[World],
+    worlds: &[&mut World],
     samples: &[Vec<Option<Sample>>],
     failed: Vec<Option<String>>,
     outcome: &mut Outcome,

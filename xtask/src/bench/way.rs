@@ -23,12 +23,20 @@ pub enum Way {
     Joined,
     /// NAT rules bring callers to the agent.
     Iptables,
+    /// Callers dial HAProxy.
+    Haproxy,
+    /// Callers dial nginx.
+    Nginx,
+    /// Callers dial Envoy.
+    Envoy,
+    /// Callers dial the agent of Weibo Mesh.
+    MotanGo,
 }
 
 /// What callers dial where something captures them: an address that exists nowhere.
 const VIRTUAL: &str = "240.0.0.1";
 /// Added to a server's port where callers dial the agent.
-const DIALED: u16 = 10_000;
+pub const DIALED: u16 = 10_000;
 /// The agent's admin API, in a namespace of its own.
 pub const ADMIN: &str = "127.0.0.1:8002";
 
@@ -36,6 +44,9 @@ impl Way {
     /// In the order of the table.
     pub const ALL: &[Self] =
         &[Self::Direct, Self::Port, Self::Ebpf, Self::Redirect, Self::Kernel, Self::Joined, Self::Iptables];
+
+    /// Other proxies, measured on request.
+    pub const PEERS: &[Self] = &[Self::Haproxy, Self::Nginx, Self::Envoy, Self::MotanGo];
 
     /// Its name in options, tables and JSON.
     pub fn name(self) -> &'static str {
@@ -47,13 +58,42 @@ impl Way {
             Self::Kernel => "kernel",
             Self::Joined => "kernel+joined",
             Self::Iptables => "iptables",
+            Self::Haproxy => "haproxy",
+            Self::Nginx => "nginx",
+            Self::Envoy => "envoy",
+            Self::MotanGo => "motan-go",
+        }
+    }
+
+    /// Whether it is another proxy than ours.
+    pub fn is_peer(self) -> bool {
+        Self::PEERS.contains(&self)
+    }
+
+    /// Whether it has this load at all.
+    pub fn carries(self, load: &str) -> bool {
+        match self {
+            // Debian's packages of nginx leave its layer 4 out.
+            Self::Nginx => load == "http",
+            Self::MotanGo => load == "motan2",
+            Self::Haproxy | Self::Envoy => load != "motan2",
+            _ => true,
         }
     }
 
     /// The way with this name.
     pub fn named(name: &str) -> Result<Self> {
-        let Some(way) = Self::ALL.iter().find(|way| way.name() == name) else {
-            let names: Vec<_> = Self::ALL.iter().map(|way| way.name()).collect();
+        Self::find(Self::ALL, name)
+    }
+
+    /// The other proxy with this name.
+    pub fn peer(name: &str) -> Result<Self> {
+        Self::find(Self::PEERS, name)
+    }
+
+    fn find(all: &[Self], name: &str) -> Result<Self> {
+        let Some(way) = all.iter().find(|way| way.name() == name) else {
+            let names: Vec<_> = all.iter().map(|way| way.name()).collect();
             bail!("unknown path {name:?}: expected one of {}", names.join(", "));
         };
         Ok(*way)
@@ -69,19 +109,19 @@ impl Way {
         let Some((_, port)) = PORTS.iter().find(|(name, _)| *name == load) else { bail!("no port for {load}") };
         Ok(match self {
             Self::Direct => format!("127.0.0.1:{port}"),
-            Self::Port => format!("127.0.0.1:{}", port + DIALED),
+            way if way == Self::Port || way.is_peer() => format!("127.0.0.1:{}", port + DIALED),
             _ => format!("{VIRTUAL}:{port}"),
         }
         .parse()?)
     }
 
     /// The agent's configurations for this way, best first: an agent that does not know redirect has it off.
-    /// None for [`Way::Direct`]. `groups` holds the control groups `callers` and `servers`.
+    /// None for [`Way::Direct`] and other proxies. `groups` holds the control groups `callers` and `servers`.
     pub fn yaml(self, name: &str, groups: &Path) -> Vec<String> {
         let callers = format!("cgroup: \"{}/callers\"", groups.display());
         let servers = format!("cgroup: \"{}/servers\"", groups.display());
         let capture = match self {
-            Self::Direct => vec![],
+            Self::Direct | Self::Haproxy | Self::Nginx | Self::Envoy | Self::MotanGo => vec![],
             Self::Port => vec!["port".to_owned()],
             Self::Ebpf => vec![
                 format!("{{mode: ebpf, redirect: off, enroll: [{{{callers}}}]}}"),
@@ -95,7 +135,7 @@ impl Way {
             Self::Joined => vec![format!(
                 "{{mode: ebpf, redirect: auto, enroll: [{{{callers}, join: true}}, {{{servers}, join: true}}]}}"
             )],
-            Self::Iptables => vec!["{mode: iptables}".to_owned()],
+            Self::Iptables => vec![format!("{{mode: iptables, enroll: [{{{callers}}}]}}")],
         };
         let mut services = String::new();
         for (load, port) in PORTS {

@@ -2,6 +2,7 @@
 
 use std::{
     fs::{self, File},
+    net::SocketAddr,
     os::fd::OwnedFd,
     path::{Path, PathBuf},
     process::Command,
@@ -12,6 +13,7 @@ use anyhow::{Context, Result, bail};
 
 use super::{
     cell::{Cell, PORTS},
+    peers,
     way::{ADMIN, Way},
 };
 use crate::{
@@ -112,6 +114,11 @@ impl World {
     }
 
     fn start_agent(&mut self, name: &str, ground: &Ground<'_>) -> Result<()> {
+        if self.way.is_peer() {
+            let command = peers::command(self.way, &self.dir, sys::cpus()?.len())?;
+            let dialed = self.dialed()?;
+            return self.spawn_agent(command, ground, || dialed.iter().all(|addr| process::accepts(*addr)));
+        }
         let config = self.dir.join("mesh.yaml");
         let mut wrong = None;
         for yaml in self.way.yaml(name, &self.groups) {
@@ -134,12 +141,22 @@ impl World {
         ground.guard.watch_dir(&Path::new("/sys/fs/bpf/sockmesh").join(name))?;
         let mut command = Command::new(build::agent());
         command.args(["run", "-c"]).arg(&config).env_remove("RUST_BACKTRACE");
-        let group = cgroup::make(&self.groups.join("agent"))?;
-        let agent = Process::start("sockmesh", command, Some(&group), self.dir.join("agent.log"), ground.guard)?;
         let admin = ADMIN.parse()?;
-        self.agent.insert(agent).wait_until(ground.signals, || process::answers(admin, "/ready"))?;
+        self.spawn_agent(command, ground, || process::answers(admin, "/ready"))
+    }
+
+    fn spawn_agent(&mut self, command: Command, ground: &Ground<'_>, ready: impl Fn() -> bool) -> Result<()> {
+        let group = cgroup::make(&self.groups.join("agent"))?;
+        let agent = Process::start(self.way.name(), command, Some(&group), self.dir.join("agent.log"), ground.guard)?;
+        self.agent.insert(agent).wait_until(ground.signals, ready)?;
         self.idle = Some(self.memory());
         Ok(())
+    }
+
+    /// Everything that callers of this way dial.
+    fn dialed(&self) -> Result<Vec<SocketAddr>> {
+        let loads = PORTS.iter().map(|(load, _)| *load).filter(|load| self.way.carries(load));
+        loads.map(|load| self.way.dialed(load)).collect()
     }
 
     /// Measures once.
