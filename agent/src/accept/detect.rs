@@ -29,7 +29,7 @@ impl Acceptor {
         let raw = destination.speaking(tcp::NAME).and_then(|r| r.only());
         let dial = async {
             match &raw {
-                Some(cluster) => cluster.call(tcp::connect_request(io.peer_addr().ok())).await,
+                Some(cluster) => cluster.call(&mut tcp::connect_request(io.peer_addr().ok())).await,
                 // Several declared protocols share this address and none of them is raw: nobody is dialled.
                 None => std::future::pending().await,
             }

@@ -60,7 +60,7 @@ fn cluster(service: &str, version: &str, ports: &[u16]) -> Arc<Cluster> {
 
 async fn call(cluster: &Arc<Cluster>, method: &str) {
     let call = Call::new("web".into(), method.into());
-    let _ = cluster.call(Request { call, head: Head::None, body: Body::Full("hello".into()) }).await;
+    let _ = cluster.call(&mut Request { call, head: Head::None, body: Body::Full("hello".into()) }).await;
 }
 
 /// An API and the ends that `app` holds.

@@ -160,16 +160,18 @@ impl Cluster {
 
     /// Sends a call to an endpoint and returns the head of the answer. Dropping the future cancels it.
     ///
-    /// Filters are told the end when a streamed body is through or dropped.
-    pub async fn call(self: &Arc<Self>, mut req: Request) -> Result<Response, CallError> {
+    /// Filters are told the end when a streamed body is through or dropped. `req` is borrowed all the way to
+    /// the connector, because every stage that owned it would hold room for one more; what is left of it
+    /// afterwards is of no use.
+    pub async fn call(self: &Arc<Self>, req: &mut Request) -> Result<Response, CallError> {
         let started = Instant::now();
         req.call.deadline = started + self.timeout(&req.call.method, req.call.wire_timeout);
         self.info.stats.started.fetch_add(1, Relaxed);
-        let mut end = End::new(self, &req, started);
+        let mut end = End::new(self, req, started);
         let mut cx = CallCx { cluster: self.info.clone(), started };
-        let (entered, mut result, attempt) = match filter::enter(&self.filters, &mut cx, &mut req).await {
+        let (entered, mut result, attempt) = match filter::enter(&self.filters, &mut cx, req).await {
             Ok(()) => {
-                end.count_request(&mut req);
+                end.count_request(req);
                 let (result, attempt) = self.attempts(&cx, req, &mut end).await;
                 (self.filters.len(), result, attempt)
             }
@@ -191,7 +193,7 @@ impl Cluster {
     async fn attempts(
         &self,
         cx: &CallCx,
-        req: Request,
+        req: &mut Request,
         end: &mut End,
     ) -> (Result<Response, CallError>, Option<Attempt>) {
         let set = self.set.load_full();

@@ -108,7 +108,7 @@ fn request() -> Request {
 
 impl Bench {
     async fn call(&self) -> Result<Response, CallError> {
-        self.cluster.call(request()).await
+        self.cluster.call(&mut request()).await
     }
 
     fn attempts(&self) -> usize {
@@ -268,7 +268,8 @@ async fn a_filter_may_answer_or_wait() {
     let mut cluster = Arc::into_inner(b.cluster).unwrap();
     cluster.filters = Box::new([b.kept.clone(), Arc::new(Gate(gate))]);
     let cluster = Arc::new(cluster);
-    let call = cluster.call(request());
+    let mut request = request();
+    let call = cluster.call(&mut request);
     tokio::pin!(call);
     assert!(is_pending(&mut call).await);
     open.send_replace(true);

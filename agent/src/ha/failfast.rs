@@ -18,7 +18,7 @@ pub(super) fn build(options: &Value, _: &BuildCx) -> anyhow::Result<Arc<dyn HaSt
 }
 
 impl HaStrategy for Failfast {
-    fn call<'a>(&'a self, attempts: &'a Attempts<'a>, mut req: Request) -> BoxFuture<'a, Result<Sent, CallError>> {
-        Box::pin(async move { attempts.send(&mut req).await })
+    fn call<'a>(&'a self, attempts: &'a Attempts<'a>, req: &'a mut Request) -> BoxFuture<'a, Result<Sent, CallError>> {
+        Box::pin(async move { attempts.send(req).await })
     }
 }

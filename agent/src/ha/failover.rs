@@ -18,11 +18,11 @@ pub(super) fn build(options: &Value, _: &BuildCx) -> anyhow::Result<Arc<dyn HaSt
 }
 
 impl HaStrategy for Failover {
-    fn call<'a>(&'a self, attempts: &'a Attempts<'a>, mut req: Request) -> BoxFuture<'a, Result<Sent, CallError>> {
+    fn call<'a>(&'a self, attempts: &'a Attempts<'a>, req: &'a mut Request) -> BoxFuture<'a, Result<Sent, CallError>> {
         Box::pin(async move {
             let replayable = !matches!(req.body, Body::Stream(_));
             loop {
-                match attempts.send(&mut req).await {
+                match attempts.send(req).await {
                     Ok(sent) => {
                         let again = sent.response.status.is_failure()
                             && replayable

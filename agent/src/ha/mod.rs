@@ -32,7 +32,7 @@ pub const KINDS: &[Kind<dyn HaStrategy>] =
 pub trait HaStrategy: Send + Sync + 'static {
     /// Makes attempts until one is good enough or nothing is left to try. Dropping the future cancels
     /// the attempts in flight.
-    fn call<'a>(&'a self, attempts: &'a Attempts<'a>, req: Request) -> BoxFuture<'a, Result<Sent, CallError>>;
+    fn call<'a>(&'a self, attempts: &'a Attempts<'a>, req: &'a mut Request) -> BoxFuture<'a, Result<Sent, CallError>>;
 }
 
 /// An answer with the guard that counts its endpoint as busy until the body is through.

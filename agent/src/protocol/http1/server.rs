@@ -200,7 +200,7 @@ impl Session {
             body = gather(body).await?;
         }
         let head = Head::Http(Box::new(HttpHead { method, uri, headers, upgrade }));
-        let result = cluster.call(Request { call, head, body }).await;
+        let result = cluster.call(&mut Request { call, head, body }).await;
         let endpoint = result.as_ref().map_or_else(|error| error.endpoint, |response| response.endpoint);
         self.live.called(&cluster.info.service, endpoint);
         result

@@ -122,23 +122,27 @@ impl Reader {
 }
 
 /// Carries a call to its end.
-pub(super) async fn carry(incoming: Incoming) -> Done {
-    let Incoming { ticket, cluster, mut req, limit } = incoming;
-    if let (Head::Motan2(head), Body::Full(body)) = (&mut req.head, &mut req.body)
-        && head.gzip
-    {
-        match gzip::unpack(body.clone(), limit).await {
-            Ok(unpacked) => (*body, head.gzip) = (unpacked, false),
-            // Passed on as it is: perhaps the endpoint can make sense of it.
-            Err(gzip::NotUnpacked::Broken) => {}
-            Err(gzip::NotUnpacked::TooLarge) => {
-                let message = format!("the body unpacks to more than {limit} bytes (limits.content_bytes)");
-                return Done { result: Err(CallError::downstream(ErrorKind::TooLarge, message)), ticket };
+#[expect(clippy::manual_async_fn, reason = "an `async fn` would keep its argument beside what it makes of it")]
+pub(super) fn carry(mut incoming: Incoming) -> impl Future<Output = Done> {
+    async move {
+        if let (Head::Motan2(head), Body::Full(body)) = (&mut incoming.req.head, &mut incoming.req.body)
+            && head.gzip
+        {
+            match gzip::unpack(body.clone(), incoming.limit).await {
+                Ok(unpacked) => (*body, head.gzip) = (unpacked, false),
+                // Passed on as it is: perhaps the endpoint can make sense of it.
+                Err(gzip::NotUnpacked::Broken) => {}
+                Err(gzip::NotUnpacked::TooLarge) => {
+                    let limit = incoming.limit;
+                    let message = format!("the body unpacks to more than {limit} bytes (limits.content_bytes)");
+                    let result = Err(CallError::downstream(ErrorKind::TooLarge, message));
+                    return Done { result, ticket: incoming.ticket };
+                }
             }
         }
+        let result = incoming.cluster.call(&mut incoming.req).await;
+        Done { result, ticket: incoming.ticket }
     }
-    let result = cluster.call(req).await;
-    Done { result, ticket }
 }
 
 /// Services of the receiving process itself. The agent has one: what callers weigh endpoints by, which

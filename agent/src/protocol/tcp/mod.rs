@@ -104,7 +104,7 @@ async fn reach(route: &Route, peer: SocketAddr) -> Result<Response, CallError> {
         let message = "no service behind this address any more";
         return Err(CallError::mesh(crate::call::ErrorKind::NoCluster, message));
     };
-    cluster.call(connect_request(Some(peer))).await
+    cluster.call(&mut connect_request(Some(peer))).await
 }
 
 /// Dials: for raw TCP an open connection is the answer.
