@@ -4,7 +4,7 @@ use std::{io::IsTerminal, path::PathBuf, process::ExitCode};
 
 use agent::{
     app,
-    cli::{check, commands, config, lists, stat},
+    cli::{check, commands, config, enroll, lists, stat},
 };
 use clap::{Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
@@ -35,6 +35,10 @@ enum Verb {
     Endpoints(lists::Args),
     /// List connections of programs that exist now
     Sockets(lists::Args),
+    /// Enroll programs while the agent runs, confirm that, or list who is enrolled
+    Enroll(enroll::Args),
+    /// Enroll programs no more, while the agent runs
+    Release(enroll::ReleaseArgs),
     /// Apply the changed configuration file as a whole or not at all
     Reload(commands::Args),
     /// Stop the agent gracefully
@@ -77,6 +81,8 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Verb::Stat(args) => stat::run(args),
         Verb::Endpoints(args) => lists::endpoints(args),
         Verb::Sockets(args) => lists::sockets(args),
+        Verb::Enroll(args) => enroll::enroll(args),
+        Verb::Release(args) => enroll::release(args),
         Verb::Reload(args) => commands::reload(args),
         Verb::Drain(args) => commands::drain(args),
         Verb::Version(args) => commands::version(args),

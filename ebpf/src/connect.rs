@@ -18,6 +18,7 @@ use ebpf_common::{
     normalise, now_stale, words,
 };
 
+use crate::enrolled;
 use crate::maps::{MESH_LISTENERS, MESH_TUPLES, control_slot, count, create_origin, forget_origin, origin_of, service};
 
 const PASS: i32 = 1;
@@ -96,6 +97,7 @@ fn capture(ctx: &SockAddrContext, addr: Address, port: u16) -> Result<u16, Outco
     }
 
     let Some(service) = service(addr, port) else { return Err(Outcome::NotService) };
+    let _workload = enrolled::workload(netns)?;
     let (Some(beat), Some(stale_after), Some(draining)) =
         (control_slot(control::BEAT_NS), control_slot(control::STALE_AFTER_NS), control_slot(control::DRAINING))
     else {
@@ -112,7 +114,7 @@ fn capture(ctx: &SockAddrContext, addr: Address, port: u16) -> Result<u16, Outco
         v6: normalise(&addr).is_none(),
         bound_device,
     };
-    let listener = admission.decide()?;
+    let listener = admission.decide().inspect_err(|outcome| enrolled::unserved(*outcome, netns, ctx.tgid()))?;
 
     // SAFETY: helpers without side effects.
     let (cgroup, cookie) = unsafe { (bpf_get_current_cgroup_id(), bpf_get_socket_cookie(ctx.as_ptr())) };

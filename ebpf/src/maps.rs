@@ -9,7 +9,8 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use ebpf_common::{
-    Listener, MAX_LISTENERS, MAX_SERVICES, MAX_TUPLES, Origin, Outcome, Service, ServiceKey, TupleKey, control,
+    Listener, MAX_LISTENERS, MAX_MEMBERS, MAX_SERVICES, MAX_STRANGERS, MAX_TUPLES, MAX_WORKLOADS, Origin, Outcome,
+    Service, ServiceKey, TupleKey, Workload, control,
 };
 
 /// Destinations that are services. Written by the agent.
@@ -33,6 +34,23 @@ pub static MESH_ORIGINS: SkStorage<Origin> = SkStorage::new();
 /// sockops, taken away by the agent at accept; what is never accepted the agent removes by age.
 #[btf_map]
 pub static MESH_TUPLES: HashMap<TupleKey, Origin, MAX_TUPLES> = HashMap::new();
+
+/// Enrolled control groups by number, where hooks must ask who calls. Written by the agent.
+#[btf_map]
+pub static MESH_WORKLOADS: HashMap<u64, Workload, MAX_WORKLOADS> = HashMap::new();
+
+/// Enrolled users. Written by the agent.
+#[btf_map]
+pub static MESH_UIDS: HashMap<u32, Workload, MAX_MEMBERS> = HashMap::new();
+
+/// Enrolled network namespaces by cookie. Written by the agent.
+#[btf_map]
+pub static MESH_NETNS: HashMap<u64, Workload, MAX_MEMBERS> = HashMap::new();
+
+/// Network namespaces in which the agent does not listen, with a process there that wanted it to. Written by
+/// the connect hooks, taken away by the agent.
+#[btf_map]
+pub static MESH_STRANGERS: HashMap<u64, u32, MAX_STRANGERS> = HashMap::new();
 
 /// How often each outcome happened. Written by every program.
 #[btf_map]

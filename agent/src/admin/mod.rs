@@ -1,5 +1,6 @@
 //! The agent's own HTTP API: what it does, how it goes, and the few commands.
 
+mod enrolled;
 mod export;
 mod process;
 mod routes;
@@ -11,7 +12,7 @@ use std::{
     collections::HashMap,
     path::PathBuf,
     sync::Arc,
-    time::{Instant, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
 use arc_swap::ArcSwap;
@@ -23,8 +24,9 @@ pub use self::server::serve;
 
 use crate::{
     call::Text,
-    capture::Capture,
+    capture::{Capture, enroll::Roster},
     cluster::Cluster,
+    config::Who,
     metrics::{AccessLogWriter, AgentCounters, LiveTable},
 };
 
@@ -46,6 +48,10 @@ pub struct Handles {
     pub live: Arc<LiveTable>,
     /// The capture in use, for its name and counters.
     pub capture: Arc<dyn Capture>,
+    /// Who is enrolled.
+    pub enrolled: Arc<ArcSwap<Roster>>,
+    /// Where the agent listens besides its own network namespace.
+    pub spaces: Arc<ArcSwap<Vec<view::Space>>>,
     /// Why this capture was chosen.
     pub capture_reason: String,
     /// The configuration in use.
@@ -66,6 +72,12 @@ pub enum Command {
     /// Read the configuration again and apply it as a whole or not at all. Answers what changed, or
     /// all mistakes.
     Reload(oneshot::Sender<Result<String, String>>),
+    /// Enroll somebody, for the given time unless it is confirmed. Answers what was done.
+    Enroll(Who, Option<Duration>, oneshot::Sender<Result<String, String>>),
+    /// Confirm somebody who was enrolled for a time, or all of them.
+    Confirm(Option<Who>, oneshot::Sender<Result<String, String>>),
+    /// Enroll somebody no more.
+    Release(Who, oneshot::Sender<Result<String, String>>),
     /// Stop gracefully, as on SIGTERM.
     Drain,
 }

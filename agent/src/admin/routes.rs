@@ -17,7 +17,13 @@ use parking_lot::Mutex;
 use serde::Serialize;
 use tokio::sync::{mpsc::error::TrySendError, oneshot};
 
-use super::{Command, Handles, export, process::Process, stat, view};
+use super::{
+    Command, Handles,
+    enrolled::{self, Asked},
+    export,
+    process::Process,
+    stat, view,
+};
 use crate::metrics::{prometheus, window::Windows};
 
 /// No request has a body worth reading.
@@ -35,9 +41,13 @@ pub(super) const ROUTES: &[(Method, &str, &str)] = &[
     (Method::GET, "/stat", "rates, success and latency of services and their endpoints"),
     (Method::GET, "/endpoints", "endpoints, whether they are in rotation and why not"),
     (Method::GET, "/sockets", "connections of programs that exist now"),
+    (Method::GET, "/enrolled", "who is enrolled, since when, and what that stands for now"),
     (Method::GET, "/config", "the configuration in use and how connections are captured"),
     (Method::GET, "/version", "version of the running agent"),
     (Method::POST, "/reload", "applies the configuration file as it is now, as a whole or not at all"),
+    (Method::POST, "/enroll", "enrolls `?what=`, with `&confirm_within=` for a time unless confirmed"),
+    (Method::POST, "/confirm", "confirms `?what=`, or all that wait for it"),
+    (Method::POST, "/release", "enrolls `?what=` no more"),
     (Method::POST, "/drain", "stops gracefully"),
 ];
 
@@ -114,10 +124,10 @@ impl Api {
         if Limited::new(body, BODY_BYTES).collect().await.is_err() {
             return error(StatusCode::PAYLOAD_TOO_LARGE, format!("{path} takes no body"));
         }
-        self.get(path).await
+        self.get(path, head.uri.query()).await
     }
 
-    async fn get(&self, path: &str) -> Answer {
+    async fn get(&self, path: &str, query: Option<&str>) -> Answer {
         let handles = &*self.handles;
         match path {
             "/ready" if *handles.ready.borrow() => done("ready"),
@@ -132,7 +142,9 @@ impl Api {
             "/sockets" => json(StatusCode::OK, &view::Sockets { sockets: handles.live.rows() }),
             "/config" => json(StatusCode::OK, &stat::config(handles)),
             "/version" => json(StatusCode::OK, &view::Version { version: handles.version.to_owned() }),
-            "/reload" => self.reload().await,
+            "/enrolled" => json(StatusCode::OK, &enrolled::page(handles)),
+            "/reload" => self.told(Command::Reload).await,
+            "/enroll" | "/confirm" | "/release" => self.enroll(path, query).await,
             "/drain" => self
                 .command(Command::Drain)
                 .unwrap_or_else(|| json(StatusCode::ACCEPTED, &view::Done { done: "draining".to_owned() })),
@@ -148,16 +160,35 @@ impl Api {
         }
     }
 
-    async fn reload(&self) -> Answer {
+    async fn enroll(&self, path: &str, query: Option<&str>) -> Answer {
+        let asked = Asked::read(query).and_then(|asked| {
+            let within = asked.confirm_within;
+            Ok(match path {
+                "/confirm" => (asked.who, None),
+                _ => (Some(asked.who()?), within),
+            })
+        });
+        match asked {
+            Err(wrong) => error(StatusCode::BAD_REQUEST, wrong),
+            Ok((Some(who), within)) if path == "/enroll" => {
+                self.told(|answer| Command::Enroll(who, within, answer)).await
+            }
+            Ok((Some(who), _)) if path == "/release" => self.told(|answer| Command::Release(who, answer)).await,
+            Ok((who, _)) => self.told(|answer| Command::Confirm(who, answer)).await,
+        }
+    }
+
+    /// Passes a command on and waits for what it says.
+    async fn told(&self, command: impl FnOnce(oneshot::Sender<Result<String, String>>) -> Command) -> Answer {
         let (answer, result) = oneshot::channel();
-        if let Some(busy) = self.command(Command::Reload(answer)) {
+        if let Some(busy) = self.command(command(answer)) {
             return busy;
         }
         match tokio::time::timeout(RELOAD_TIMEOUT, result).await {
             Ok(Ok(Ok(done))) => json(StatusCode::OK, &view::Done { done }),
             Ok(Ok(Err(mistakes))) => error(StatusCode::UNPROCESSABLE_ENTITY, mistakes),
             Ok(Err(_)) => error(StatusCode::SERVICE_UNAVAILABLE, "the agent is stopping"),
-            Err(_) => error(StatusCode::GATEWAY_TIMEOUT, "the reload goes on: look at /config for its end"),
+            Err(_) => error(StatusCode::GATEWAY_TIMEOUT, "it goes on: look at /config and /enrolled for its end"),
         }
     }
 }

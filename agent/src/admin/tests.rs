@@ -75,6 +75,8 @@ async fn bench(clusters: Vec<Arc<Cluster>>) -> Bench {
     let (ready, is_ready) = watch::channel(true);
     let (sender, commands) = mpsc::channel(1);
     let handles = Arc::new(Handles {
+        enrolled: Arc::default(),
+        spaces: Arc::default(),
         application: "demo".into(),
         name: "test".to_owned(),
         version: "1.2.3",

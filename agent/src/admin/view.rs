@@ -166,6 +166,51 @@ pub struct Sockets {
     pub sockets: Vec<LiveRow>,
 }
 
+/// `GET /enrolled`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Enrolled {
+    /// How connections come to the agent; only `ebpf` enrolls.
+    pub capture: String,
+    /// Entries of the configuration, then of commands.
+    pub enrolled: Vec<EnrolledRow>,
+    /// Network namespaces besides its own in which the agent listens.
+    pub namespaces: Vec<Space>,
+    /// Network namespaces that could not be entered, and why.
+    pub refused: Vec<String>,
+}
+
+/// One entry.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct EnrolledRow {
+    /// Who, as commands write it.
+    pub what: String,
+    /// `config` or `command`.
+    pub source: String,
+    /// Taken back by command, though the configuration has it.
+    pub released: bool,
+    /// For how long.
+    pub since_seconds: f64,
+    /// Time left to confirm it; absent when it need not be.
+    pub confirm_within_seconds: Option<f64>,
+    /// Control groups or namespaces that it stands for now.
+    pub matches: Vec<String>,
+    /// What an operator should know about it.
+    pub note: Option<String>,
+}
+
+/// A network namespace in which the agent listens.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Space {
+    /// Its number in the kernel.
+    pub cookie: u64,
+    /// The file by which it was found.
+    pub found_as: String,
+    /// The agent's listeners there.
+    pub listeners: Vec<SocketAddr>,
+    /// Why it does not listen on both addresses.
+    pub trouble: Option<String>,
+}
+
 /// `GET /config`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Config {

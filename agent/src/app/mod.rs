@@ -2,6 +2,7 @@
 
 mod mesh;
 mod plan;
+mod spaces;
 
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
@@ -22,11 +23,11 @@ use tokio::{
     sync::{Semaphore, mpsc, watch},
 };
 
-use self::{mesh::Mesh, plan::Plan};
+use self::{mesh::Mesh, plan::Plan, spaces::Spaces};
 use crate::{
     accept::{self, Acceptor, Target},
     admin::{self, Command, ConfigInfo, Handles},
-    capture::{self, Capture},
+    capture::{self, Capture, enroll::Roster},
     cluster::{Cluster, Parts},
     config::{self, Config},
     drain::{self, Drain, Drainer},
@@ -95,6 +96,10 @@ struct App {
     capture: Arc<dyn Capture>,
     /// Where captured connections arrive.
     captured_at: Vec<SocketAddr>,
+    /// Who is enrolled, by the configuration and by commands.
+    enrolled: Arc<ArcSwap<Roster>>,
+    /// Listeners in other network namespaces.
+    spaces: Spaces,
     info: Arc<ArcSwap<ConfigInfo>>,
     counters: Arc<AgentCounters>,
     access_log: Option<Arc<AccessLogWriter>>,
@@ -157,6 +162,11 @@ impl App {
         let table = Plan::of(&config).capture_table(&config, captured_at.clone());
         chosen.capture.apply(&table).context("cannot tell the kernel what to capture")?;
         chosen.capture.beat();
+        let enrolled = Arc::new(ArcSwap::from_pointee(Roster::of(&config.capture.enroll)));
+        let port = captured_at.first().map_or(config.ports.outbound, SocketAddr::port);
+        let mut spaces =
+            Spaces::new(chosen.capture.clone(), acceptor.clone(), captured.clone(), data.clone(), port, drain.clone());
+        spaces.update(true);
 
         let (ready, ready_rx) = watch::channel(false);
         let (commands_tx, commands) = mpsc::channel(8);
@@ -175,6 +185,8 @@ impl App {
             stale: mesh.stale.clone(),
             live,
             capture: chosen.capture.clone(),
+            enrolled: enrolled.clone(),
+            spaces: spaces.view.clone(),
             capture_reason: chosen.reason,
             config: info.clone(),
             ready: ready_rx,
@@ -203,6 +215,8 @@ impl App {
             mesh,
             capture: chosen.capture,
             captured_at,
+            enrolled,
+            spaces,
             info,
             counters,
             access_log,
@@ -219,6 +233,7 @@ impl App {
         let mut beat = tokio::time::interval(BEAT);
         beat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut seen = (self.pulse.load(Relaxed), Instant::now());
+        let mut beats = 0u64;
         loop {
             tokio::select! {
                 biased;
@@ -231,6 +246,8 @@ impl App {
                     if seen.1.elapsed() < STALLED_AFTER {
                         self.capture.beat();
                     }
+                    beats += 1;
+                    self.follow(beats);
                 }
                 _ = self.stop.term.recv() => return,
                 _ = self.stop.int.recv() => return,
@@ -245,6 +262,15 @@ impl App {
                     Command::Reload(answer) => {
                         // The asker may have gone; the reload took place all the same.
                         let _ = answer.send(self.reload());
+                    }
+                    Command::Enroll(who, trial, answer) => {
+                        let _ = answer.send(self.change_enrolled(|roster| roster.enroll(&who, trial)));
+                    }
+                    Command::Confirm(who, answer) => {
+                        let _ = answer.send(self.change_enrolled(|roster| roster.confirm(who.as_ref())));
+                    }
+                    Command::Release(who, answer) => {
+                        let _ = answer.send(self.change_enrolled(|roster| roster.release(&who)));
                     }
                     Command::Drain => return,
                 },
@@ -284,18 +310,71 @@ impl App {
             ));
         }
         self.mesh.apply(&new).map_err(|e| format!("{e:#}"))?;
-        let table = Plan::of(&new).capture_table(&new, self.captured_at.clone());
+        let mut table = Plan::of(&new).capture_table(&new, self.captured_at.clone());
+        let mut enrolled = Roster::clone(&self.enrolled.load());
+        enrolled.reload(&new.capture.enroll);
+        table.enroll = enrolled.wanted();
         if let Err(error) = self.capture.apply(&table) {
             // Back to what was in force, which the kernel had accepted before.
-            let old = Plan::of(&self.config).capture_table(&self.config, self.captured_at.clone());
+            let mut old = Plan::of(&self.config).capture_table(&self.config, self.captured_at.clone());
+            old.enroll = self.enrolled.load().wanted();
             let restored = self.mesh.apply(&self.config).and_then(|()| self.capture.apply(&old));
             let after =
                 restored.err().map(|e| format!("; restoring the old one failed too: {e:#}")).unwrap_or_default();
             return Err(format!("the kernel refused the new table: {error:#}{after}"));
         }
+        self.enrolled.store(Arc::new(enrolled));
+        self.spaces.update(true);
         let message = format!("{} services called, {} provided", new.referers.len(), new.services.len());
         self.config = new;
         Ok(message)
+    }
+
+    /// Follows who is enrolled as control groups, processes and network namespaces come and go, and takes back
+    /// what nobody confirmed.
+    fn follow(&mut self, beats: u64) {
+        let late = Roster::clone(&self.enrolled.load()).expire(Instant::now());
+        if !late.is_empty() {
+            let who: Vec<_> = late.iter().map(ToString::to_string).collect();
+            let undone = self.change_enrolled(|roster| {
+                roster.expire(Instant::now());
+                Ok(format!("{} undone: not confirmed in time", who.join(", ")))
+            });
+            if let Err(error) = undone {
+                tracing::error!(error, "an enrolment that was not confirmed cannot be undone: it is tried again");
+            }
+        }
+        if beats.is_multiple_of(5) {
+            self.capture.refresh();
+        }
+        self.spaces.update(beats.is_multiple_of(10));
+    }
+
+    /// Changes who is enrolled, as a whole or not at all. Each change leaves a line in the log.
+    fn change_enrolled(
+        &mut self,
+        change: impl FnOnce(&mut Roster) -> Result<String, String>,
+    ) -> Result<String, String> {
+        if !self.capture.can_enroll() {
+            return Err(format!(
+                "this agent captures by `{}`, which enrolls nobody: set `capture: ebpf` and restart it",
+                self.capture.name()
+            ));
+        }
+        let mut enrolled = Roster::clone(&self.enrolled.load());
+        let said = change(&mut enrolled)?;
+        let mut table = Plan::of(&self.config).capture_table(&self.config, self.captured_at.clone());
+        table.enroll = enrolled.wanted();
+        if let Err(error) = self.capture.apply(&table) {
+            table.enroll = self.enrolled.load().wanted();
+            let restored = self.capture.apply(&table);
+            let after = restored.err().map(|e| format!("; restoring who was enrolled failed too: {e:#}"));
+            return Err(format!("{error:#}{}", after.unwrap_or_default()));
+        }
+        self.enrolled.store(Arc::new(enrolled));
+        self.spaces.update(true);
+        tracing::info!(target: "audit", change = said, "who is enrolled has changed");
+        Ok(said)
     }
 
     /// Finishes what is held, takes everything back, ends.
@@ -304,6 +383,7 @@ impl App {
         self.ready.send_replace(false);
         self.capture.stop_capturing();
         self.mesh.release_drain();
+        self.spaces.release_drain();
         let finish = self.drainer.drain(self.config.drain);
         tokio::pin!(finish);
         // The beat goes on: connections that were captured before the stop must still find us alive.

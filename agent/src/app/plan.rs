@@ -128,6 +128,7 @@ pub(super) fn needs_restart(old: &Config, new: &Config) -> Vec<&'static str> {
         ("capture.mode", old.capture.mode == new.capture.mode),
         ("capture.stale_after", old.capture.stale_after == new.capture.stale_after),
         ("capture.max_connections", old.capture.max_connections == new.capture.max_connections),
+        ("capture.root", old.capture.root == new.capture.root),
         ("capture.bpffs", old.capture.bpffs == new.capture.bpffs),
         ("limits", old.limits == new.limits),
         ("threads", old.threads == new.threads),
@@ -181,6 +182,7 @@ mod tests {
                 stale_after: std::time::Duration::MAX,
                 max_connections: 1,
                 bpffs: "/other".into(),
+                root: Some("/other".into()),
                 ..old.capture.clone()
             },
             limits: config::Limits { connections: 1, ..old.limits.clone() },
@@ -190,7 +192,7 @@ mod tests {
         };
         let docs = include_str!("../../../docs/operate.md");
         let fixed = needs_restart(&old, &new);
-        assert_eq!(fixed.len(), 10);
+        assert_eq!(fixed.len(), 11);
         for name in fixed {
             assert!(docs.contains(&format!("`{name}`")), "docs/operate.md does not name `{name}`");
         }

@@ -24,13 +24,13 @@ use tracing::{Level, info};
 
 use super::{
     Capture, CaptureTable, Origin,
-    enroll::{Cgroup, Links, PROGRAMS},
+    enroll::{Matched, Members, PROGRAMS, space::Space},
     kernel_log::{self, KernelLog},
     lock::NameLock,
     pins::{Found, Pins},
 };
 use crate::{
-    config::{self, Enroll, OnAgentLoss, VirtualAddress},
+    config::{self, OnAgentLoss, VirtualAddress},
     sys::{self, BpfMap, Hook},
 };
 
@@ -55,7 +55,7 @@ pub struct Ebpf {
     counters: PerCpuArray<MapData, u64>,
     programs: Vec<(Hook, OwnedFd)>,
     /// Held while services, listeners or links change, so that two changes do not mix.
-    change: Mutex<Links>,
+    change: Mutex<Members>,
     pins: Pins,
     netns: u64,
     sweep: Mutex<Option<TupleKey>>,
@@ -81,7 +81,6 @@ impl Ebpf {
             bail!("this process lacks {missing}: run it as root, or give it CAP_BPF and CAP_NET_ADMIN");
         }
         let lock = NameLock::take(name)?;
-        let cgroups = open_all(&config.enroll)?;
         let netns = own_netns()?;
         let (pins, found) = Pins::open(&config.bpffs, name, config.max_connections)?;
         match Self::load_into(&pins, object, config, kernel_log) {
@@ -89,8 +88,12 @@ impl Ebpf {
                 let this = parts.join(pins, netns, found, lock);
                 // Attached but showing no life: connects pass until `apply`.
                 this.reset(config)?;
-                this.change.lock().set(&this.programs, &cgroups)?;
-                info!(?found, cgroups = cgroups.len(), "connect hooks attached");
+                let mut members = this.change.lock();
+                let resolved = members.resolve(&config.enroll)?;
+                let cgroups = resolved.groups();
+                members.set(&this.control, &this.programs, &config.enroll, resolved)?;
+                drop(members);
+                info!(?found, cgroups, "connect hooks attached");
                 Ok(this)
             }
             Err(e) => {
@@ -133,6 +136,14 @@ impl Ebpf {
             listeners: open(pins, map::LISTENERS)?,
             control: open(pins, map::CONTROL)?,
             tuples: open(pins, map::TUPLES)?,
+            members: Members::new(
+                open(pins, map::WORKLOADS)?,
+                open(pins, map::UIDS)?,
+                open(pins, map::NETNS)?,
+                open(pins, map::STRANGERS)?,
+                pins.links(),
+                config.root.clone(),
+            ),
             counters: PerCpuArray::try_from(counters).context("the counters have another shape")?,
             programs,
             kernel_log,
@@ -151,6 +162,10 @@ impl Ebpf {
         ] {
             self.control.insert(&slot, &value).context("cannot write the control map")?;
         }
+        // Listeners of an agent before this one are gone, in whichever network namespace.
+        for key in self.listeners.keys(ebpf_common::MAX_LISTENERS)? {
+            self.listeners.remove(&key)?;
+        }
         for key in self.tuples.keys(config.max_connections as usize)? {
             self.tuples.remove(&key)?;
         }
@@ -160,13 +175,6 @@ impl Ebpf {
     /// What was found when it was loaded.
     pub const fn found(&self) -> Found {
         self.found
-    }
-
-    /// Captures exactly the processes of these control groups from now on. Connections that exist are not
-    /// touched. An error leaves it as it was.
-    pub fn enroll(&self, enroll: &[Enroll]) -> anyhow::Result<()> {
-        let cgroups = open_all(enroll)?;
-        self.change.lock().set(&self.programs, &cgroups)
     }
 
     fn set_services(&self, destinations: &[(VirtualAddress, OnAgentLoss)]) -> anyhow::Result<()> {
@@ -202,16 +210,8 @@ impl Ebpf {
     }
 
     fn set_listeners(&self, addresses: &[SocketAddr]) -> anyhow::Result<()> {
-        let port = |v6: bool| addresses.iter().find(|a| a.is_ipv6() == v6).map_or(0, |a| a.port().to_be());
-        let listener = Listener { port4: port(false), port6: port(true) };
-        self.listeners.insert(&self.netns, &listener).context("cannot write the kernel's table of listeners")?;
-        // Another network namespace can only be that of an agent before this one.
-        for key in self.listeners.keys(ebpf_common::MAX_LISTENERS)? {
-            if key != self.netns {
-                self.listeners.remove(&key)?;
-            }
-        }
-        Ok(())
+        let listener = ports(addresses);
+        self.listeners.insert(&self.netns, &listener).context("cannot write the kernel's table of listeners")
     }
 
     /// Forgets connections that were captured and never accepted, a few per call.
@@ -243,12 +243,12 @@ impl Capture for Ebpf {
     }
 
     fn apply(&self, table: &CaptureTable) -> anyhow::Result<()> {
-        let cgroups = open_all(&table.enroll)?;
-        let links = self.change.lock();
+        let mut members = self.change.lock();
+        let resolved = members.resolve(&table.enroll)?;
         self.set_listeners(&table.listeners)?;
         self.set_services(&table.destinations)?;
-        links.set(&self.programs, &cgroups)?;
-        drop(links);
+        members.set(&self.control, &self.programs, &table.enroll, resolved)?;
+        drop(members);
         self.settled.store(true, Relaxed);
         self.beat();
         Ok(())
@@ -275,6 +275,31 @@ impl Capture for Ebpf {
             tracing::warn!(%error, "cannot tell the kernel half that the agent lives");
         }
         self.sweep(now);
+    }
+
+    fn can_enroll(&self) -> bool {
+        true
+    }
+
+    fn refresh(&self) {
+        self.change.lock().refresh(&self.control, &self.programs);
+    }
+
+    fn spaces(&self, all: bool) -> Vec<Space> {
+        self.change.lock().spaces(all)
+    }
+
+    fn set_space(&self, space: &Space, listeners: &[SocketAddr]) -> io::Result<()> {
+        if listeners.is_empty() {
+            self.listeners.remove(&space.cookie)
+        } else {
+            self.listeners.insert(&space.cookie, &ports(listeners))
+        }
+    }
+
+    fn matched(&self) -> (Vec<Matched>, Vec<String>) {
+        let members = self.change.lock();
+        (members.matched(), members.refused())
     }
 
     fn stop_capturing(&self) {
@@ -334,6 +359,7 @@ struct Parts {
     tuples: BpfMap<TupleKey, ebpf_common::Origin>,
     counters: PerCpuArray<MapData, u64>,
     programs: Vec<(Hook, OwnedFd)>,
+    members: Members,
     kernel_log: Option<KernelLog>,
 }
 
@@ -346,7 +372,7 @@ impl Parts {
             tuples: self.tuples,
             counters: self.counters,
             programs: self.programs,
-            change: Mutex::new(pins.links()),
+            change: Mutex::new(self.members),
             pins,
             netns,
             sweep: Mutex::new(None),
@@ -410,15 +436,9 @@ pub fn probe(object: &[u8]) -> anyhow::Result<aya::Ebpf> {
     loader.load(object).context("the kernel does not take the maps of the eBPF object")
 }
 
-fn open_all(enroll: &[Enroll]) -> anyhow::Result<Vec<Cgroup>> {
-    let mut all: Vec<Cgroup> = Vec::new();
-    for Enroll::Cgroup(path) in enroll {
-        let cgroup = Cgroup::open(path)?;
-        if all.iter().all(|c| c.id != cgroup.id) {
-            all.push(cgroup);
-        }
-    }
-    Ok(all)
+fn ports(addresses: &[SocketAddr]) -> Listener {
+    let port = |v6: bool| addresses.iter().find(|a| a.is_ipv6() == v6).map_or(0, |a| a.port().to_be());
+    Listener { port4: port(false), port6: port(true) }
 }
 
 /// Cookie of the network namespace that the agent listens in.

@@ -14,6 +14,7 @@ use anyhow::Context as _;
 use serde::Serialize;
 use tokio::net::TcpStream;
 
+use self::enroll::{Matched, space::Space};
 use crate::config::{CaptureMode, Config, Enroll, OnAgentLoss, VirtualAddress};
 
 /// A way to capture connections.
@@ -37,6 +38,31 @@ pub trait Capture: Send + Sync + 'static {
     /// Shows that the agent is alive; called ten times a second. Without it the kernel half sends
     /// connections directly.
     fn beat(&self) {}
+
+    /// Whether programs can be enrolled and released while the agent runs.
+    fn can_enroll(&self) -> bool {
+        false
+    }
+
+    /// Looks again who is enrolled, as control groups come and go; called twice a second. Blocks shortly.
+    fn refresh(&self) {}
+
+    /// Network namespaces besides the agent's own in which enrolled programs live: the agent should listen there.
+    /// With `all` every program is looked at, which takes longer. Blocks shortly.
+    fn spaces(&self, _all: bool) -> Vec<Space> {
+        Vec::new()
+    }
+
+    /// Brings connections made in `space` to `listeners` there, IPv4 and IPv6 loopback; with none they are left
+    /// alone.
+    fn set_space(&self, _space: &Space, _listeners: &[SocketAddr]) -> io::Result<()> {
+        Ok(())
+    }
+
+    /// What each entry of the last table stands for, and why network namespaces could not be entered.
+    fn matched(&self) -> (Vec<Matched>, Vec<String>) {
+        (Vec::new(), Vec::new())
+    }
 
     /// No further connection is captured; those that exist go on. First step of a stop.
     fn stop_capturing(&self) {}
@@ -98,7 +124,7 @@ pub fn choose(config: &Config, kernel_log: Option<tracing::Level>) -> anyhow::Re
     let load = || ebpf::Ebpf::load(&config.name, &config.capture, kernel_log);
     let captured = |ebpf| Chosen {
         capture: Arc::new(ebpf),
-        reason: format!("connect hooks on {} control group(s)", config.capture.enroll.len()),
+        reason: format!("connect hooks, {} enrolled by the configuration", config.capture.enroll.len()),
     };
     let port = |reason: String| Chosen { capture: Arc::new(port::Port), reason };
     match config.capture.mode {
@@ -133,7 +159,7 @@ mod tests {
     #[test]
     fn auto_falls_back_and_says_why() {
         let mut config = Config { name: format!("fallback-{}", std::process::id()), ..Config::default() };
-        config.capture.enroll = vec![Enroll::Cgroup("/nowhere/at/all".into())];
+        config.capture.enroll = vec![Enroll::cgroup("/nowhere/at/all")];
         let chosen = choose(&config, None).unwrap();
         assert_eq!(chosen.capture.name(), "port");
         assert!(chosen.reason.starts_with("no eBPF here: "), "{}", chosen.reason);

@@ -13,7 +13,8 @@ use std::{
 use anyhow::{Context as _, bail};
 use aya::maps::{MapInfo, MapType};
 use ebpf_common::{
-    LAYOUT_VERSION, Listener, MAX_LISTENERS, MAX_SERVICES, Origin, Outcome, Service, ServiceKey, TupleKey, control, map,
+    LAYOUT_VERSION, Listener, MAX_LISTENERS, MAX_MEMBERS, MAX_SERVICES, MAX_STRANGERS, MAX_WORKLOADS, Origin, Outcome,
+    Service, ServiceKey, TupleKey, Workload, control, map,
 };
 
 use super::enroll::Links;
@@ -46,13 +47,17 @@ pub enum Found {
 /// A map's type, size of keys and values, room.
 type Shape = (MapType, usize, usize, usize);
 
-fn shapes(max_connections: u32) -> [(&'static str, Shape); 6] {
-    [
+fn shapes(max_connections: u32) -> Vec<(&'static str, Shape)> {
+    vec![
         (map::SERVICES, (MapType::Hash, size_of::<ServiceKey>(), size_of::<Service>(), MAX_SERVICES)),
         (map::LISTENERS, (MapType::Hash, 8, size_of::<Listener>(), MAX_LISTENERS)),
         (map::CONTROL, (MapType::Array, 4, 8, control::SLOTS)),
         (map::ORIGINS, (MapType::SkStorage, 4, size_of::<Origin>(), 0)),
         (map::TUPLES, (MapType::Hash, size_of::<TupleKey>(), size_of::<Origin>(), max_connections as usize)),
+        (map::WORKLOADS, (MapType::Hash, 8, size_of::<Workload>(), MAX_WORKLOADS)),
+        (map::UIDS, (MapType::Hash, 4, size_of::<Workload>(), MAX_MEMBERS)),
+        (map::NETNS, (MapType::Hash, 8, size_of::<Workload>(), MAX_MEMBERS)),
+        (map::STRANGERS, (MapType::Hash, 8, 4, MAX_STRANGERS)),
         (map::COUNTERS, (MapType::PerCpuArray, 4, 8, Outcome::COUNT)),
     ]
 }

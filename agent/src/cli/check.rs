@@ -18,7 +18,7 @@ use crate::{
         pins,
         redirect::selftest,
     },
-    config::{CaptureMode, Config, Enroll},
+    config::{self, CaptureMode, Config, Who},
     sys,
 };
 
@@ -112,9 +112,7 @@ pub fn all(config: Option<&Config>) -> Vec<Check> {
     };
     report.host(&asked.capture.bpffs);
     report.programs();
-    for Enroll::Cgroup(path) in &asked.capture.enroll {
-        report.group(path);
-    }
+    report.enrolled(&asked.capture);
     report.ipv6();
     report.ports(asked, if config.is_some() { State::Failed } else { State::Warning });
     report.checks
@@ -235,6 +233,45 @@ impl Report {
         }
     }
 
+    /// What every entry of `capture.enroll` stands for now, and who else has the hooks there.
+    fn enrolled(&mut self, capture: &config::Capture) {
+        let missing = self.missing;
+        for entry in &capture.enroll {
+            if let (Who::Cgroup(path), false) = (&entry.who, entry.who.is_pattern()) {
+                self.group(path);
+                continue;
+            }
+            let name = format!("enrolled {}", entry.who);
+            let resolved = match enroll::resolve(std::slice::from_ref(entry), capture.root.as_deref(), |_| true) {
+                Ok(resolved) => resolved,
+                Err(e) => {
+                    self.bad(missing, name, format!("{e:#}"), "create it, or take it out of `enroll`");
+                    continue;
+                }
+            };
+            for matched in &resolved.matched {
+                let found = match &entry.who {
+                    Who::Uid(_) => "every process of this user".to_owned(),
+                    _ => format!("{} now", matched.found.len()),
+                };
+                match &matched.note {
+                    None => self.ok(&name, found),
+                    Some(note) => self.bad(State::Warning, &name, format!("{found}; {note}"), ""),
+                }
+                if !matches!(entry.who, Who::Netns(_)) {
+                    for path in &matched.found {
+                        self.group(Path::new(path));
+                    }
+                }
+            }
+        }
+        if capture.enroll.iter().any(|e| e.who.is_asked_for())
+            && let Some(root) = capture.root.clone().or_else(enroll::mount)
+        {
+            self.group(&root);
+        }
+    }
+
     /// Who else has the hooks of an enrolled control group.
     fn group(&mut self, path: &Path) {
         let missing = self.missing;
@@ -321,6 +358,7 @@ fn version(release: &str) -> Option<(u32, u32)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Enroll;
 
     #[test]
     fn kernel_releases() {
@@ -339,7 +377,7 @@ mod tests {
     #[test]
     fn what_was_asked_for_and_is_missing_fails_with_a_hint() {
         let mut config = Config::default();
-        config.capture.enroll = vec![Enroll::Cgroup("/nowhere/at/all".into())];
+        config.capture.enroll = vec![Enroll::cgroup("/nowhere/at/all")];
         let group = |config: &Config| all(Some(config)).into_iter().find(|c| c.name.contains("/nowhere")).unwrap();
         assert_eq!(group(&config).state, State::Warning, "auto copes");
         config.capture.mode = CaptureMode::Ebpf;

@@ -104,7 +104,7 @@ fn summary(text: &mut String, config: &Config) {
     line("agent", format!("{name}, application {application}, {}, drain {drain:?}", counted(*threads, "thread")));
     let ports = &config.ports;
     line("ports", format!("outbound {}, inbound {}, admin {}", ports.outbound, ports.inbound, ports.admin));
-    let enrolled = counted(config.capture.enroll.len(), "control group");
+    let enrolled = config.capture.enroll.len();
     line("capture", format!("{}, {enrolled} enrolled", mode(config.capture.mode)));
     for (name, registry) in &config.registries {
         line("registry", format!("{name} ({})", registry.kind));
@@ -234,7 +234,7 @@ mesh.yaml:4:5: referers[0]: `a/web` has no `listen`, so no program reaches it in
 mesh.yaml: good, 1 warning
   agent      sockmesh, application sockmesh, 2 threads, drain 10s
   ports      outbound 15001, inbound 15006, admin 127.0.0.1:8002
-  capture    port, 0 control groups enrolled
+  capture    port, 0 enrolled
   registry   nodes (file)
   calls      a/web (http) at 240.0.0.1 (every port), 240.0.0.2:80 -> nodes + 1 endpoint; failover, p2c, metrics
   provides   api (detected) at 0.0.0.0:8080 -> 127.0.0.1:8081; failover, p2c, no filter

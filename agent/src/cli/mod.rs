@@ -3,6 +3,7 @@
 pub mod check;
 pub mod commands;
 pub mod config;
+pub mod enroll;
 pub mod lists;
 pub mod stat;
 

@@ -201,7 +201,7 @@ fn capture(config: &Config, seen: &Seen, report: &mut Report) {
     let place = &seen.capture;
     match config.capture.mode {
         CaptureMode::Ebpf if config.capture.enroll.is_empty() => {
-            let remedy = "add `enroll: [{cgroup: /sys/fs/cgroup/...}]` under `capture`";
+            let remedy = "add `enroll: [{cgroup: /sys/fs/cgroup/...}]` under `capture`, or ask `sockmesh enroll` later";
             report.warn(place.problem("`ebpf` with nobody enrolled captures nothing", remedy));
         }
         CaptureMode::Ebpf if !captured && report.mistakes.is_empty() => {

@@ -96,6 +96,12 @@ pub(crate) const CAPTURE: Section = Section {
         ),
         key("enroll", "list of mappings", Yaml("[]"), "Whose connections are captured. Nobody's by default."),
         key(
+            "root",
+            "absolute path",
+            Says("root of the mount of cgroup v2"),
+            "Control group to which programs are attached for entries with `uid` or `netns`. Processes elsewhere are not captured by those.",
+        ),
+        key(
             "stale_after",
             "duration, 200ms to 1m",
             Yaml("900ms"),
@@ -114,13 +120,33 @@ pub(crate) const CAPTURE: Section = Section {
 /// `capture.enroll[]`.
 pub(crate) const ENROLL: Section = Section {
     path: "capture.enroll[]",
-    about: "Whose connections are captured.",
-    keys: &[key(
-        "cgroup",
-        "absolute path",
-        Required,
-        "Every process in this control group (v2) and the groups below it.",
-    )],
+    about: "Whose connections are captured: exactly one of these four in each entry.",
+    keys: &[
+        key(
+            "cgroup",
+            "absolute path",
+            Says("another of the four"),
+            "Every process in this control group (v2) and the groups below it. With `*`, `?` (within a name) or `**` (any number of names), every group that matches, also one that comes later; never a login session.",
+        ),
+        key(
+            "unit",
+            "name of a systemd unit",
+            Says("another of the four"),
+            "Every process of this unit, also when it starts later. `.service` is understood; `*` and `?` match within the name, but never a login session.",
+        ),
+        key(
+            "uid",
+            "number",
+            Says("another of the four"),
+            "Every process of this user below `capture.root`, by the number in the initial user namespace.",
+        ),
+        key(
+            "netns",
+            "absolute path",
+            Says("another of the four"),
+            "Every process below `capture.root` in the network namespace of this file, as `/run/netns/shop` or `/proc/123/ns/net`.",
+        ),
+    ],
 };
 
 /// `limits`.

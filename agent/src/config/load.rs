@@ -3,9 +3,9 @@
 use std::{path::Path, time::Duration};
 
 use super::{
-    AccessLog, Capture, CaptureMode, Config, ConfigErrors, Enroll, Limits, Ports, Problem, RegistryConfig,
+    AccessLog, Capture, CaptureMode, Config, ConfigErrors, Limits, Ports, Problem, RegistryConfig,
     checks::{self, Seen},
-    keys, kinds,
+    enroll, keys, kinds,
     node::{Data, Entry, Node},
     problem::Report,
     read::{Map, Others, Place, entries, items, join, scalar},
@@ -195,17 +195,9 @@ fn capture(node: &Node, path: &str, capture: &mut Capture, report: &mut Report) 
     map.set("stale_after", stale_after, &mut capture.stale_after, report);
     map.set("max_connections", number(1024..=4_194_304), &mut capture.max_connections, report);
     map.set("bpffs", values::absolute_path, &mut capture.bpffs, report);
-    let Some(node) = map.get("enroll") else { return };
-    for (path, node) in items(node, &map.key("enroll"), report) {
-        let Some(map) = Map::open(node, path, &[&keys::ENROLL], Others::Unknown, report) else { continue };
-        if let Some(cgroup) = map.read("cgroup", values::absolute_path, report) {
-            let enroll = Enroll::Cgroup(cgroup);
-            if capture.enroll.contains(&enroll) {
-                report.mistake(map.place("cgroup").problem("is enrolled twice", "keep one of them"));
-            } else {
-                capture.enroll.push(enroll);
-            }
-        }
+    capture.root = map.read("root", values::absolute_path, report);
+    if let Some(node) = map.get("enroll") {
+        enroll::read(node, &map.key("enroll"), &mut capture.enroll, report);
     }
 }
 

@@ -5,6 +5,7 @@
 //! with each other. Another file format would fill the same structs.
 
 mod checks;
+mod enroll;
 mod instances;
 mod keys;
 mod kinds;
@@ -20,16 +21,17 @@ mod tests;
 
 use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, time::Duration};
 
+pub use self::{
+    enroll::{Enroll, Who},
+    keys::tables,
+    load::{Loaded, load, parse},
+    problem::{ConfigErrors, Problem},
+};
 pub(crate) use self::{
     instances::{Instances, instances, registry_file},
     node::{Data, Node},
     problem::Report,
     values::duration,
-};
-pub use self::{
-    keys::tables,
-    load::{Loaded, load, parse},
-    problem::{ConfigErrors, Problem},
 };
 use crate::{call::Text, kind::Value};
 
@@ -80,6 +82,9 @@ pub struct Capture {
     pub mode: CaptureMode,
     /// Who is captured. Nothing by default.
     pub enroll: Vec<Enroll>,
+    /// Control group where the programs for users and network namespaces are attached; the root of the mount
+    /// of cgroup v2 when `None`.
+    pub root: Option<PathBuf>,
     /// Connects go directly when the agent showed no life for this long.
     pub stale_after: Duration,
     /// Room in the kernel's tables, in connections.
@@ -97,13 +102,6 @@ pub enum CaptureMode {
     Ebpf,
     /// Programs dial the agent's own listeners.
     Port,
-}
-
-/// Whose connections are captured.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Enroll {
-    /// Every process in this control group (v2) and its children.
-    Cgroup(PathBuf),
 }
 
 /// Protection of the agent from its peers.
@@ -286,6 +284,7 @@ impl Default for Capture {
         Self {
             mode: CaptureMode::Auto,
             enroll: Vec::new(),
+            root: None,
             // Killed or stopped agents must be bypassed within a second; the beat comes every 100 ms.
             stale_after: Duration::from_millis(900),
             max_connections: 65_536,

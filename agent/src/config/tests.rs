@@ -74,7 +74,7 @@ fn the_whole_schema_becomes_the_structs() {
         (config.name.as_str(), &*config.application, config.threads, config.drain),
         ("edge", "demo", 2, ms(10_000))
     );
-    assert_eq!(config.capture.enroll, [Enroll::Cgroup("/sys/fs/cgroup/unified/demo/callers".into())]);
+    assert_eq!(config.capture.enroll, [Enroll::cgroup("/sys/fs/cgroup/unified/demo/callers")]);
     assert_eq!(config.access_log.path.as_deref(), Some(Path::new("/etc/sockmesh/access.log")));
     assert_eq!(config.limits, Limits::default());
     assert_eq!(config.registries["nodes"].kind, "file");

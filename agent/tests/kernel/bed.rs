@@ -95,7 +95,8 @@ impl Bed {
         fs::create_dir_all(&bpffs).unwrap();
         let mut config = config::Capture {
             mode: config::CaptureMode::Ebpf,
-            enroll: vec![Enroll::Cgroup(enrolled.clone())],
+            enroll: vec![Enroll::cgroup(enrolled.clone())],
+            root: None,
             // The tests beat once, where they apply; a slow machine must not make that stale.
             stale_after: Duration::from_secs(600),
             max_connections: 1024,

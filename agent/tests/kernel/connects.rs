@@ -315,7 +315,7 @@ async fn nested_control_groups_capture_once() {
     need!("nested_control_groups_capture_once", "python3");
     let mut bed = Bed::new(&["240.0.0.1:80"]).await;
     let inner = bed.cgroup(&bed.enrolled, "inner");
-    bed.table.enroll.push(agent::config::Enroll::Cgroup(inner.clone()));
+    bed.table.enroll.push(agent::config::Enroll::cgroup(inner.clone()));
     bed.apply();
     let program = run_in(&inner, &["python3", "-c", CALL, "240.0.0.1", "80"]);
     serve(&bed, "240.0.0.1:80", program.pid).await;
@@ -339,7 +339,7 @@ async fn a_reload_changes_services_and_groups() {
     serve(&bed, &server.to_string(), program.pid).await;
     assert_eq!(program.done().await, format!("127.0.0.1 {port} agent"));
 
-    bed.table.enroll = vec![agent::config::Enroll::Cgroup(bed.other.clone())];
+    bed.table.enroll = vec![agent::config::Enroll::cgroup(bed.other.clone())];
     bed.apply();
     assert_eq!(to_server(&bed.enrolled).done().await, format!("127.0.0.1 {port} direct"));
     let program = to_server(&bed.other);

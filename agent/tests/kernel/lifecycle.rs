@@ -3,7 +3,12 @@
 use std::{fs, os::unix::fs::MetadataExt as _, process::Stdio, sync::Mutex, time::Duration};
 
 use agent::{
-    capture::{Capture as _, ebpf::Ebpf, enroll::PROGRAMS, pins::Found},
+    capture::{
+        Capture as _,
+        ebpf::Ebpf,
+        enroll::PROGRAMS,
+        pins::{Found, Pins},
+    },
     config::Enroll,
     sys,
 };
@@ -81,7 +86,7 @@ async fn uninstall_leaves_nothing() {
     let parent = fs::metadata(bed.config.bpffs.parent().unwrap()).unwrap().dev();
     assert_ne!(device(), parent, "it mounted the bpffs that was not there");
     let before = in_kernel(&bed);
-    assert_eq!((before.maps.len(), before.links.len()), (6, PROGRAMS.len()));
+    assert_eq!((before.maps.len(), before.links.len()), (Pins::map_names().count(), PROGRAMS.len()));
     assert_eq!(remaining(&before), before);
     let ebpf = bed.ebpf.take().unwrap();
     ebpf.uninstall().unwrap();
@@ -118,7 +123,7 @@ async fn the_agent_to_be_killed() {
     let told: Vec<&str> = told.split(' ').collect();
     let [name, bpffs, cgroup, destination, listener] = told[..] else { panic!("{told:?}") };
     let config = agent::config::Capture {
-        enroll: vec![Enroll::Cgroup(cgroup.into())],
+        enroll: vec![Enroll::cgroup(cgroup)],
         bpffs: bpffs.into(),
         stale_after: Duration::from_millis(300),
         max_connections: 1024,

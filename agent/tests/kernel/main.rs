@@ -10,6 +10,7 @@
 
 mod bed;
 mod connects;
+mod enroll;
 mod failures;
 mod lifecycle;
 mod semantics;

@@ -15,8 +15,10 @@ pub mod control {
     pub const DRAINING: u32 = 3;
     /// The agent's process.
     pub const PID: u32 = 4;
+    /// Bits of [`members`](crate::members): what hooks look at to tell who calls.
+    pub const MEMBERS: u32 = 5;
     /// How many slots there are.
-    pub const SLOTS: usize = 5;
+    pub const SLOTS: usize = 6;
 }
 
 const IPPROTO_TCP: u32 = 6;

@@ -8,12 +8,14 @@
 mod decide;
 mod outcome;
 mod types;
+mod workload;
 
 pub use decide::{
     Admission, address, control, first_look, is_redirected, is_sent_to, loopback, mapped, normalise, now_stale, words,
 };
 pub use outcome::Outcome;
 pub use types::{Address, Listener, Origin, OriginState, Service, ServiceKey, TupleKey};
+pub use workload::{MAX_DEPTH, MAX_MEMBERS, MAX_STRANGERS, MAX_WORKLOADS, Workload, members};
 
 /// Changes whenever the meaning or the shape of any pinned map changes. An agent adopts what another left
 /// behind only if this is equal.
@@ -39,6 +41,14 @@ pub mod map {
     pub const ORIGINS: &str = "MESH_ORIGINS";
     /// Origin by source address, for the agent's `accept`.
     pub const TUPLES: &str = "MESH_TUPLES";
+    /// Enrolled control groups, when the kernel must ask.
+    pub const WORKLOADS: &str = "MESH_WORKLOADS";
+    /// Enrolled users.
+    pub const UIDS: &str = "MESH_UIDS";
+    /// Enrolled network namespaces.
+    pub const NETNS: &str = "MESH_NETNS";
+    /// Network namespaces in which the agent does not listen and an enrolled program wanted it to.
+    pub const STRANGERS: &str = "MESH_STRANGERS";
     /// How often each outcome happened, by CPU.
     pub const COUNTERS: &str = "MESH_COUNTERS";
     /// The self-test's sockets: reader at 0, sender at 1. Never pinned.

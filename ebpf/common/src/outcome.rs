@@ -28,6 +28,8 @@ outcomes! {
     Own = "own",
     /// connect: the destination is no service, left alone.
     NotService = "not_service",
+    /// connect: to a service, by a program that is not enrolled, left alone.
+    NotEnrolled = "not_enrolled",
     /// connect: not TCP (UDP, SCTP, ...), left alone.
     NotTcp = "not_tcp",
     /// connect: an inner control group's hook has brought it to the agent already.

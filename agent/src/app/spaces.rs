@@ -1,0 +1,154 @@
+//! Listeners in network namespaces other than the agent's own, so that one agent serves a whole host.
+
+use std::{
+    collections::HashMap,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    path::Path,
+    sync::Arc,
+};
+
+use arc_swap::ArcSwap;
+use tokio::{runtime, sync::watch};
+
+use super::mesh;
+use crate::{
+    accept::{Acceptor, Target},
+    admin,
+    capture::{Capture, enroll::space::Space},
+    drain::Drain,
+    route::Routes,
+};
+
+/// The agent's presence in other namespaces.
+pub(super) struct Spaces {
+    capture: Arc<dyn Capture>,
+    acceptor: Arc<Acceptor>,
+    routes: Arc<ArcSwap<Routes>>,
+    data: runtime::Handle,
+    /// The port that is taken in every namespace where it is free.
+    port: u16,
+    open: HashMap<u64, Open>,
+    /// Taken when the agent stops: listeners end by their drain handle.
+    drain: Option<Drain>,
+    /// What `/enrolled` shows.
+    pub(super) view: Arc<ArcSwap<Vec<admin::view::Space>>>,
+}
+
+struct Open {
+    space: Space,
+    at: Vec<SocketAddr>,
+    /// Why it does not listen there, or not on both addresses.
+    trouble: Option<String>,
+    stops: Vec<watch::Sender<bool>>,
+}
+
+impl Spaces {
+    pub(super) fn new(
+        capture: Arc<dyn Capture>,
+        acceptor: Arc<Acceptor>,
+        routes: Arc<ArcSwap<Routes>>,
+        data: runtime::Handle,
+        port: u16,
+        drain: Drain,
+    ) -> Self {
+        let (open, view) = (HashMap::new(), Arc::default());
+        Self { capture, acceptor, routes, data, port, open, drain: Some(drain), view }
+    }
+
+    /// Listens where enrolled programs live and no longer where none do. With `all` every program is looked
+    /// at, and what failed is tried again.
+    pub(super) fn update(&mut self, all: bool) {
+        let wanted = self.capture.spaces(all);
+        let mut changed = false;
+        let gone: Vec<_> = self.open.keys().filter(|c| wanted.iter().all(|w| w.cookie != **c)).copied().collect();
+        for cookie in gone {
+            self.close(cookie);
+            changed = true;
+        }
+        for space in wanted {
+            match self.open.get(&space.cookie) {
+                None => {}
+                Some(open) if all && open.at.is_empty() => {}
+                Some(_) => continue,
+            }
+            let before = self.open.remove(&space.cookie).and_then(|open| open.trouble);
+            let cookie = space.cookie;
+            let open = self.listen(space);
+            if open.trouble.is_some() && open.trouble != before {
+                tracing::warn!(
+                    namespace = open.space.label,
+                    error = open.trouble,
+                    "programs in this network namespace connect directly where the agent does not listen"
+                );
+            }
+            self.open.insert(cookie, open);
+            changed = true;
+        }
+        if changed {
+            let mut rows: Vec<_> = self.open.values().map(Open::row).collect();
+            rows.sort_by_key(|row| row.cookie);
+            self.view.store(Arc::new(rows));
+        }
+    }
+
+    fn listen(&self, space: Space) -> Open {
+        let mut open = Open { space, at: Vec::new(), trouble: None, stops: Vec::new() };
+        let Some(drain) = &self.drain else { return open };
+        for ip in [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)] {
+            let port = self.port;
+            // Errors of a thread in there keep their text; that is all that is done with them.
+            let bound = open.space.enter(|| {
+                let bind = |port| mesh::bind(SocketAddr::new(ip, port)).map_err(std::io::Error::other);
+                if ip.is_ipv6() && !Path::new("/proc/net/if_inet6").exists() {
+                    return Err(std::io::Error::other("no IPv6"));
+                }
+                let listener = bind(port).or_else(|_| bind(0))?;
+                let at = listener.local_addr()?;
+                Ok((listener, at))
+            });
+            match bound {
+                Ok((listener, at)) => {
+                    let (stop, stopped) = watch::channel(false);
+                    let target = Target::Captured(self.routes.clone());
+                    self.data.spawn(mesh::serve(self.acceptor.clone(), listener, target, stopped, drain.clone()));
+                    open.at.push(at);
+                    open.stops.push(stop);
+                }
+                Err(error) => open.trouble = Some(format!("{ip}: {error}")),
+            }
+        }
+        if let Err(error) = self.capture.set_space(&open.space, &open.at) {
+            open.trouble = Some(format!("the kernel's table of listeners: {error}"));
+        }
+        tracing::info!(namespace = open.space.label, cookie = open.space.cookie, at = ?open.at, "listening there");
+        open
+    }
+
+    fn close(&mut self, cookie: u64) {
+        let Some(open) = self.open.remove(&cookie) else { return };
+        // First no connect is sent there any more; what was sent is still accepted.
+        if let Err(error) = self.capture.set_space(&open.space, &[]) {
+            tracing::warn!(%error, "cannot take a listener from the kernel's table");
+        }
+        for stop in &open.stops {
+            stop.send_replace(true);
+        }
+        tracing::info!(namespace = open.space.label, cookie, "nobody enrolled lives there any more");
+    }
+
+    /// Lets the drain complete: nothing here must finish.
+    pub(super) fn release_drain(&mut self) {
+        self.drain = None;
+    }
+}
+
+impl Open {
+    fn row(&self) -> admin::view::Space {
+        admin::view::Space {
+            cookie: self.space.cookie,
+            found_as: self.space.label.clone(),
+            listeners: self.at.clone(),
+            trouble: self.trouble.clone(),
+        }
+    }
+}
