@@ -197,7 +197,7 @@ sys.stdin.readline()
     let told = bed.ebpf().spaces(false);
     assert_eq!(told.len(), 1, "{told:?}");
     assert_eq!(bed.ebpf().spaces(true)[0].cookie, told[0].cookie, "found by its process as well");
-    let there = told[0].enter(|| std::fs::read_to_string("/proc/thread-self/net/dev")).unwrap();
+    let there = told[0].enter(|| fs::read_to_string("/proc/thread-self/net/dev")).unwrap();
     assert_eq!(there.lines().filter(|l| l.contains(':')).count(), 1, "only a loopback device: {there}");
     far.go_on().await;
     far.done().await;
