@@ -8,6 +8,7 @@ mod cli;
 mod demo;
 mod docs;
 mod drain;
+mod enroll;
 mod ha;
 mod http;
 mod limits;

@@ -1,0 +1,83 @@
+//! Enrolment by command and in other network namespaces, with the agent as operators run it.
+
+use host::{Agent, Backend, Cgroup, Cmd, Need, Net, agent::Settings, lacks, until};
+
+const WEB: &str = "240.0.0.1:80";
+
+fn curl(group: &Cgroup) -> Cmd {
+    Cmd::new("curl").args(["-sS", "--noproxy", "*", "--max-time", "5", "http://240.0.0.1/"]).cgroup(group)
+}
+
+/// Whether a call from `group` arrives; directly the address leads nowhere.
+fn arrives(group: &Cgroup) -> bool {
+    let said = curl(group).run();
+    said.status.success() && said.out.contains("mesh")
+}
+
+struct World {
+    callers: Cgroup,
+    agent: Agent,
+    _web: Backend,
+}
+
+impl World {
+    fn new() -> Option<Self> {
+        if lacks(&[Need::Kernel, Need::Program("curl"), Need::Program("ip")]) {
+            return None;
+        }
+        let callers = Cgroup::new("callers");
+        let web = Backend::http(|_| host::http::ok("mesh"));
+        let other = Cgroup::new("enrolled-by-the-file");
+        let settings = Settings { enroll: &[&other], ..Settings::default() };
+        let services =
+            format!("referers: [{{service: web, protocol: http, address: \"{WEB}\", endpoints: [{}]}}]\n", web.addr());
+        Some(Self { agent: Agent::with(&settings, &services), callers, _web: web })
+    }
+
+    fn enroll(&self, more: &str) -> String {
+        self.agent.cli(&format!("enroll {} {more}", self.callers.path().display())).ok()
+    }
+}
+
+#[test]
+fn enroll_without_confirmation_undoes_itself() {
+    let Some(world) = World::new() else { return };
+    assert!(!arrives(&world.callers));
+    let said = world.enroll("--confirm-within 1s");
+    assert!(said.contains("undone in 1s"), "{said}");
+    let page = world.agent.json("/enrolled");
+    assert_eq!(page["enrolled"][1]["source"], "command");
+    until("it is undone", || world.agent.log().contains("not confirmed in time"));
+    assert!(!arrives(&world.callers), "directly again");
+    world.enroll("--confirm-within 60s");
+    assert!(arrives(&world.callers));
+    assert!(world.agent.cli("enroll --confirm").ok().starts_with("confirmed /"));
+    let list = world.agent.cli("enroll").ok();
+    assert!(list.contains("config") && list.contains("command") && !list.contains("confirm within"), "{list}");
+    world.agent.cli("reload").ok();
+    assert!(arrives(&world.callers), "a reload keeps it");
+    let path = world.callers.path().display().to_string();
+    world.agent.cli(&format!("release {path}")).ok();
+    assert!(!arrives(&world.callers));
+    assert!(world.agent.cli(&format!("release {path}")).failed().contains("is not enrolled"));
+}
+
+#[test]
+fn enroll_reaches_other_network_namespaces_through_one_agent() {
+    let Some(world) = World::new() else { return };
+    world.enroll("");
+    let nets = [Net::new(), Net::new()];
+    let dir = host::Temp::new();
+    let sleep = |net: &Net| Cmd::line("sleep 300").cgroup(&world.callers).netns(net);
+    let mut living: Vec<_> = nets.iter().map(|net| sleep(net).spawn(&dir.file("sleep.log"))).collect();
+    for net in &nets {
+        until("the agent listens there", || curl(&world.callers).netns(net).run().out.contains("mesh"));
+    }
+    assert!(arrives(&world.callers), "and at home");
+    let spaces = || world.agent.json("/enrolled")["namespaces"].as_array().unwrap().len();
+    assert_eq!(spaces(), 2);
+    for sleep in &mut living {
+        sleep.stop();
+    }
+    until("it listens there no more", || spaces() == 0);
+}
