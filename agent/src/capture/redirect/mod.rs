@@ -1,3 +1,4 @@
 //! Bytes that go straight from socket to socket, past TCP.
 
+pub mod learn;
 pub mod selftest;

@@ -314,6 +314,8 @@ fn splice(lab: &mut Lab, way: Way, spoil: bool) -> anyhow::Result<String> {
     let mut pair = lab.joined(way)?;
     pair.sender.write_all(&bytes(spoil))?;
     readable(&pair.reader)?;
+    // Else it waits in the kernel, flag or no flag.
+    pair.reader.set_nonblocking(true)?;
     let (_reader, writer) = pipe()?;
     Ok(said(socket::splice(&pair.reader, &writer, 2000)))
 }
