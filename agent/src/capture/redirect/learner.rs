@@ -1,0 +1,169 @@
+//! Looks at the programs behind captured connections, one connection at a time, beside the data path.
+
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use tokio::sync::mpsc::{Receiver, Sender, channel};
+
+use super::learn::{self, File, Memory, Reason, Verdict};
+
+/// Connections that wait to be looked at; more are not worth it.
+const ROOM: usize = 256;
+/// A program may set up its socket a moment after it connected: the second look comes this much later.
+const SECOND_LOOK: Duration = Duration::from_millis(100);
+
+/// A connection of a program to the agent.
+#[derive(Clone, Copy, Debug)]
+pub struct Seen {
+    /// Process that connected, in the agent's view of processes.
+    pub pid: u32,
+    /// The program's end.
+    pub local: SocketAddr,
+    /// The agent's end, as the kernel has it.
+    pub remote: SocketAddr,
+}
+
+/// Where verdicts go.
+pub trait Table: Send + Sync + 'static {
+    /// `file`, which process `pid` runs, has a new verdict.
+    fn set(&self, file: File, pid: u32, verdict: Verdict);
+}
+
+/// Where accepted connections are shown to the learner. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Learner(Sender<Seen>);
+
+impl Learner {
+    /// Starts the learner on the current runtime, which must not be the one that moves bytes: looks read files.
+    /// It ends when the last clone of what is returned is gone.
+    pub fn start(table: Arc<dyn Table>) -> Self {
+        Self::with(table, learn::inspect)
+    }
+
+    fn with(table: Arc<dyn Table>, inspect: Inspect) -> Self {
+        let (tx, rx) = channel(ROOM);
+        tokio::spawn(learn(rx, table, inspect));
+        Self(tx)
+    }
+
+    /// A connection was accepted. Never waits: when the learner is behind, the connection is not looked at.
+    pub fn seen(&self, seen: Seen) {
+        let _ = self.0.try_send(seen);
+    }
+}
+
+/// Looks into the program file of a process.
+type Inspect = fn(u32, &Path) -> Option<Reason>;
+
+async fn learn(mut queue: Receiver<Seen>, table: Arc<dyn Table>, inspect: Inspect) {
+    let mut memory = Memory::default();
+    while let Some(seen) = queue.recv().await {
+        // A program that is gone teaches nothing.
+        let Ok((file, path)) = learn::executable(seen.pid) else { continue };
+        if !memory.wants(file, Instant::now()) {
+            continue;
+        }
+        let before = memory.verdict(file);
+        let verdict = match before {
+            None => match look_into(seen.pid, path, inspect).await {
+                Some(reason) => Some(memory.refuse(file, reason, Instant::now())),
+                None => look_at(&mut memory, file, seen).await,
+            },
+            Some(_) => look_at(&mut memory, file, seen).await,
+        };
+        if let Some(verdict) = verdict
+            && Some(verdict) != before
+        {
+            tracing::debug!(pid = seen.pid, ?file, verdict = verdict.text(), "redirect: a program was looked at");
+            table.set(file, seen.pid, verdict);
+        }
+    }
+}
+
+/// Reads the program file, which may be large, where waiting for the disk harms nobody.
+async fn look_into(pid: u32, path: PathBuf, inspect: Inspect) -> Option<Reason> {
+    let looked = tokio::task::spawn_blocking(move || inspect(pid, &path)).await;
+    looked.unwrap_or(Some(Reason::Unreadable))
+}
+
+/// Looks at the socket, twice if it is non-blocking: programs may connect so and go on blocking.
+async fn look_at(memory: &mut Memory, file: File, seen: Seen) -> Option<Verdict> {
+    let look = async || {
+        let looked = tokio::task::spawn_blocking(move || learn::is_nonblocking(seen.pid, seen.local, seen.remote));
+        looked.await.ok()?.ok()?
+    };
+    let mut nonblocking = look().await?;
+    if nonblocking {
+        tokio::time::sleep(SECOND_LOOK).await;
+        // One that is closed meanwhile was non-blocking to its end.
+        nonblocking = look().await.unwrap_or(true);
+    }
+    Some(memory.saw(file, nonblocking, Instant::now()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        net::{TcpListener, TcpStream},
+        process,
+    };
+
+    use super::*;
+
+    struct Told(Sender<(File, Verdict)>);
+
+    impl Table for Told {
+        fn set(&self, file: File, pid: u32, verdict: Verdict) {
+            assert_eq!(pid, process::id());
+            self.0.try_send((file, verdict)).unwrap();
+        }
+    }
+
+    struct World {
+        learner: Learner,
+        told: Receiver<(File, Verdict)>,
+        listener: TcpListener,
+    }
+
+    impl World {
+        fn new(inspect: Inspect) -> Self {
+            let (tx, told) = channel(16);
+            let learner = Learner::with(Arc::new(Told(tx)), inspect);
+            Self { learner, told, listener: TcpListener::bind("127.0.0.1:0").unwrap() }
+        }
+
+        /// This very process as the program that connects; the verdict that follows.
+        async fn connects(&mut self, nonblocking: bool) -> Verdict {
+            let stream = TcpStream::connect(self.listener.local_addr().unwrap()).unwrap();
+            stream.set_nonblocking(nonblocking).unwrap();
+            let (local, remote) = (stream.local_addr().unwrap(), stream.peer_addr().unwrap());
+            self.learner.seen(Seen { pid: process::id(), local, remote });
+            let (file, verdict) = self.told.recv().await.unwrap();
+            assert_eq!(file, learn::executable(process::id()).unwrap().0);
+            verdict
+        }
+    }
+
+    #[tokio::test]
+    async fn a_program_is_learned_by_its_sockets() {
+        let mut world = World::new(|_, _| None);
+        for wanted in [Verdict::Learning(1), Verdict::Learning(2), Verdict::On] {
+            assert_eq!(world.connects(true).await, wanted);
+        }
+        assert_eq!(World::new(|_, _| None).connects(false).await, Verdict::Off(Reason::Blocking));
+        assert_eq!(World::new(|_, _| Some(Reason::Go)).connects(true).await, Verdict::Off(Reason::Go));
+    }
+
+    #[tokio::test]
+    async fn a_learner_that_is_behind_holds_nobody_up() {
+        let world = World::new(|_, _| None);
+        let nowhere = SocketAddr::from(([127, 0, 0, 1], 1));
+        for _ in 0..10 * ROOM {
+            world.learner.seen(Seen { pid: u32::MAX, local: nowhere, remote: nowhere });
+        }
+    }
+}
