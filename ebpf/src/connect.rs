@@ -4,22 +4,24 @@
 
 use aya_ebpf::{
     EbpfContext as _,
-    bindings::bpf_sock_addr,
-    helpers::{
-        bpf_get_current_comm,
-        generated::{bpf_get_current_cgroup_id, bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_ktime_get_ns},
+    bindings::{bpf_sock, bpf_sock_addr},
+    helpers::generated::{
+        bpf_get_current_cgroup_id, bpf_get_current_comm, bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_ktime_get_ns,
     },
     macros::cgroup_sock_addr,
     programs::SockAddrContext,
 };
 use aya_log_ebpf::{debug, warn};
 use ebpf_common::{
-    Address, Admission, OriginState, Outcome, TupleKey, address, control, first_look, is_redirected, loopback, mapped,
-    normalise, now_stale, words,
+    Address, Admission, Origin, OriginState, Outcome, TupleKey, address, control, first_look, is_redirected, loopback,
+    mapped, normalise, now_stale, words,
 };
 
-use crate::enrolled;
-use crate::maps::{MESH_LISTENERS, MESH_TUPLES, control_slot, count, create_origin, forget_origin, origin_of, service};
+use crate::{
+    balance::{self, Asked},
+    enrolled,
+    maps::{MESH_LISTENERS, MESH_TUPLES, control_slot, count, create_origin, forget_origin, origin_of, service},
+};
 
 const PASS: i32 = 1;
 const REFUSE: i32 = 0;
@@ -30,15 +32,15 @@ pub fn mesh_connect4(ctx: SockAddrContext) -> i32 {
     // SAFETY: the verifier checks each read of the context.
     let (addr, port) = unsafe { ((*ctx.sock_addr).user_ip4, (*ctx.sock_addr).user_port as u16) };
     let addr = mapped(addr.to_ne_bytes());
-    let outcome = match capture(&ctx, addr, port) {
-        Ok(listener) => {
-            let [_, _, _, to] = words(&loopback(&addr));
+    let outcome = match capture(&ctx, addr, port, false) {
+        Ok((to, to_port, outcome)) => {
+            let [_, _, _, to] = words(&to);
             // SAFETY: fields that a connect4 program may write, as whole words.
             unsafe {
                 (&raw mut (*ctx.sock_addr).user_ip4).write_volatile(to);
-                (&raw mut (*ctx.sock_addr).user_port).write_volatile(u32::from(listener));
+                (&raw mut (*ctx.sock_addr).user_port).write_volatile(u32::from(to_port));
             }
-            Outcome::Captured
+            outcome
         }
         Err(outcome) => outcome,
     };
@@ -50,14 +52,14 @@ pub fn mesh_connect4(ctx: SockAddrContext) -> i32 {
 pub fn mesh_connect6(ctx: SockAddrContext) -> i32 {
     // SAFETY: the verifier checks each read of the context.
     let (addr, port) = unsafe { (user_ip6(ctx.sock_addr), (*ctx.sock_addr).user_port as u16) };
-    let outcome = match capture(&ctx, addr, port) {
-        Ok(listener) => {
+    let outcome = match capture(&ctx, addr, port, true) {
+        Ok((to, to_port, outcome)) => {
             // SAFETY: fields that a connect6 program may write, as whole words.
             unsafe {
-                set_user_ip6(ctx.sock_addr, loopback(&addr));
-                (&raw mut (*ctx.sock_addr).user_port).write_volatile(u32::from(listener));
+                set_user_ip6(ctx.sock_addr, to);
+                (&raw mut (*ctx.sock_addr).user_port).write_volatile(u32::from(to_port));
             }
-            Outcome::Captured
+            outcome
         }
         Err(outcome) => outcome,
     };
@@ -66,7 +68,12 @@ pub fn mesh_connect6(ctx: SockAddrContext) -> i32 {
 
 /// Decides about a connect and remembers it; the caller rewrites the address, last.
 #[inline(always)]
-fn capture(ctx: &SockAddrContext, addr: Address, port: u16) -> Result<u16, Outcome> {
+fn capture(
+    ctx: &SockAddrContext,
+    addr: Address,
+    port: u16,
+    v6_socket: bool,
+) -> Result<(Address, u16, Outcome), Outcome> {
     // SAFETY: the verifier checks each read of the context and of the socket, which is never null here.
     let (sk, kind, protocol) = unsafe {
         let c = ctx.sock_addr;
@@ -98,6 +105,10 @@ fn capture(ctx: &SockAddrContext, addr: Address, port: u16) -> Result<u16, Outco
 
     let Some(service) = service(addr, port) else { return Err(Outcome::NotService) };
     let _workload = enrolled::workload(netns)?;
+    if service.number != 0 {
+        let asked = Asked { addr, port, netns, v6_socket, v6_asked: normalise(&addr).is_none() };
+        return balance::pick(ctx, sk, &service, &asked).map(|(to, port)| (to, port, Outcome::Balanced));
+    }
     let (Some(beat), Some(stale_after), Some(draining)) =
         (control_slot(control::BEAT_NS), control_slot(control::STALE_AFTER_NS), control_slot(control::DRAINING))
     else {
@@ -116,31 +127,51 @@ fn capture(ctx: &SockAddrContext, addr: Address, port: u16) -> Result<u16, Outco
     };
     let listener = admission.decide().inspect_err(|outcome| enrolled::unserved(*outcome, netns, ctx.tgid()))?;
 
-    // SAFETY: helpers without side effects.
-    let (cgroup, cookie) = unsafe { (bpf_get_current_cgroup_id(), bpf_get_socket_cookie(ctx.as_ptr())) };
-    // Filled where it is kept: a copy on the stack would take a quarter of all there is.
-    let origin = create_origin(sk);
+    let origin = remember(ctx, sk, addr, port, netns, now);
     if origin.is_null() {
         return Err(Outcome::NoStorage);
     }
     // SAFETY: not null; only this socket's own connect writes it, under the socket's lock.
     let origin = unsafe { &mut *origin };
-    origin.addr = addr;
     origin.to = loopback(&addr);
-    origin.comm = bpf_get_current_comm().unwrap_or([0; 16]);
-    origin.netns = netns;
-    origin.cgroup = cgroup;
-    origin.since_ns = now;
-    origin.pid = ctx.tgid();
-    origin.uid = ctx.uid();
-    origin.port = port;
     origin.to_port = listener;
     origin.state = OriginState::Rewritten as u32;
+    // SAFETY: helper without side effects.
+    let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
     if MESH_TUPLES.insert(TupleKey::reservation(netns, cookie), &*origin, 0).is_err() {
         forget_origin(sk);
         return Err(Outcome::Full);
     }
-    Ok(listener)
+    Ok((loopback(&addr), listener, Outcome::Captured))
+}
+
+/// Remembers with `sk` what was asked for and by whom; null when there is no memory. Where the connect goes
+/// instead is for the caller to add. Filled where it stays: it is too large for the stack.
+#[inline(always)]
+pub fn remember(
+    ctx: &SockAddrContext,
+    sk: *mut bpf_sock,
+    addr: Address,
+    port: u16,
+    netns: u64,
+    now: u64,
+) -> *mut Origin {
+    let place = create_origin(sk);
+    if !place.is_null() {
+        // SAFETY: not null; only this socket's own connect writes it, under the socket's lock.
+        let origin = unsafe { &mut *place };
+        // SAFETY: `comm` has room for its bytes.
+        unsafe { bpf_get_current_comm((&raw mut origin.comm).cast(), size_of_val(&origin.comm) as u32) };
+        // SAFETY: helper without side effects.
+        origin.cgroup = unsafe { bpf_get_current_cgroup_id() };
+        origin.addr = addr;
+        origin.netns = netns;
+        origin.since_ns = now;
+        origin.pid = ctx.tgid();
+        origin.uid = ctx.uid();
+        origin.port = port;
+    }
+    place
 }
 
 #[inline(always)]
@@ -150,6 +181,14 @@ fn verdict(ctx: &SockAddrContext, outcome: Outcome, addr: Address, port: u16) ->
     match outcome {
         Outcome::StaleRefused => {
             warn!(ctx, "connect refused, the agent shows no life: {:i}:{}", addr, port);
+            REFUSE
+        }
+        Outcome::PolicyRefused => {
+            warn!(ctx, "connect refused by the service's rules: {:i}:{} uid {}", addr, port, ctx.uid());
+            REFUSE
+        }
+        Outcome::NoEndpointRefused => {
+            warn!(ctx, "connect refused, the service has no endpoint: {:i}:{}", addr, port);
             REFUSE
         }
         _ => {

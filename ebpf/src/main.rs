@@ -4,8 +4,14 @@
 //! Rules of every program here: what is missing means *let it pass*; remember first, rewrite the address
 //! last; the agent's own sockets are marked and skipped; every outcome is counted. What can be decided
 //! without the kernel is decided in `ebpf-common`, where it is tested.
-#![cfg_attr(target_arch = "bpf", no_std, no_main)]
+#![cfg_attr(target_arch = "bpf", no_std, no_main, feature(core_intrinsics))]
+#![cfg_attr(
+    target_arch = "bpf",
+    allow(internal_features, reason = "this target's atomics in `core` do not add, though the kernel's do")
+)]
 
+#[cfg(target_arch = "bpf")]
+mod balance;
 #[cfg(target_arch = "bpf")]
 mod connect;
 #[cfg(target_arch = "bpf")]

@@ -3,14 +3,16 @@
 use core::{ffi::c_void, ptr};
 
 use aya_ebpf::{
-    bindings::{BPF_SK_STORAGE_GET_F_CREATE, bpf_sock},
+    bindings::{BPF_F_NO_PREALLOC, BPF_SK_STORAGE_GET_F_CREATE, bpf_sock},
     btf_maps::{Array, HashMap, PerCpuArray, SkStorage},
     helpers::generated::{bpf_sk_storage_delete, bpf_sk_storage_get},
     macros::btf_map,
 };
 use ebpf_common::{
-    Listener, MAX_LISTENERS, MAX_MEMBERS, MAX_SERVICES, MAX_STRANGERS, MAX_TUPLES, MAX_WORKLOADS, Origin, Outcome,
-    Service, ServiceKey, TupleKey, Workload, control,
+    Listener, MAX_LISTENERS, MAX_MEMBERS, MAX_RULES, MAX_SERVICES, MAX_SLOTS, MAX_STRANGERS, MAX_TUPLES, MAX_USES,
+    MAX_WORKLOADS, Origin, Outcome, Service, ServiceKey, TupleKey, Workload,
+    balance::{EndpointKey, EndpointState, RuleKey, Slot, SlotKey, Use, UseKey},
+    control,
 };
 
 /// Destinations that are services. Written by the agent.
@@ -55,6 +57,29 @@ pub static MESH_STRANGERS: HashMap<u64, u32, MAX_STRANGERS> = HashMap::new();
 /// How often each outcome happened. Written by every program.
 #[btf_map]
 pub static MESH_COUNTERS: PerCpuArray<u64, { Outcome::COUNT }> = PerCpuArray::new();
+
+/// Most of these tables are empty on most hosts: memory is taken with each entry.
+const ON_DEMAND: usize = BPF_F_NO_PREALLOC as usize;
+
+/// Endpoints of services that connects are sent to straight. Written by the agent.
+#[btf_map]
+pub static MESH_BALANCE: HashMap<SlotKey, Slot, MAX_SLOTS, ON_DEMAND> = HashMap::new();
+
+/// Who may connect to such a service; the value says nothing. Written by the agent.
+#[btf_map]
+pub static MESH_POLICY: HashMap<RuleKey, u32, MAX_RULES, ON_DEMAND> = HashMap::new();
+
+/// Endpoints that failed lately. Written by sockops.
+#[btf_map]
+pub static MESH_ENDPOINTS: HashMap<EndpointKey, EndpointState, MAX_SERVICES, ON_DEMAND> = HashMap::new();
+
+/// Counters of connects that were sent straight to an endpoint. Written by the connect hooks and sockops.
+#[btf_map]
+pub static MESH_USE: HashMap<UseKey, Use, MAX_USES, ON_DEMAND> = HashMap::new();
+
+/// Such connections that exist now, by socket cookie. Written by sockops.
+#[btf_map]
+pub static MESH_CONNECTION: HashMap<u64, Origin, MAX_TUPLES, ON_DEMAND> = HashMap::new();
 
 /// Counts one `outcome`.
 #[inline(always)]

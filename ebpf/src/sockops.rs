@@ -3,11 +3,18 @@
 //! A captured connection is recorded under its source address just before the SYN leaves, so that the agent
 //! finds it the moment it accepts.
 
-use aya_ebpf::{bindings::BPF_SOCK_OPS_TCP_CONNECT_CB, macros::sock_ops, programs::SockOpsContext};
+use aya_ebpf::{
+    bindings::{BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_TCP_CONNECT_CB},
+    macros::sock_ops,
+    programs::SockOpsContext,
+};
 use aya_log_ebpf::{error, trace};
-use ebpf_common::{OriginState, Outcome, TupleKey, address, mapped, normalise};
+use ebpf_common::{Origin, OriginState, Outcome, TupleKey, address, mapped, normalise};
 
-use crate::maps::{MESH_TUPLES, count, origin_of};
+use crate::{
+    balance,
+    maps::{MESH_TUPLES, count, origin_of},
+};
 
 // Anything else would be an error to the kernel.
 const OK: u32 = 1;
@@ -18,6 +25,7 @@ pub fn mesh_sockops(ctx: SockOpsContext) -> u32 {
     // One line for each idea that wants to know; the idea itself lives in its own file.
     match ctx.op() {
         BPF_SOCK_OPS_TCP_CONNECT_CB => connecting(&ctx),
+        BPF_SOCK_OPS_STATE_CB => balance::state(&ctx),
         _ => {}
     }
     OK
@@ -41,6 +49,9 @@ fn connecting(ctx: &SockOpsContext) {
         return;
     }
     origin.state = OriginState::Connecting as u32;
+    if origin.flags & Origin::KERNEL != 0 {
+        return balance::connecting(ctx, origin);
+    }
 
     // An IPv6 socket that speaks IPv4 arrives at the IPv4 listener, hence from an IPv4 address.
     let addr = if normalise(&origin.addr).is_some() {

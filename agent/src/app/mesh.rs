@@ -21,6 +21,7 @@ use super::plan::{AddressPlan, ClusterId, Plan, SourcePlan};
 use crate::{
     accept::{Acceptor, Target},
     admin::StaleReasons,
+    capture::balance::Straight,
     cluster::{Cluster, Parts},
     config::{self, Config, RegistryConfig},
     drain::Drain,
@@ -41,6 +42,8 @@ pub(super) struct Mesh {
     clusters: HashMap<ClusterId, Running>,
     routes: HashMap<(Address, &'static str), Arc<Route>>,
     listeners: HashMap<SocketAddr, Listening>,
+    /// Services whose connects go straight to an endpoint, endpoints left open.
+    pub(super) straight: Vec<(Straight, ClusterId)>,
     /// What captured connections are looked up in.
     pub(super) captured: Arc<ArcSwap<Routes>>,
     /// All clusters in the order of the file, for admin.
@@ -103,6 +106,7 @@ impl Mesh {
             clusters: HashMap::new(),
             routes: HashMap::new(),
             listeners: HashMap::new(),
+            straight: Vec::new(),
             captured,
             view: Arc::default(),
             stale: Arc::default(),
@@ -188,6 +192,7 @@ impl Mesh {
             clusters.insert(wanted.id.clone(), running);
         }
         self.clusters = clusters;
+        self.straight = plan.straight;
         self.registries = prepared.registries;
         self.view.store(Arc::new(view));
 
@@ -268,6 +273,11 @@ impl Mesh {
         let (heard, first) = watch::channel(false);
         let task = tokio::spawn(keep_up(cluster.clone(), self.stale.clone(), registry::merge(lists), heard));
         Running { cluster, source, _task: AbortOnDrop(task.abort_handle()), first }
+    }
+
+    /// The cluster called `id`.
+    pub(super) fn cluster(&self, id: &ClusterId) -> Option<&Arc<Cluster>> {
+        self.clusters.get(id).map(|running| &running.cluster)
     }
 
     /// Lets the drain complete: the mesh itself holds nothing that must finish.

@@ -1,5 +1,6 @@
 //! Wiring: builds every part from the configuration and joins them; the only module that knows all.
 
+mod balance;
 mod mesh;
 mod plan;
 mod spaces;
@@ -23,7 +24,7 @@ use tokio::{
     sync::{Semaphore, mpsc, watch},
 };
 
-use self::{mesh::Mesh, plan::Plan, spaces::Spaces};
+use self::{balance::Books, mesh::Mesh, plan::Plan, spaces::Spaces};
 use crate::{
     accept::{self, Acceptor, Target},
     admin::{self, Command, ConfigInfo, Handles},
@@ -93,6 +94,7 @@ struct App {
     path: PathBuf,
     config: Config,
     mesh: Mesh,
+    books: Books,
     capture: Arc<dyn Capture>,
     /// Where captured connections arrive.
     captured_at: Vec<SocketAddr>,
@@ -159,7 +161,8 @@ impl App {
         if !mesh.first_snapshots(FIRST_SNAPSHOT).await {
             tracing::warn!("serving, though not every registry has answered yet");
         }
-        let table = Plan::of(&config).capture_table(&config, captured_at.clone());
+        let mut table = Plan::of(&config).capture_table(&config, captured_at.clone());
+        table.straight = mesh.straight_now();
         chosen.capture.apply(&table).context("cannot tell the kernel what to capture")?;
         chosen.capture.beat();
         let enrolled = Arc::new(ArcSwap::from_pointee(Roster::of(&config.capture.enroll)));
@@ -213,6 +216,7 @@ impl App {
             path: path.to_owned(),
             config,
             mesh,
+            books: Books::default(),
             capture: chosen.capture,
             captured_at,
             enrolled,
@@ -248,6 +252,7 @@ impl App {
                     }
                     beats += 1;
                     self.follow(beats);
+                    self.books.beat(&self.mesh, &*self.capture);
                 }
                 _ = self.stop.term.recv() => return,
                 _ = self.stop.int.recv() => return,
@@ -314,11 +319,15 @@ impl App {
         let mut enrolled = Roster::clone(&self.enrolled.load());
         enrolled.reload(&new.capture.enroll);
         table.enroll = enrolled.wanted();
+        table.straight = self.mesh.straight_now();
         if let Err(error) = self.capture.apply(&table) {
             // Back to what was in force, which the kernel had accepted before.
             let mut old = Plan::of(&self.config).capture_table(&self.config, self.captured_at.clone());
             old.enroll = self.enrolled.load().wanted();
-            let restored = self.mesh.apply(&self.config).and_then(|()| self.capture.apply(&old));
+            let restored = self.mesh.apply(&self.config).and_then(|()| {
+                old.straight = self.mesh.straight_now();
+                self.capture.apply(&old)
+            });
             let after =
                 restored.err().map(|e| format!("; restoring the old one failed too: {e:#}")).unwrap_or_default();
             return Err(format!("the kernel refused the new table: {error:#}{after}"));

@@ -5,8 +5,11 @@ use std::{collections::BTreeMap, net::SocketAddr};
 use model::{Instance, ServiceKey};
 
 use crate::{
-    capture::CaptureTable,
-    config::{self, Config, VirtualAddress},
+    capture::{
+        CaptureTable,
+        balance::{self, Straight},
+    },
+    config::{self, CallPath, Config, VirtualAddress},
     filter::Direction,
     protocol,
 };
@@ -19,6 +22,8 @@ pub(super) struct Plan {
     pub(super) captured: Vec<(VirtualAddress, AddressPlan)>,
     /// Listeners that programs or other agents dial.
     pub(super) listeners: BTreeMap<SocketAddr, AddressPlan>,
+    /// Services whose connects go straight to an endpoint, with the cluster that knows their endpoints.
+    pub(super) straight: Vec<(Straight, ClusterId)>,
 }
 
 /// Names a cluster across reloads.
@@ -68,6 +73,9 @@ impl Plan {
         for referer in &config.referers {
             let source = SourcePlan { registries: referer.registries.clone(), instances: referer.endpoints.clone() };
             let address = plan.add(false, &referer.key, referer.protocol.as_deref(), &referer.cluster, &source);
+            if let (CallPath::Kernel, Some(cluster)) = (referer.path, address.clusters.first()) {
+                plan.straight.push((straight(referer), cluster.clone()));
+            }
             for virtual_address in &referer.addresses {
                 plan.captured.push((*virtual_address, address.clone()));
             }
@@ -80,6 +88,10 @@ impl Plan {
             let source = SourcePlan { registries: Vec::new(), instances: vec![local] };
             let address = plan.add(true, &service.key, service.protocol.as_deref(), &service.cluster, &source);
             plan.listen(service.export, address);
+        }
+        let names: Vec<_> = plan.straight.iter().map(|(s, _)| s.name.clone()).collect();
+        for ((straight, _), number) in plan.straight.iter_mut().zip(balance::numbers(&names)) {
+            straight.number = number;
         }
         plan
     }
@@ -113,9 +125,22 @@ impl Plan {
 
     /// What the capture is told.
     pub(super) fn capture_table(&self, config: &Config, listeners: Vec<SocketAddr>) -> CaptureTable {
-        let destinations =
-            config.referers.iter().flat_map(|r| r.addresses.iter().map(|a| (*a, r.on_agent_loss))).collect();
-        CaptureTable { destinations, listeners, enroll: config.capture.enroll.clone() }
+        let agents = config.referers.iter().filter(|r| r.path == CallPath::Agent);
+        let destinations = agents.flat_map(|r| r.addresses.iter().map(|a| (*a, r.on_agent_loss))).collect();
+        let straight = self.straight.iter().map(|(straight, _)| straight.clone()).collect();
+        CaptureTable { destinations, straight, listeners, enroll: config.capture.enroll.clone() }
+    }
+}
+
+fn straight(referer: &config::Referer) -> Straight {
+    Straight {
+        name: referer.key.clone(),
+        number: 0,
+        addresses: referer.addresses.clone(),
+        loss: referer.on_agent_loss,
+        allow: referer.allow.clone(),
+        deny: referer.deny.clone(),
+        endpoints: None,
     }
 }
 
@@ -149,6 +174,9 @@ mod tests {
             addresses: Vec::new(),
             listen: Some(listen.parse().unwrap()),
             on_agent_loss: OnAgentLoss::Direct,
+            path: CallPath::Agent,
+            allow: Vec::new(),
+            deny: Vec::new(),
             registries: Vec::new(),
             endpoints: vec![Instance::at("127.0.0.1:1")],
             cluster: config::Cluster::default(),

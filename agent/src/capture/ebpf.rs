@@ -24,6 +24,7 @@ use tracing::{Level, info};
 
 use super::{
     Capture, CaptureTable, Origin,
+    balance::{self, Balance, Straight},
     enroll::{Matched, Members, PROGRAMS, space::Space},
     kernel_log::{self, KernelLog},
     lock::NameLock,
@@ -39,6 +40,9 @@ const FORGET_AFTER_NS: u64 = 150_000_000_000;
 /// Entries looked at per beat, so that a full table is gone through within two minutes at no visible cost.
 const SWEEP_PER_BEAT: usize = 64;
 
+/// Beats between two looks for connections to endpoints that have left.
+const BEATS_PER_LOOK: u64 = 5;
+
 /// The object that `cargo xtask build` left, if there was one when the agent was built.
 #[cfg(ebpf_object)]
 pub static OBJECT: Option<&[u8]> = Some(aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/sockmesh-ebpf")));
@@ -53,6 +57,8 @@ pub struct Ebpf {
     control: BpfMap<u32, u64>,
     tuples: BpfMap<TupleKey, ebpf_common::Origin>,
     counters: PerCpuArray<MapData, u64>,
+    balance: Balance,
+    beats: AtomicU64,
     programs: Vec<(Hook, OwnedFd)>,
     /// Held while services, listeners or links change, so that two changes do not mix.
     change: Mutex<Members>,
@@ -145,6 +151,13 @@ impl Ebpf {
                 config.root.clone(),
             ),
             counters: PerCpuArray::try_from(counters).context("the counters have another shape")?,
+            balance: Balance::new(balance::Maps {
+                slots: open(pins, map::BALANCE)?,
+                rules: open(pins, map::POLICY)?,
+                states: open(pins, map::ENDPOINTS)?,
+                uses: open(pins, map::USE)?,
+                connections: open(pins, map::CONNECTIONS)?,
+            }),
             programs,
             kernel_log,
         })
@@ -177,7 +190,11 @@ impl Ebpf {
         self.found
     }
 
-    fn set_services(&self, destinations: &[(VirtualAddress, OnAgentLoss)]) -> anyhow::Result<()> {
+    fn set_services(
+        &self,
+        destinations: &[(VirtualAddress, OnAgentLoss)],
+        straight: &[Straight],
+    ) -> anyhow::Result<()> {
         let mut wanted = HashMap::new();
         for (address, loss) in destinations {
             let flags = match loss {
@@ -186,8 +203,9 @@ impl Ebpf {
             };
             let key = ServiceKey::new(octets(address.ip), address.port.unwrap_or(0).to_be());
             // Two services at one address: the stricter one decides.
-            wanted.entry(key).or_insert(Service { flags }).flags |= flags;
+            wanted.entry(key).or_insert(Service { flags, ..Service::default() }).flags |= flags;
         }
+        wanted.extend(self.balance.write(straight, |key| self.services.get(key).ok().flatten())?);
         if wanted.len() > ebpf_common::MAX_SERVICES {
             bail!("{} service addresses, the kernel's table holds {}", wanted.len(), ebpf_common::MAX_SERVICES);
         }
@@ -246,7 +264,7 @@ impl Capture for Ebpf {
         let mut members = self.change.lock();
         let resolved = members.resolve(&table.enroll)?;
         self.set_listeners(&table.listeners)?;
-        self.set_services(&table.destinations)?;
+        self.set_services(&table.destinations, &table.straight)?;
         members.set(&self.control, &self.programs, &table.enroll, resolved)?;
         drop(members);
         self.settled.store(true, Relaxed);
@@ -300,6 +318,44 @@ impl Capture for Ebpf {
     fn matched(&self) -> (Vec<Matched>, Vec<String>) {
         let members = self.change.lock();
         (members.matched(), members.refused())
+
+    fn balance(&self, services: &[Straight]) {
+        let beat = self.beats.fetch_add(1, Relaxed);
+        let links = self.change.lock();
+        // What was replaced in the beat before has no reader any more.
+        self.balance.retire();
+        let read = |key: &ServiceKey| self.services.get(key).ok().flatten();
+        let result = self.balance.write(services, read).and_then(|values| {
+            for (key, value) in values {
+                if read(&key) != Some(value) {
+                    self.services.insert(&key, &value).context("cannot change a service in the kernel's table")?;
+                }
+            }
+            Ok(())
+        });
+        drop(links);
+        if let Err(error) = result {
+            tracing::warn!(error = format!("{error:#}"), "endpoints not written to the kernel, the last list stays");
+        }
+        if beat.is_multiple_of(BEATS_PER_LOOK) {
+            match self.balance.close_left(self.netns) {
+                Ok(0) => {}
+                Ok(closed) => tracing::info!(closed, "idle connections to endpoints that have left were closed"),
+                Err(error) => tracing::warn!(%error, "cannot close connections to endpoints that have left"),
+            }
+        }
+    }
+
+    fn uses(&self) -> Vec<balance::Used> {
+        self.balance.uses()
+    }
+
+    fn failures(&self) -> Vec<(u32, SocketAddr, u32)> {
+        self.balance.failures()
+    }
+
+    fn connections(&self) -> Vec<balance::Connection> {
+        self.balance.connections(monotonic_ns())
     }
 
     fn stop_capturing(&self) {
@@ -358,6 +414,7 @@ struct Parts {
     control: BpfMap<u32, u64>,
     tuples: BpfMap<TupleKey, ebpf_common::Origin>,
     counters: PerCpuArray<MapData, u64>,
+    balance: Balance,
     programs: Vec<(Hook, OwnedFd)>,
     members: Members,
     kernel_log: Option<KernelLog>,
@@ -371,6 +428,8 @@ impl Parts {
             control: self.control,
             tuples: self.tuples,
             counters: self.counters,
+            balance: self.balance,
+            beats: AtomicU64::new(0),
             programs: self.programs,
             change: Mutex::new(self.members),
             pins,

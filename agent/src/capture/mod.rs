@@ -1,5 +1,6 @@
 //! How connections of local programs come to the agent.
 
+pub mod balance;
 pub mod ebpf;
 pub mod enroll;
 pub mod kernel_log;
@@ -67,6 +68,25 @@ pub trait Capture: Send + Sync + 'static {
     /// No further connection is captured; those that exist go on. First step of a stop.
     fn stop_capturing(&self) {}
 
+    /// Brings the kernel's tables of endpoints up to date, ends idle connections to endpoints that have left;
+    /// called ten times a second, and cheap when nothing has changed.
+    fn balance(&self, _services: &[balance::Straight]) {}
+
+    /// What connects that were sent straight to an endpoint came to, by endpoint and caller.
+    fn uses(&self) -> Vec<balance::Used> {
+        Vec::new()
+    }
+
+    /// Endpoints to which such connects failed, as service number, address and failures in a row.
+    fn failures(&self) -> Vec<(u32, SocketAddr, u32)> {
+        Vec::new()
+    }
+
+    /// Such connections that exist now.
+    fn connections(&self) -> Vec<balance::Connection> {
+        Vec::new()
+    }
+
     /// Takes everything back: programs, maps, links, pins. A crash skips this, and the next start adopts
     /// or replaces what it left.
     fn uninstall(&self) -> anyhow::Result<()> {
@@ -89,6 +109,8 @@ pub trait Capture: Send + Sync + 'static {
 pub struct CaptureTable {
     /// Destinations and what happens to them when the agent is gone.
     pub destinations: Vec<(VirtualAddress, OnAgentLoss)>,
+    /// Services whose connects are sent straight to an endpoint.
+    pub straight: Vec<balance::Straight>,
     /// The agent's listeners for captured connections, IPv4 and IPv6 loopback.
     pub listeners: Vec<SocketAddr>,
     /// Whose connections.

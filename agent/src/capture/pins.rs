@@ -13,8 +13,10 @@ use std::{
 use anyhow::{Context as _, bail};
 use aya::maps::{MapInfo, MapType};
 use ebpf_common::{
-    LAYOUT_VERSION, Listener, MAX_LISTENERS, MAX_MEMBERS, MAX_SERVICES, MAX_STRANGERS, MAX_WORKLOADS, Origin, Outcome,
-    Service, ServiceKey, TupleKey, Workload, control, map,
+    LAYOUT_VERSION, Listener, MAX_LISTENERS, MAX_MEMBERS, MAX_RULES, MAX_SERVICES, MAX_SLOTS, MAX_STRANGERS, MAX_TUPLES,
+    MAX_USES, MAX_WORKLOADS, Origin, Outcome, Service, ServiceKey, TupleKey, Workload,
+    balance::{EndpointKey, EndpointState, RuleKey, Slot, SlotKey, Use, UseKey},
+    control, map,
 };
 
 use super::enroll::Links;
@@ -59,6 +61,11 @@ fn shapes(max_connections: u32) -> Vec<(&'static str, Shape)> {
         (map::NETNS, (MapType::Hash, 8, size_of::<Workload>(), MAX_MEMBERS)),
         (map::STRANGERS, (MapType::Hash, 8, 4, MAX_STRANGERS)),
         (map::COUNTERS, (MapType::PerCpuArray, 4, 8, Outcome::COUNT)),
+        (map::BALANCE, (MapType::Hash, size_of::<SlotKey>(), size_of::<Slot>(), MAX_SLOTS)),
+        (map::POLICY, (MapType::Hash, size_of::<RuleKey>(), 4, MAX_RULES)),
+        (map::ENDPOINTS, (MapType::Hash, size_of::<EndpointKey>(), size_of::<EndpointState>(), MAX_SERVICES)),
+        (map::USE, (MapType::Hash, size_of::<UseKey>(), size_of::<Use>(), MAX_USES)),
+        (map::CONNECTIONS, (MapType::Hash, 8, size_of::<Origin>(), MAX_TUPLES)),
     ]
 }
 

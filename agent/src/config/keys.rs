@@ -245,12 +245,40 @@ pub(crate) const REFERER: Section = Section {
             "What happens to captured connects when the agent is gone: they go where the program asked, or are refused.",
         ),
         key(
+            "path",
+            "`agent`, `kernel`",
+            Yaml("agent"),
+            "Who is on the way of captured connections. `kernel`: nobody; the connect hook picks an endpoint by weight and the program is connected to it. Needs `protocol: tcp` and `address`.",
+        ),
+        key(
+            "allow",
+            "list of mappings",
+            Yaml("[]"),
+            "`path: kernel`: who may connect, by the keys below. Everyone when empty.",
+        ),
+        key(
+            "deny",
+            "list of mappings",
+            Yaml("[]"),
+            "`path: kernel`: who may not connect, whatever `allow` says. Their connects fail with EPERM.",
+        ),
+        key(
             "registry",
             "name or list",
             Yaml("[]"),
             "Names under `registries` to ask for endpoints; lists are merged in this order.",
         ),
         key("endpoints", "list", Yaml("[]"), "Endpoints written here: `IP:PORT`, or the mapping below."),
+    ],
+};
+
+/// `referers[].allow[]` and `referers[].deny[]`.
+pub(crate) const CALLER: Section = Section {
+    path: "referers[].allow[]",
+    about: "Callers, also for `deny`: one of the two keys each.",
+    keys: &[
+        key("uid", "number", Says("none"), "Processes of this user, as the host numbers it."),
+        key("cgroup", "absolute path", Says("none"), "Processes in this control group (v2) and the groups below it."),
     ],
 };
 
@@ -410,6 +438,7 @@ pub(crate) const SECTIONS: &[&Section] = &[
     &ACCESS_LOG,
     &REGISTRY,
     &REFERER,
+    &CALLER,
     &SERVICE,
     &CLUSTER,
     &METHOD,

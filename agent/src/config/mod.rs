@@ -165,6 +165,12 @@ pub struct Referer {
     pub listen: Option<SocketAddr>,
     /// What happens to connects when the agent is gone.
     pub on_agent_loss: OnAgentLoss,
+    /// Who is on the way of the bytes.
+    pub path: CallPath,
+    /// [`CallPath::Kernel`]: who may connect; everyone when empty.
+    pub allow: Vec<Caller>,
+    /// [`CallPath::Kernel`]: who may not connect, whatever `allow` says.
+    pub deny: Vec<Caller>,
     /// Names of registries to ask, merged in order.
     pub registries: Vec<String>,
     /// Endpoints written into the configuration itself (registry `direct`).
@@ -181,6 +187,25 @@ pub enum OnAgentLoss {
     Direct,
     /// They are refused: for services that must not be called unfiltered.
     Refuse,
+}
+
+/// Who is on the way of a connection's bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum CallPath {
+    /// The agent.
+    #[default]
+    Agent,
+    /// Nobody: the connect hook picks an endpoint and connects the program to it.
+    Kernel,
+}
+
+/// Callers told apart by the kernel.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Caller {
+    /// Processes of this user, a number of the initial user namespace.
+    Uid(u32),
+    /// Processes in this control group (v2) and below it.
+    Cgroup(PathBuf),
 }
 
 /// A service that a local program provides.

@@ -5,18 +5,20 @@ use std::{collections::BTreeMap, time::Duration};
 use model::ServiceKey;
 
 use super::{
-    Cluster, Eject, Method, OnAgentLoss, Referer, Service,
+    CallPath, Caller, Cluster, Eject, Method, OnAgentLoss, Referer, Service,
     checks::{Role, Seen},
     instances::instances,
     keys, kinds,
     node::Node,
     problem::{Report, did_you_mean},
-    read::{Map, Others, Place, entries, join, one_or_more, scalar},
+    read::{Map, Others, Place, entries, items, join, one_or_more, scalar},
     values::{self, boolean, duration_range, number, positive_duration, size},
 };
 use crate::{call::Text, kind::BuildCx};
 
 const ON_AGENT_LOSS: &[(&str, OnAgentLoss)] = &[("direct", OnAgentLoss::Direct), ("refuse", OnAgentLoss::Refuse)];
+
+const PATHS: &[(&str, CallPath)] = &[("agent", CallPath::Agent), ("kernel", CallPath::Kernel)];
 
 /// A service that local programs call.
 pub(super) fn referer(node: &Node, path: &str, cx: &BuildCx, seen: &mut Seen, report: &mut Report) -> Option<Referer> {
@@ -71,11 +73,69 @@ pub(super) fn referer(node: &Node, path: &str, cx: &BuildCx, seen: &mut Seen, re
         let remedy = "add `address`, or leave the key out: programs that dial `listen` are refused anyway";
         report.warn(map.place("on_agent_loss").problem("`refuse` has no effect without a captured address", remedy));
     }
+    let (call_path, allow, deny) = call_path(&map, protocol.as_deref(), report);
     let place = Place { at: node.at, key: path.to_owned(), value: None };
     seen.referers.push(place.clone());
     seen.service(Role::Referer, &key, place, report);
     let cluster = cluster(&map, &cx, report);
-    Some(Referer { key, protocol, addresses, listen, on_agent_loss, registries, endpoints, cluster })
+    Some(Referer {
+        key,
+        protocol,
+        addresses,
+        listen,
+        on_agent_loss,
+        path: call_path,
+        allow,
+        deny,
+        registries,
+        endpoints,
+        cluster,
+    })
+}
+
+/// `path` and the keys that mean something for it only.
+fn call_path(map: &Map<'_>, protocol: Option<&str>, report: &mut Report) -> (CallPath, Vec<Caller>, Vec<Caller>) {
+    let path = map.read("path", values::choice(PATHS), report).unwrap_or_default();
+    let (allow, deny) = (callers(map, "allow", report), callers(map, "deny", report));
+    if path == CallPath::Agent {
+        for name in ["allow", "deny"].into_iter().filter(|n| map.get(n).is_some() && map.get("path").is_none()) {
+            let remedy = "add `path: kernel` and `protocol: tcp`, or leave the key out";
+            report.mistake(map.place(name).problem("works with `path: kernel` only", remedy));
+        }
+        return (path, allow, deny);
+    }
+    if protocol != Some("tcp") {
+        let problem = match protocol {
+            Some(protocol) => format!("`kernel` cannot carry `{protocol}`: nobody would read its calls"),
+            None => "`kernel` without a declared protocol: nobody would read its calls".to_owned(),
+        };
+        report.mistake(map.place("path").problem(problem, "write `protocol: tcp`, or take `path: agent`"));
+    }
+    if map.get("address").is_none() {
+        let remedy = "add `address`, or take `path: agent`";
+        report.mistake(map.place("path").problem("`kernel` has no effect without a captured address", remedy));
+    }
+    (path, allow, deny)
+}
+
+fn callers(map: &Map<'_>, name: &str, report: &mut Report) -> Vec<Caller> {
+    let Some(node) = map.get(name) else { return Vec::new() };
+    let mut callers = Vec::new();
+    for (path, node) in items(node, &map.key(name), report) {
+        let place = Place { at: node.at, key: path.clone(), value: None };
+        let Some(map) = Map::open(node, path, &[&keys::CALLER], Others::Unknown, report) else { continue };
+        let written = (map.get("uid").is_some(), map.get("cgroup").is_some());
+        let uid = map.read("uid", number(0..=u32::MAX - 1), report).map(Caller::Uid);
+        let cgroup = map.read("cgroup", values::absolute_path, report).map(Caller::Cgroup);
+        match written {
+            (true, false) | (false, true) => callers.extend(uid.or(cgroup)),
+            (true, true) => {
+                report.mistake(place.problem("names a user and a control group", "make two entries of it"));
+            }
+            (false, false) => report.mistake(place.problem("names nobody", "write `uid: 1000` or `cgroup: /path`")),
+        }
+    }
+    callers
 }
 
 /// A service that a local program provides.

@@ -107,6 +107,7 @@ impl Bed {
         let listener6 = TcpListener::bind("[::1]:0").await.unwrap();
         let table = CaptureTable {
             destinations: services.iter().map(|s| (service(s), OnAgentLoss::Direct)).collect(),
+            straight: Vec::new(),
             listeners: vec![listener4.local_addr().unwrap(), listener6.local_addr().unwrap()],
             enroll: config.enroll.clone(),
         };

@@ -132,6 +132,7 @@ async fn the_agent_to_be_killed() {
     let ebpf = Ebpf::load(name, &config, None).unwrap();
     let table = agent::capture::CaptureTable {
         destinations: vec![(service(destination), agent::config::OnAgentLoss::Direct)],
+        straight: Vec::new(),
         listeners: vec![listener.parse().unwrap()],
         enroll: config.enroll,
     };

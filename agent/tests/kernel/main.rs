@@ -8,6 +8,7 @@
     reason = "helpers of tests are not inside #[test] functions; skips are printed"
 )]
 
+mod balance;
 mod bed;
 mod connects;
 mod enroll;

@@ -5,6 +5,7 @@
 //! compiled) and keep addresses and ports in network byte order.
 #![cfg_attr(not(test), no_std)]
 
+pub mod balance;
 mod decide;
 mod outcome;
 mod types;
@@ -55,6 +56,16 @@ pub mod map {
     pub const SELFTEST_SOCKETS: &str = "SELFTEST_SOCKS";
     /// The self-test's switch: 1 while the sender's bytes go straight to the reader. Never pinned.
     pub const SELFTEST_SWITCH: &str = "SELFTEST_SWITCH";
+    /// Endpoints by service, generation and slot.
+    pub const BALANCE: &str = "MESH_BALANCE";
+    /// Who may connect to a service.
+    pub const POLICY: &str = "MESH_POLICY";
+    /// Endpoints that failed.
+    pub const ENDPOINTS: &str = "MESH_ENDPOINTS";
+    /// Counters by service, endpoint and caller.
+    pub const USE: &str = "MESH_USE";
+    /// Connections that went straight to an endpoint.
+    pub const CONNECTIONS: &str = "MESH_CONNECTION";
 }
 
 /// Names of the programs as the kernel shows them, at most 15 bytes each.
@@ -79,3 +90,9 @@ pub const MAX_SERVICES: usize = 16_384;
 pub const MAX_LISTENERS: usize = 1024;
 /// Room for connections between `connect` and `accept`, unless the configuration says otherwise.
 pub const MAX_TUPLES: usize = 65_536;
+/// Room in the table of endpoints, all services and their slots together.
+pub const MAX_SLOTS: usize = 262_144;
+/// Room in the table of rules.
+pub const MAX_RULES: usize = 16_384;
+/// Room in the table of counters.
+pub const MAX_USES: usize = 65_536;

@@ -58,6 +58,18 @@ outcomes! {
     RecordLost = "record_lost",
     /// getpeername: answered with the address that the program asked for.
     Peername = "peername",
+    /// connect: sent straight to an endpoint.
+    Balanced = "balanced",
+    /// connect: the service's rules do not let this program through, refused.
+    PolicyRefused = "policy_refused",
+    /// connect: the service has no endpoint that the socket could dial, left alone.
+    NoEndpoint = "no_endpoint",
+    /// connect: as before, but the service says `on_agent_loss: refuse`, refused.
+    NoEndpointRefused = "no_endpoint_refused",
+    /// TCP: no room in the list of connections that went straight to an endpoint; it works all the same.
+    Unlisted = "unlisted",
+    /// TCP: no room for the counters of one more caller.
+    Uncounted = "uncounted",
 }
 
 impl Outcome {

@@ -29,9 +29,24 @@ impl ServiceKey {
 pub struct Service {
     /// Bits below.
     pub flags: u32,
+    /// Its number in the tables of the kernel way, 0 where connects go to the agent.
+    pub number: u32,
+    /// Which table of that number.
+    pub generation: u32,
+    /// Places to pick from; 0 without endpoints.
+    pub slots: u32,
+    /// Places behind these, one for each endpoint.
+    pub endpoints: u32,
 }
 
 impl Service {
+    /// Only who is listed may connect.
+    pub const HAS_ALLOW: u32 = 2;
+    /// Who is listed may not connect.
+    pub const HAS_DENY: u32 = 4;
+    /// Both sockets of a connection within this host may be joined.
+    pub const JOIN: u32 = 8;
+
     /// Refuse connects while the agent shows no life, instead of letting them go directly.
     pub const REFUSE_ON_LOSS: u32 = 1;
 }
@@ -82,6 +97,13 @@ pub struct Origin {
     pub reserved: u32,
 }
 
+impl Origin {
+    /// The kernel way: `to` is an endpoint.
+    pub const KERNEL: u32 = 1 << 8;
+    /// The two sockets may be joined if the endpoint is on this host.
+    pub const JOIN: u32 = 1 << 9;
+}
+
 /// How far a captured connect has come; lets a hook that runs a second time for one connect (nested
 /// control groups) tell that from a program that dials the listener itself.
 #[repr(u32)]
@@ -91,6 +113,8 @@ pub enum OriginState {
     Rewritten = 1,
     /// The SYN is leaving.
     Connecting = 2,
+    /// The kernel way: the connection has ended and was counted.
+    Ended = 3,
 }
 
 /// Key of the table in which the agent looks up whom it accepted.
@@ -127,7 +151,7 @@ impl TupleKey {
 // No hidden padding: the fields' sizes add up to the type's.
 const _: () = {
     assert!(size_of::<ServiceKey>() == 16 + 2 + 2);
-    assert!(size_of::<Service>() == 4);
+    assert!(size_of::<Service>() == 4 * 5);
     assert!(size_of::<Listener>() == 2 + 2);
     assert!(size_of::<Origin>() == 16 * 3 + 8 * 3 + 4 * 2 + 2 * 2 + 4 * 5);
     assert!(size_of::<TupleKey>() == 8 + 16 + 2 + 6);

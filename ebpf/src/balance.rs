@@ -1,0 +1,251 @@
+//! The kernel way: a connect goes straight to an endpoint that is picked here, and is counted to its end.
+//! The agent need not live for any of it.
+
+use core::intrinsics::{AtomicOrdering, atomic_xadd};
+
+use aya_ebpf::{
+    EbpfContext as _,
+    bindings::{BPF_SOCK_OPS_STATE_CB_FLAG, bpf_sock},
+    helpers::generated::{
+        bpf_get_current_ancestor_cgroup_id, bpf_get_current_cgroup_id, bpf_get_prandom_u32, bpf_get_socket_cookie,
+        bpf_ktime_get_ns,
+    },
+    programs::{SockAddrContext, SockOpsContext},
+};
+use ebpf_common::{
+    Address, Origin, OriginState, Outcome, Service,
+    balance::{
+        ANCESTORS, EndpointKey, FURTHER_TRIES, RuleKey, SlotKey, Use, UseKey, after_failure, payload_down, payload_up,
+        place, suits, tcp,
+    },
+};
+
+use crate::{
+    connect::remember,
+    maps::{MESH_BALANCE, MESH_CONNECTION, MESH_ENDPOINTS, MESH_POLICY, MESH_USE, count, origin_of},
+};
+
+/// What a program asked for.
+pub struct Asked {
+    pub addr: Address,
+    pub port: u16,
+    pub netns: u64,
+    /// An IPv6 socket.
+    pub v6_socket: bool,
+    /// An IPv6 address: whether such a socket may speak IPv4 cannot be seen, so endpoints of its own kind
+    /// are preferred.
+    pub v6_asked: bool,
+}
+
+/// Picks an endpoint of `service` and remembers it with `sk`; the caller rewrites the address, last.
+#[inline(always)]
+pub fn pick(
+    ctx: &SockAddrContext,
+    sk: *mut bpf_sock,
+    service: &Service,
+    asked: &Asked,
+) -> Result<(Address, u16), Outcome> {
+    // SAFETY: helper without side effects.
+    let cgroup = unsafe { bpf_get_current_cgroup_id() };
+    if service.flags & (Service::HAS_ALLOW | Service::HAS_DENY) != 0
+        && admitted(service.number, service.generation, service.flags, ctx.uid()) == 0
+    {
+        if let Some(counters) = counters(cgroup, service.number, 0) {
+            // SAFETY: the entry lives as long as this program runs.
+            bump(unsafe { &raw mut (*counters).refused }, 1);
+        }
+        return Err(Outcome::PolicyRefused);
+    }
+    // SAFETY: helper without side effects.
+    let now = unsafe { bpf_ktime_get_ns() };
+    let families = if asked.v6_asked {
+        PREFER_V6
+    } else if asked.v6_socket {
+        ANY
+    } else {
+        ONLY_V4
+    };
+    let place = choose(service, families, now);
+    let key = SlotKey { service: service.number, generation: service.generation, slot: place };
+    // SAFETY: written once by the agent before the service names this generation.
+    let Some(slot) = (unsafe { MESH_BALANCE.get(&key) }) else {
+        let refuse = service.flags & Service::REFUSE_ON_LOSS != 0;
+        return Err(if refuse { Outcome::NoEndpointRefused } else { Outcome::NoEndpoint });
+    };
+    let origin = remember(ctx, sk, asked.addr, asked.port, asked.netns, now);
+    if origin.is_null() {
+        return Err(Outcome::NoStorage);
+    }
+    // SAFETY: not null; only this socket's own connect writes it, under the socket's lock.
+    let origin = unsafe { &mut *origin };
+    origin.to = slot.addr;
+    origin.to_port = slot.port;
+    origin.service = service.number;
+    origin.endpoint = slot.number;
+    origin.flags = if service.flags & Service::JOIN != 0 { Origin::KERNEL | Origin::JOIN } else { Origin::KERNEL };
+    origin.state = OriginState::Rewritten as u32;
+    Ok((slot.addr, slot.port))
+}
+
+/// The socket is an IPv4 one.
+const ONLY_V4: u32 = 0;
+/// The socket is an IPv6 one and speaks IPv4.
+const ANY: u32 = 1;
+/// The socket is an IPv6 one and may speak IPv4.
+const PREFER_V6: u32 = 2;
+/// No place at all.
+const NOWHERE: u32 = u32::MAX;
+
+/// Place of the picked endpoint, or of the next that suits the socket and has not failed lately, or of
+/// those that have the one whose pause ends first. A function of its own for the sake of its stack.
+#[inline(never)]
+fn choose(service: &Service, families: u32, now: u64) -> u32 {
+    if service.slots == 0 {
+        return NOWHERE;
+    }
+    // SAFETY: helper without side effects.
+    let random = unsafe { bpf_get_prandom_u32() };
+    let (mut least_bad, mut least_until) = (NOWHERE, u64::MAX);
+    let mut other_family = NOWHERE;
+    for n in 0..=FURTHER_TRIES {
+        let place = place(service.slots, service.endpoints, random, n);
+        let key = SlotKey { service: service.number, generation: service.generation, slot: place };
+        // SAFETY: written once by the agent before the service names this generation.
+        let Some(slot) = (unsafe { MESH_BALANCE.get(&key) }) else { continue };
+        if !suits(&slot.addr, families != ONLY_V4, false) {
+            continue;
+        }
+        let state = EndpointKey { service: service.number, endpoint: slot.number };
+        // SAFETY: one aligned word is read.
+        let until = unsafe { MESH_ENDPOINTS.get(&state) }.map_or(0, |s| s.failed_until_ns);
+        if !suits(&slot.addr, true, families == PREFER_V6) {
+            if until <= now || other_family == NOWHERE {
+                other_family = place;
+            }
+        } else if until <= now {
+            return place;
+        } else if until < least_until {
+            (least_bad, least_until) = (place, until);
+        }
+    }
+    if least_bad == NOWHERE { other_family } else { least_bad }
+}
+
+/// Whether the service's rules let the calling process through: 1 or 0.
+#[inline(never)]
+fn admitted(service: u32, generation: u32, flags: u32, uid: u32) -> u32 {
+    let mut key = RuleKey { value: uid.into(), service, generation, kind: RuleKey::ALLOW_UID, reserved: 0 };
+    let mut allowed = flags & Service::HAS_ALLOW == 0 || MESH_POLICY.get_ptr(&key).is_some();
+    key.kind = RuleKey::DENY_UID;
+    if MESH_POLICY.get_ptr(&key).is_some() {
+        return 0;
+    }
+    for level in 0..ANCESTORS {
+        // SAFETY: helper without side effects; 0 below the caller's own group.
+        key.value = unsafe { bpf_get_current_ancestor_cgroup_id(level) };
+        if key.value == 0 {
+            break;
+        }
+        key.kind = RuleKey::ALLOW_CGROUP;
+        allowed |= MESH_POLICY.get_ptr(&key).is_some();
+        key.kind = RuleKey::DENY_CGROUP;
+        if MESH_POLICY.get_ptr(&key).is_some() {
+            return 0;
+        }
+    }
+    allowed.into()
+}
+
+/// The SYN is leaving.
+#[inline(always)]
+pub fn connecting(ctx: &SockOpsContext, origin: &Origin) {
+    let _ = ctx.set_cb_flags(ctx.cb_flags() as i32 | BPF_SOCK_OPS_STATE_CB_FLAG as i32);
+    if let Some(counters) = counters(origin.cgroup, origin.service, origin.endpoint) {
+        // SAFETY: the entry lives as long as this program runs.
+        bump(unsafe { &raw mut (*counters).connects }, 1);
+    }
+    // SAFETY: helper without side effects.
+    let cookie = unsafe { bpf_get_socket_cookie(ctx.ops.cast()) };
+    if MESH_CONNECTION.insert(cookie, origin, 0).is_err() {
+        count(Outcome::Unlisted);
+    }
+}
+
+/// TCP went from one state to another.
+#[inline(always)]
+pub fn state(ctx: &SockOpsContext) {
+    let (before, after) = (ctx.arg(0), ctx.arg(1));
+    if after != tcp::CLOSE && after != tcp::ESTABLISHED {
+        return;
+    }
+    // SAFETY: the verifier checks each read of the context.
+    let sk = unsafe { (*ctx.ops).__bindgen_anon_2.sk };
+    if sk.is_null() {
+        return;
+    }
+    let origin = origin_of(sk);
+    if origin.is_null() {
+        return;
+    }
+    // SAFETY: not null; the socket is locked.
+    let origin = unsafe { &mut *origin };
+    if origin.flags & Origin::KERNEL == 0 || origin.state != OriginState::Connecting as u32 {
+        return;
+    }
+    let endpoint = EndpointKey { service: origin.service, endpoint: origin.endpoint };
+    if after == tcp::ESTABLISHED {
+        if MESH_ENDPOINTS.get_ptr(&endpoint).is_some() {
+            let _ = MESH_ENDPOINTS.remove(&endpoint);
+        }
+        return;
+    }
+    // Told once, even where nested control groups run this program twice.
+    origin.state = OriginState::Ended as u32;
+    // SAFETY: helpers without side effects.
+    let (now, cookie) = unsafe { (bpf_ktime_get_ns(), bpf_get_socket_cookie(ctx.ops.cast())) };
+    let _ = MESH_CONNECTION.remove(cookie);
+    let established = before != tcp::SYN_SENT;
+    // SAFETY: the verifier checks each read of the context.
+    let (acked, received) = unsafe { ((*ctx.ops).bytes_acked, (*ctx.ops).bytes_received) };
+    if let Some(counters) = counters(origin.cgroup, origin.service, origin.endpoint) {
+        // SAFETY: the entry lives as long as this program runs.
+        unsafe {
+            bump(&raw mut (*counters).closed, 1);
+            bump(&raw mut (*counters).duration_ns, now.saturating_sub(origin.since_ns));
+            if established {
+                bump(&raw mut (*counters).bytes_up, payload_up(acked, before));
+                bump(&raw mut (*counters).bytes_down, payload_down(received, before));
+            } else {
+                bump(&raw mut (*counters).failed, 1);
+            }
+        }
+    }
+    if !established {
+        // SAFETY: copied at once; two failures at one moment may count as one, which only shortens the pause.
+        let known = unsafe { MESH_ENDPOINTS.get(&endpoint) }.copied().unwrap_or_default();
+        let _ = MESH_ENDPOINTS.insert(&endpoint, &after_failure(known, now), 0);
+    }
+}
+
+/// The counters of a caller of an endpoint, made on first use; none when the table is full.
+#[inline(always)]
+fn counters(cgroup: u64, service: u32, endpoint: u32) -> Option<*mut Use> {
+    const NEW: Use = Use { connects: 0, refused: 0, failed: 0, closed: 0, bytes_up: 0, bytes_down: 0, duration_ns: 0 };
+    // Not over what another CPU has put there meanwhile.
+    const NOEXIST: u64 = 1;
+    let key = UseKey { cgroup, service, endpoint };
+    if MESH_USE.get_ptr(&key).is_none() {
+        let _ = MESH_USE.insert(&key, &NEW, NOEXIST);
+    }
+    let found = MESH_USE.get_ptr_mut(&key);
+    if found.is_none() {
+        count(Outcome::Uncounted);
+    }
+    found
+}
+
+#[inline(always)]
+fn bump(counter: *mut u64, by: u64) {
+    // SAFETY: an aligned field of a map's value; everyone adds atomically.
+    unsafe { atomic_xadd::<u64, u64, { AtomicOrdering::Relaxed }>(counter, by) };
+}
