@@ -5,6 +5,8 @@ use std::{
     sync::{Arc, atomic::Ordering::Relaxed},
 };
 
+use ebpf_common::balance::Use;
+
 use super::{Handles, process::Process};
 use crate::{
     capture::redirect::selftest::{self, Consequence},
@@ -21,6 +23,7 @@ pub(super) type Head = (&'static str, Type, &'static str, &'static str);
 
 type PerMethod = fn(&mut Family<'_>, &Labels, &MethodStats);
 type PerService = fn(&mut Family<'_>, &Labels, &Handles, &Cluster);
+type PerCaller = fn(&Use) -> f64;
 type PerEndpoint = fn(&Endpoint) -> u64;
 
 const CLUSTER: &str = "as the service";
@@ -128,6 +131,40 @@ const ENDPOINTS: [(Head, PerEndpoint); 4] = [
     }),
 ];
 
+const CALLER: &str = "service, group, version, endpoint, caller";
+
+/// By endpoint and control group of the caller, for services with `path: kernel`.
+const CALLERS: [(Head, PerCaller); 7] = [
+    (("sockmesh_kernel_connects_total", Type::Counter, "Connects sent straight to an endpoint.", CALLER), |u| {
+        u.connects as f64
+    }),
+    (("sockmesh_kernel_refused_total", Type::Counter, "Connects refused by `allow` and `deny`.", CALLER), |u| {
+        u.refused as f64
+    }),
+    (
+        ("sockmesh_kernel_failed_total", Type::Counter, "Of the connects, those that were never established.", CALLER),
+        |u| u.failed as f64,
+    ),
+    (("sockmesh_kernel_active", Type::Gauge, "Connections straight to an endpoint that exist now.", CALLER), |u| {
+        u.connects.saturating_sub(u.closed) as f64
+    }),
+    (("sockmesh_kernel_sent_bytes_total", Type::Counter, "Payload to endpoints, of ended connections.", CALLER), |u| {
+        u.bytes_up as f64
+    }),
+    (
+        (
+            "sockmesh_kernel_received_bytes_total",
+            Type::Counter,
+            "Payload from endpoints, of ended connections.",
+            CALLER,
+        ),
+        |u| u.bytes_down as f64,
+    ),
+    (("sockmesh_kernel_duration_seconds_total", Type::Counter, "Time that ended connections lasted.", CALLER), |u| {
+        std::time::Duration::from_nanos(u.duration_ns).as_secs_f64()
+    }),
+];
+
 const CONNECTIONS: Head = ("sockmesh_connections", Type::Gauge, "Connections of programs held now.", "");
 const CAPTURE: Head =
     ("sockmesh_capture_total", Type::Counter, "Connects seen by the kernel half, by what became of them.", "outcome");
@@ -194,6 +231,7 @@ pub(super) fn metrics(handles: &Handles, process: &Process) -> String {
     let clusters = labelled(handles);
     services(&mut page, handles, &clusters);
     endpoints(&mut page, &clusters);
+    callers(&mut page, handles);
     agent(&mut page, handles);
 
     if let Some(bytes) = process.resident_bytes() {
@@ -250,6 +288,23 @@ fn endpoints(page: &mut Page, clusters: &Labelled) {
     }
 }
 
+fn callers(page: &mut Page, handles: &Handles) {
+    let uses = handles.capture.uses();
+    for (of, value) in CALLERS {
+        let mut family = head(page, of);
+        for used in &uses {
+            let endpoint = used.endpoint.map_or_else(String::new, |e| e.to_string());
+            let labels = Labels::default()
+                .with("service", &used.service.service)
+                .with("group", &used.service.group)
+                .with("version", &used.service.version)
+                .with("endpoint", endpoint)
+                .with("caller", &used.caller);
+            family.sample(&labels, value(&used.count));
+        }
+    }
+}
+
 fn agent(page: &mut Page, handles: &Handles) {
     let rows = handles.counters.rows();
     for rows in rows.chunk_by(|a, b| a.name == b.name) {
@@ -290,6 +345,7 @@ pub(super) fn heads() -> Vec<Head> {
     all.extend(METHODS.iter().map(|(head, _)| *head));
     all.extend(SERVICES.iter().map(|(head, _)| *head));
     all.extend(ENDPOINTS.iter().map(|(head, _)| *head));
+    all.extend(CALLERS.iter().map(|(head, _)| *head));
     let rows = crate::metrics::AgentCounters::default().rows();
     all.extend(
         rows.chunk_by(|a, b| a.name == b.name)

@@ -139,7 +139,7 @@ impl Api {
             }
             "/stat" => json(StatusCode::OK, &stat::stat(handles, &self.windows.lock())),
             "/endpoints" => json(StatusCode::OK, &stat::endpoints(handles, &self.windows.lock())),
-            "/sockets" => json(StatusCode::OK, &view::Sockets { sockets: handles.live.rows() }),
+            "/sockets" => json(StatusCode::OK, &stat::sockets(handles)),
             "/config" => json(StatusCode::OK, &stat::config(handles)),
             "/version" => json(StatusCode::OK, &view::Version { version: handles.version.to_owned() }),
             "/enrolled" => json(StatusCode::OK, &enrolled::page(handles)),

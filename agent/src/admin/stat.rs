@@ -1,12 +1,14 @@
 //! From the running parts to what operators see of services and endpoints.
 
 use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     sync::{Arc, atomic::Ordering::Relaxed},
-    time::UNIX_EPOCH,
+    time::{Duration, UNIX_EPOCH},
 };
 
 use super::{Handles, view};
 use crate::{
+    capture::balance::Used,
     cluster::Cluster,
     endpoint,
     metrics::{
@@ -43,7 +45,48 @@ pub(super) fn stat(handles: &Handles, windows: &Windows) -> view::Stat {
         agent: agent(handles),
         window_seconds: windows.length().as_secs_f64(),
         services: handles.clusters.load().iter().map(|c| service(handles, windows, c)).collect(),
+        callers: handles.capture.uses().iter().map(caller).collect(),
     }
+}
+
+fn caller(used: &Used) -> view::Caller {
+    let count = &used.count;
+    view::Caller {
+        service: used.service.service.clone(),
+        endpoint: used.endpoint,
+        caller: used.caller.clone(),
+        connects: count.connects,
+        refused: count.refused,
+        failed: count.failed,
+        active: in_flight((count.connects, count.closed)),
+        sent_bytes: count.bytes_up,
+        received_bytes: count.bytes_down,
+        duration_seconds: Duration::from_nanos(count.duration_ns).as_secs_f64(),
+    }
+}
+
+/// Connections of programs, those that go straight to an endpoint last.
+pub(super) fn sockets(handles: &Handles) -> view::Sockets {
+    let mut sockets = handles.live.rows();
+    sockets.extend(handles.capture.connections().into_iter().map(|c| {
+        let unspecified =
+            if c.destination.is_ipv4() { IpAddr::V4(Ipv4Addr::UNSPECIFIED) } else { Ipv6Addr::UNSPECIFIED.into() };
+        view::LiveRow {
+            pid: c.pid,
+            process: c.process,
+            peer: c.local.unwrap_or(SocketAddr::new(unspecified, 0)),
+            destination: c.destination,
+            captured: true,
+            protocol: "tcp".to_owned(),
+            service: c.service.service,
+            endpoint: Some(c.endpoint),
+            calls: 1,
+            received_bytes: c.bytes.0,
+            sent_bytes: c.bytes.1,
+            age_seconds: c.age.as_secs_f64(),
+        }
+    }));
+    view::Sockets { sockets }
 }
 
 fn agent(handles: &Handles) -> view::Agent {

@@ -16,6 +16,34 @@ pub struct Stat {
     pub window_seconds: f64,
     /// Services in the order of the configuration.
     pub services: Vec<Service>,
+    /// Who used services with `path: kernel`.
+    #[serde(default)]
+    pub callers: Vec<Caller>,
+}
+
+/// What programs of one control group did with one endpoint of a service with `path: kernel`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Caller {
+    /// Name of the service.
+    pub service: String,
+    /// The endpoint; none for connects that `allow` and `deny` refused.
+    pub endpoint: Option<SocketAddr>,
+    /// Control group of the programs.
+    pub caller: String,
+    /// Connects begun.
+    pub connects: u64,
+    /// Connects refused by `allow` and `deny`.
+    pub refused: u64,
+    /// Connects that were never established.
+    pub failed: u64,
+    /// Connections that exist now.
+    pub active: u64,
+    /// Payload to the endpoint, of connections that have ended.
+    pub sent_bytes: u64,
+    /// Payload from the endpoint, of connections that have ended.
+    pub received_bytes: u64,
+    /// Time that connections lasted, of those that have ended.
+    pub duration_seconds: f64,
 }
 
 /// The agent itself.

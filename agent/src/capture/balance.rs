@@ -21,7 +21,10 @@ use parking_lot::Mutex;
 use super::enroll;
 use crate::{
     config::{Caller, OnAgentLoss, VirtualAddress},
-    sys::{BpfMap, diag::Diag},
+    sys::{
+        BpfMap,
+        diag::{Diag, Tcp},
+    },
 };
 
 /// Slots of a small service: shares are right to half a percent.
@@ -90,6 +93,10 @@ pub struct Connection {
     pub endpoint: SocketAddr,
     /// Where it wanted to go.
     pub destination: SocketAddr,
+    /// The program's end; unknown in another network namespace.
+    pub local: Option<SocketAddr>,
+    /// Bytes from the program and to it, 0 where unknown.
+    pub bytes: (u64, u64),
     /// Process that connected.
     pub pid: u32,
     /// Its name.
@@ -391,8 +398,13 @@ impl Balance {
 
     /// Connections that exist now.
     pub fn connections(&self, now_ns: u64) -> Vec<Connection> {
-        let inner = self.inner.lock();
         let keys = self.connections.keys(ebpf_common::MAX_TUPLES).unwrap_or_default();
+        if keys.is_empty() {
+            return Vec::new();
+        }
+        let listed = Diag::open().and_then(|diag| diag.connections()).unwrap_or_default();
+        let listed: HashMap<u64, &Tcp> = listed.iter().map(|tcp| (tcp.cookie, tcp)).collect();
+        let inner = self.inner.lock();
         let address =
             |addr: [u8; 16], port: u16| SocketAddr::new(Ipv6Addr::from(addr).to_canonical(), u16::from_be(port));
         keys.into_iter()
@@ -403,6 +415,8 @@ impl Balance {
                     service: inner.names.get(&origin.service)?.0.clone(),
                     endpoint: address(origin.to, origin.to_port),
                     destination: address(origin.addr, origin.port),
+                    local: listed.get(&cookie).map(|tcp| tcp.local),
+                    bytes: listed.get(&cookie).map_or((0, 0), |tcp| (tcp.acked.saturating_sub(1), tcp.received)),
                     pid: origin.pid,
                     process: String::from_utf8_lossy(comm).into_owned(),
                     age: Duration::from_nanos(now_ns.saturating_sub(origin.since_ns)),

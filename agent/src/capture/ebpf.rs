@@ -318,6 +318,7 @@ impl Capture for Ebpf {
     fn matched(&self) -> (Vec<Matched>, Vec<String>) {
         let members = self.change.lock();
         (members.matched(), members.refused())
+    }
 
     fn balance(&self, services: &[Straight]) {
         let beat = self.beats.fetch_add(1, Relaxed);

@@ -109,6 +109,7 @@ async fn fetch(args: &Args, client: Client) -> anyhow::Result<view::Stat> {
     let (_, mut page) = client.get::<view::Stat>("/stat").await?;
     if let Some(wanted) = &args.service {
         page.services.retain(|s| s.service.contains(wanted.as_str()));
+        page.callers.retain(|c| c.service.contains(wanted.as_str()));
     }
     Ok(page)
 }
@@ -152,7 +153,41 @@ fn picture(page: &view::Stat, color: super::table::Color, width: Option<usize>) 
     // A table of no columns has an empty head.
     let mut lines = head.lines(color, width).split_off(1);
     lines.extend(table.lines(color, width));
+    if !page.callers.is_empty() {
+        lines.push(String::new());
+        lines.extend(callers(&page.callers).lines(color, width));
+    }
     lines
+}
+
+/// Who used services whose connects go straight to an endpoint, since the counters began.
+fn callers(rows: &[view::Caller]) -> Table {
+    let mut table = Table::new(&[
+        ("CALLER", Align::Left),
+        ("SERVICE", Align::Left),
+        ("ENDPOINT", Align::Left),
+        ("CONNECTS", Align::Right),
+        ("REFUSED", Align::Right),
+        ("FAILED", Align::Right),
+        ("ACTIVE", Align::Right),
+        ("SENT", Align::Right),
+        ("RECEIVED", Align::Right),
+    ]);
+    for row in rows {
+        let endpoint = row.endpoint.map_or_else(|| units::NONE.to_owned(), |e| e.to_string());
+        table.row(vec![
+            Cell::new(&row.caller),
+            Cell::new(&row.service),
+            Cell::new(&endpoint),
+            Cell::new(row.connects.to_string()),
+            Cell::new(row.refused.to_string()),
+            Cell::new(row.failed.to_string()),
+            Cell::new(row.active.to_string()),
+            Cell::new(units::bytes(row.sent_bytes)),
+            Cell::new(units::bytes(row.received_bytes)),
+        ]);
+    }
+    table
 }
 
 fn shown(services: &[view::Service]) -> Vec<(&view::Service, bool)> {
@@ -257,7 +292,7 @@ mod tests {
             generation: 1,
             connections: 7,
         };
-        view::Stat { agent, window_seconds: 10.0, services }
+        view::Stat { agent, window_seconds: 10.0, services, callers: Vec::new() }
     }
 
     #[test]

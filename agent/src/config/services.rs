@@ -98,7 +98,11 @@ fn call_path(map: &Map<'_>, protocol: Option<&str>, report: &mut Report) -> (Cal
     let path = map.read("path", values::choice(PATHS), report).unwrap_or_default();
     let (allow, deny) = (callers(map, "allow", report), callers(map, "deny", report));
     if path == CallPath::Agent {
-        for name in ["allow", "deny"].into_iter().filter(|n| map.get(n).is_some() && map.get("path").is_none()) {
+        // A `path` that was written, but wrongly, has been told already.
+        let agents =
+            map.get("path").is_none_or(|_| map.read("path", values::choice(PATHS), &mut Report::default()).is_some());
+        let lists = [("allow", &allow), ("deny", &deny)];
+        for (name, _) in lists.into_iter().filter(|(_, list)| agents && !list.is_empty()) {
             let remedy = "add `path: kernel` and `protocol: tcp`, or leave the key out";
             report.mistake(map.place(name).problem("works with `path: kernel` only", remedy));
         }

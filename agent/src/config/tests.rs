@@ -124,6 +124,9 @@ fn around(path: &str, key: &str, value: Option<&str>) -> String {
         "capture.enroll[]" => format!("capture: {{enroll: [{{{line}}}]}}"),
         "registries.*" => format!("registries: {{r: {{{}}}}}", with(&[("kind", "file"), ("path", "f")])),
         "referers[]" | "cluster" => referer(&[]),
+        "referers[].allow[]" => format!(
+            "referers: [{{service: s, protocol: tcp, path: kernel, address: 240.0.0.1, endpoints: ['127.0.0.1:7'], allow: [{{{line}}}]}}]"
+        ),
         "services[]" => {
             let needed = [("service", "s"), ("export", "'0.0.0.0:9'"), ("local", "'127.0.0.1:7'")];
             format!("services: [{{{}}}]", with(&needed))

@@ -1,6 +1,11 @@
 //! TCP sockets of this network namespace as the kernel lists them (`NETLINK_SOCK_DIAG`), and ending one.
 
-use std::{io, os::fd::OwnedFd, time::Duration};
+use std::{
+    io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    os::fd::OwnedFd,
+    time::Duration,
+};
 
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, netlink, recv, send, socket_with};
 
@@ -26,6 +31,12 @@ const MESSAGE: usize = 72;
 pub struct Tcp {
     /// Its cookie, the number that programs see.
     pub cookie: u64,
+    /// This end.
+    pub local: SocketAddr,
+    /// Payload that the other end acknowledged; SYN counted as a byte.
+    pub acked: u64,
+    /// Payload that came.
+    pub received: u64,
     /// Bytes that wait for the program to read, or for the other end to acknowledge.
     pub queued: u64,
     /// Time since the last byte left.
@@ -133,7 +144,17 @@ fn parse(message: &[u8]) -> Option<Tcp> {
     // `struct tcp_info`, which only ever grows at its end.
     let info = info?;
     let ago = |at| Duration::from_millis(word(info, at).into());
+    let long = |at| info.get(at..at + 8).and_then(|b| b.try_into().ok()).map_or(0, u64::from_ne_bytes);
+    let source: [u8; 16] = id[4..20].try_into().ok()?;
+    let ip = if message[0] == AddressFamily::INET.as_raw() as u8 {
+        IpAddr::V4(Ipv4Addr::new(source[0], source[1], source[2], source[3]))
+    } else {
+        Ipv6Addr::from(source).to_canonical()
+    };
     Some(Tcp {
+        local: SocketAddr::new(ip, u16::from_be_bytes([id[0], id[1]])),
+        acked: long(120),
+        received: long(128),
         cookie: u64::from(word(&id, 44)) << 32 | u64::from(word(&id, 40)),
         queued: u64::from(word(message, 56)) + u64::from(word(message, 60)),
         last_sent: ago(44),
@@ -164,7 +185,8 @@ mod tests {
             b.peek(&mut [0]).unwrap();
             let now = diag.connections().unwrap();
             let new: Vec<_> = now.iter().filter(|c| !before.contains(&c.cookie)).collect();
-            assert!(new.iter().any(|c| c.queued == 777), "{new:?}");
+            assert!(new.iter().any(|c| c.queued == 777 && c.received == 777), "{new:?}");
+            assert!(new.iter().any(|c| c.local == a.local_addr().unwrap()), "{new:?}");
             b.read_exact(&mut [0; 777]).unwrap();
         }
     }
