@@ -11,6 +11,7 @@ mod drain;
 mod enroll;
 mod ha;
 mod http;
+mod inbound;
 mod limits;
 mod loss;
 mod motan2;

@@ -2,7 +2,7 @@
 
 use std::{
     collections::HashMap,
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     sync::Arc,
 };
 
@@ -134,6 +134,12 @@ impl Routes {
         let ip = original.ip().to_canonical();
         let exact = self.exact.get(&SocketAddr::new(ip, original.port()));
         exact.or_else(|| self.any_port.get(&ip)).cloned()
+    }
+
+    /// Where a connection from elsewhere goes that dialed `local`; `0.0.0.0` in the table stands for every
+    /// address.
+    pub fn find_local(&self, local: SocketAddr) -> Option<Destination> {
+        self.find(local).or_else(|| self.find(SocketAddr::from((Ipv4Addr::UNSPECIFIED, local.port()))))
     }
 }
 

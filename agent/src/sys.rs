@@ -57,6 +57,8 @@ pub enum Hook {
     Connect4 = 10,
     /// `connect()` of IPv6 sockets.
     Connect6 = 11,
+    /// New connections of a network namespace, before a listening socket is looked for.
+    SkLookup = 36,
     /// `getpeername()` of IPv4 sockets.
     Peername4 = 29,
     /// `getpeername()` of IPv6 sockets.
@@ -146,7 +148,7 @@ pub fn obj_pin(fd: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
     unsafe { bpf(OBJ_PIN, &mut attr) }.map(drop)
 }
 
-/// Attaches `program` to `cgroup` at `hook` until the link and its pins are gone. Linux 5.7.
+/// Attaches `program` to `cgroup` (for [`Hook::SkLookup`]: to a network namespace) at `hook` until the link and its pins are gone. Linux 5.7.
 pub fn link_create(program: BorrowedFd<'_>, cgroup: BorrowedFd<'_>, hook: Hook) -> io::Result<OwnedFd> {
     let mut attr = [program.as_raw_fd() as u32, cgroup.as_raw_fd() as u32, hook as u32, 0];
     // SAFETY: four 32-bit fields, no pointers.

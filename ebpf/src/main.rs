@@ -17,6 +17,8 @@ mod connect;
 #[cfg(target_arch = "bpf")]
 mod enrolled;
 #[cfg(target_arch = "bpf")]
+mod lookup;
+#[cfg(target_arch = "bpf")]
 mod maps;
 #[cfg(target_arch = "bpf")]
 mod peername;

@@ -4,15 +4,15 @@ use core::{ffi::c_void, ptr};
 
 use aya_ebpf::{
     bindings::{BPF_F_NO_PREALLOC, BPF_SK_STORAGE_GET_F_CREATE, bpf_sock},
-    btf_maps::{Array, HashMap, PerCpuArray, SkStorage},
+    btf_maps::{Array, HashMap, PerCpuArray, SkStorage, SockMap},
     helpers::generated::{bpf_sk_storage_delete, bpf_sk_storage_get},
     macros::btf_map,
 };
 use ebpf_common::{
-    Listener, MAX_LISTENERS, MAX_MEMBERS, MAX_RULES, MAX_SERVICES, MAX_SLOTS, MAX_STRANGERS, MAX_TUPLES, MAX_USES,
-    MAX_WORKLOADS, Origin, Outcome, Service, ServiceKey, TupleKey, Workload,
+    Listener, MAX_INBOUND, MAX_LISTENERS, MAX_MEMBERS, MAX_RULES, MAX_SERVICES, MAX_SLOTS, MAX_STRANGERS, MAX_TUPLES,
+    MAX_USES, MAX_WORKLOADS, Origin, Outcome, Service, ServiceKey, TupleKey, Workload,
     balance::{EndpointKey, EndpointState, RuleKey, Slot, SlotKey, Use, UseKey},
-    control,
+    control, inbound,
 };
 
 /// Destinations that are services. Written by the agent.
@@ -53,6 +53,15 @@ pub static MESH_NETNS: HashMap<u64, Workload, MAX_MEMBERS> = HashMap::new();
 /// the connect hooks, taken away by the agent.
 #[btf_map]
 pub static MESH_STRANGERS: HashMap<u64, u32, MAX_STRANGERS> = HashMap::new();
+
+/// Destinations of callers from elsewhere that are brought to the agent: an address, or all zero for every
+/// local one, and a port. Written by the agent; the value says nothing.
+#[btf_map]
+pub static MESH_INBOUND: HashMap<ServiceKey, u32, MAX_INBOUND> = HashMap::new();
+
+/// The agent's listeners for connections from elsewhere, by family. Put in by the agent, gone with them.
+#[btf_map]
+pub static MESH_IN_SOCKETS: SockMap<{ inbound::LISTENERS }> = SockMap::new();
 
 /// How often each outcome happened. Written by every program.
 #[btf_map]

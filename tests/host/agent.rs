@@ -3,7 +3,7 @@
 use std::{
     fmt::Write as _,
     fs,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
     process::ExitStatus,
     sync::{Condvar, Mutex, MutexGuard},
@@ -12,13 +12,15 @@ use std::{
 use rustix::process::Signal;
 use serde_json::Value;
 
-use crate::{Cgroup, Cmd, Proc, Temp, cmd::Output, http, net::free_port, target_dir, temp::serial, until, wait};
+use crate::{Cgroup, Cmd, Net, Proc, Temp, cmd::Output, http, net::free_port, target_dir, temp::serial, until, wait};
 
 /// What of an agent differs from the usual.
 #[derive(Default)]
 pub struct Settings<'a> {
     /// Programs in these groups are captured by the kernel half; none means port mode.
     pub enroll: &'a [&'a Cgroup],
+    /// Runs in this network namespace, its admin API at that end of the link.
+    pub net: Option<&'a Net>,
     /// Runs in this group.
     pub cgroup: Option<&'a Cgroup>,
     /// Runs without any of root's powers.
@@ -62,13 +64,14 @@ impl Agent {
     /// Starts one with its own settings.
     #[track_caller]
     pub fn with(settings: &Settings<'_>, services: &str) -> Self {
-        let kernel = (!settings.enroll.is_empty()).then(KernelUse::shared);
+        let kernel = (!settings.enroll.is_empty() || !settings.mode.is_empty()).then(KernelUse::shared);
         let dir = Temp::new();
         let name = format!("test-{}-{}", std::process::id(), serial());
-        let (admin, outbound) = (SocketAddr::from(([127, 0, 0, 1], free_port())), free_port());
+        let (admin, outbound) =
+            (SocketAddr::new(settings.net.map_or(IpAddr::from([127, 0, 0, 1]), Net::there), free_port()), free_port());
         let mut head = format!("name: {name}\nthreads: 2\naccess_log: {{path: access.log}}\n");
         writeln!(head, "ports: {{outbound: {outbound}, inbound: {}, admin: \"{admin}\"}}", free_port()).unwrap();
-        if settings.enroll.is_empty() {
+        if settings.enroll.is_empty() && settings.mode.is_empty() {
             head.push_str("capture: port\n");
         } else {
             let groups: Vec<_> =
@@ -88,6 +91,9 @@ impl Agent {
         }
         if settings.powerless {
             cmd = cmd.powerless();
+        }
+        if let Some(net) = settings.net {
+            cmd = cmd.netns(net);
         }
         if let Some(group) = settings.cgroup {
             cmd = cmd.cgroup(group);

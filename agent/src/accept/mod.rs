@@ -53,6 +53,8 @@ impl Accepted {
 pub enum Target {
     /// The listener takes what the capture brings; each connection knows where it wanted to go.
     Captured(Arc<ArcSwap<Routes>>),
+    /// The listener takes what callers from elsewhere dialed: its sockets keep the address that was dialed.
+    Inbound(Arc<ArcSwap<Routes>>),
     /// All to one destination: programs dial this listener by intention.
     Fixed(Arc<ArcSwap<Destination>>),
 }
@@ -170,6 +172,16 @@ impl Acceptor {
                 let destination = io.local_addr()?;
                 (Destination::clone(&fixed.load()), Origin { destination, pid: 0, uid: 0, process: String::new() })
             }
+            Target::Inbound(routes) => {
+                let local = io.local_addr()?;
+                let destination = SocketAddr::new(local.ip().to_canonical(), local.port());
+                let found = routes.load().find_local(destination);
+                let route = found.unwrap_or_else(|| {
+                    self.counters.passed_through.fetch_add(1, Relaxed);
+                    (self.passthrough)(destination)
+                });
+                (route, Origin { destination, pid: 0, uid: 0, process: String::new() })
+            }
             Target::Captured(routes) => {
                 let origin = match self.capture.origin(&io) {
                     Ok(origin) => origin,
@@ -188,7 +200,7 @@ impl Acceptor {
                 (destination, origin)
             }
         };
-        let captured = matches!(target, Target::Captured(_));
+        let captured = !matches!(target, Target::Fixed(_));
         let guard = self.live.add(peer, origin.destination, (origin.pid, origin.process), captured);
         let (route, prefix, dialled) = match &destination {
             Destination::Declared(route) => (route.clone(), Bytes::new(), None),

@@ -46,6 +46,8 @@ pub(super) struct Mesh {
     pub(super) straight: Vec<(Straight, ClusterId)>,
     /// What captured connections are looked up in.
     pub(super) captured: Arc<ArcSwap<Routes>>,
+    /// What connections from elsewhere are looked up in.
+    pub(super) inbound: Arc<ArcSwap<Routes>>,
     /// All clusters in the order of the file, for admin.
     pub(super) view: Arc<ArcSwap<Vec<Arc<Cluster>>>>,
     /// Why endpoint lists are old, for admin.
@@ -61,6 +63,7 @@ pub(super) struct Mesh {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum Address {
     Captured(config::VirtualAddress),
+    Inbound(config::VirtualAddress),
     Listener(SocketAddr),
 }
 
@@ -108,6 +111,7 @@ impl Mesh {
             listeners: HashMap::new(),
             straight: Vec::new(),
             captured,
+            inbound: Arc::default(),
             view: Arc::default(),
             stale: Arc::default(),
             data,
@@ -202,6 +206,11 @@ impl Mesh {
             table.insert(*address, self.destination(&Address::Captured(*address), plan, &mut old_routes));
         }
         self.captured.store(Arc::new(table));
+        let mut table = Routes::default();
+        for (address, plan) in &plan.inbound {
+            table.insert(*address, self.destination(&Address::Inbound(*address), plan, &mut old_routes));
+        }
+        self.inbound.store(Arc::new(table));
         let mut old_listeners = std::mem::take(&mut self.listeners);
         for (at, plan) in &plan.listeners {
             let destination = self.destination(&Address::Listener(*at), plan, &mut old_routes);

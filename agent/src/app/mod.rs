@@ -6,7 +6,7 @@ mod plan;
 mod spaces;
 
 use std::{
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener},
     path::{Path, PathBuf},
     process::ExitCode,
     sync::{
@@ -96,6 +96,7 @@ struct App {
     mesh: Mesh,
     books: Books,
     capture: Arc<dyn Capture>,
+    inbound: Inbound,
     /// Where captured connections arrive.
     captured_at: Vec<SocketAddr>,
     /// Who is enrolled, by the configuration and by commands.
@@ -157,7 +158,17 @@ impl App {
         let captured = Arc::new(ArcSwap::from_pointee(Routes::default()));
         let mut mesh = Mesh::new(data.clone(), acceptor.clone(), captured.clone(), cx, drain.clone());
         mesh.apply(&config)?;
-        let captured_at = listen_captured(&config, &*chosen.capture, &data, &acceptor, &captured, &drain)?;
+        let captured_at = match chosen.capture.needs_listener() {
+            true => {
+                let target = || Target::Captured(captured.clone());
+                let listeners = bind_loopback(config.ports.outbound).context("ports.outbound")?;
+                serve_loopback(listeners, target, &data, &acceptor, &drain)
+            }
+            false => Vec::new(),
+        };
+        let mut inbound =
+            Inbound { data: data.clone(), acceptor: acceptor.clone(), drain: Some(drain.clone()), open: false };
+        inbound.open_for(&config, &mesh)?;
         if !mesh.first_snapshots(FIRST_SNAPSHOT).await {
             tracing::warn!("serving, though not every registry has answered yet");
         }
@@ -218,6 +229,7 @@ impl App {
             mesh,
             books: Books::default(),
             capture: chosen.capture,
+            inbound,
             captured_at,
             enrolled,
             spaces,
@@ -314,6 +326,7 @@ impl App {
                 fixed.join(", ")
             ));
         }
+        self.inbound.open_for(&new, &self.mesh).map_err(|e| format!("{e:#}"))?;
         self.mesh.apply(&new).map_err(|e| format!("{e:#}"))?;
         let mut table = Plan::of(&new).capture_table(&new, self.captured_at.clone());
         let mut enrolled = Roster::clone(&self.enrolled.load());
@@ -393,6 +406,7 @@ impl App {
         self.capture.stop_capturing();
         self.mesh.release_drain();
         self.spaces.release_drain();
+        self.inbound.drain = None;
         let finish = self.drainer.drain(self.config.drain);
         tokio::pin!(finish);
         // The beat goes on: connections that were captured before the stop must still find us alive.
@@ -417,43 +431,63 @@ impl App {
     }
 }
 
-/// Binds the listeners for captured connections and serves them; none where nothing is captured.
-fn listen_captured(
-    config: &Config,
-    capture: &dyn Capture,
-    data: &runtime::Handle,
-    acceptor: &Arc<Acceptor>,
-    routes: &Arc<ArcSwap<Routes>>,
-    drain: &Drain,
-) -> anyhow::Result<Vec<SocketAddr>> {
-    if !capture.needs_listener() {
-        return Ok(Vec::new());
+/// Listens for connections from elsewhere once the first service asks for it.
+struct Inbound {
+    data: runtime::Handle,
+    acceptor: Arc<Acceptor>,
+    /// Taken when the agent stops.
+    drain: Option<Drain>,
+    open: bool,
+}
+
+impl Inbound {
+    fn open_for(&mut self, config: &Config, mesh: &Mesh) -> anyhow::Result<()> {
+        let (false, true, Some(drain)) = (self.open, config.has_inbound(), &self.drain) else { return Ok(()) };
+        let listeners = bind_loopback(config.ports.inbound).context("ports.inbound")?;
+        self.acceptor.capture.listen_inbound(&listeners)?;
+        let target = || Target::Inbound(mesh.inbound.clone());
+        serve_loopback(listeners, target, &self.data, &self.acceptor, drain);
+        self.open = true;
+        Ok(())
     }
-    let mut at = Vec::new();
+}
+
+/// Binds `port` on both loopback addresses, or on the only one that the host has.
+fn bind_loopback(port: u16) -> anyhow::Result<Vec<TcpListener>> {
+    let mut listeners = Vec::new();
     for ip in [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)] {
-        let address = SocketAddr::new(ip, config.ports.outbound);
-        let listener = match mesh::bind(address) {
-            Ok(listener) => listener,
+        match mesh::bind(SocketAddr::new(ip, port)) {
+            Ok(listener) => listeners.push(listener),
             Err(error) if ip.is_ipv6() && !Path::new("/proc/net/if_inet6").exists() => {
                 tracing::info!(%error, "no IPv6 on this host: IPv6 connections are left alone");
-                continue;
             }
-            Err(error) => return Err(error.context("ports.outbound")),
-        };
-        at.push(address);
+            Err(error) => return Err(error),
+        }
+    }
+    if listeners.is_empty() {
+        bail!("no loopback address to listen on");
+    }
+    Ok(listeners)
+}
+
+/// Serves listeners for as long as the agent lives; only the drain ends them. Returns their addresses.
+fn serve_loopback(
+    listeners: Vec<TcpListener>,
+    target: impl Fn() -> Target,
+    data: &runtime::Handle,
+    acceptor: &Arc<Acceptor>,
+    drain: &Drain,
+) -> Vec<SocketAddr> {
+    let at = listeners.iter().filter_map(|l| l.local_addr().ok()).collect();
+    for listener in listeners {
         let (stop, stopped) = watch::channel(false);
-        let target = Target::Captured(routes.clone());
-        let serving = mesh::serve(acceptor.clone(), listener, target, stopped, drain.clone());
+        let serving = mesh::serve(acceptor.clone(), listener, target(), stopped, drain.clone());
         data.spawn(async move {
-            // Lives as long as the agent: only the drain ends it.
             let _stop = stop;
             serving.await;
         });
     }
-    if at.is_empty() {
-        bail!("no loopback address to listen on");
-    }
-    Ok(at)
+    at
 }
 
 fn open_access_log(config: &Config) -> anyhow::Result<Option<Arc<AccessLogWriter>>> {

@@ -20,6 +20,8 @@ pub(super) struct Plan {
     pub(super) clusters: Vec<ClusterPlan>,
     /// Addresses that captured connections may have wanted to go to.
     pub(super) captured: Vec<(VirtualAddress, AddressPlan)>,
+    /// Addresses of local programs at which callers from elsewhere are captured.
+    pub(super) inbound: Vec<(VirtualAddress, AddressPlan)>,
     /// Listeners that programs or other agents dial.
     pub(super) listeners: BTreeMap<SocketAddr, AddressPlan>,
     /// Services whose connects go straight to an endpoint, with the cluster that knows their endpoints.
@@ -87,7 +89,10 @@ impl Plan {
             let local = Instance::at(service.local.to_string());
             let source = SourcePlan { registries: Vec::new(), instances: vec![local] };
             let address = plan.add(true, &service.key, service.protocol.as_deref(), &service.cluster, &source);
-            plan.listen(service.export, address);
+            plan.inbound.extend(service.inbound.iter().map(|at| (*at, address.clone())));
+            if let Some(export) = service.export {
+                plan.listen(export, address);
+            }
         }
         let names: Vec<_> = plan.straight.iter().map(|(s, _)| s.name.clone()).collect();
         for ((straight, _), number) in plan.straight.iter_mut().zip(balance::numbers(&names)) {
@@ -128,7 +133,8 @@ impl Plan {
         let agents = config.referers.iter().filter(|r| r.path == CallPath::Agent);
         let destinations = agents.flat_map(|r| r.addresses.iter().map(|a| (*a, r.on_agent_loss))).collect();
         let straight = self.straight.iter().map(|(straight, _)| straight.clone()).collect();
-        CaptureTable { destinations, straight, listeners, enroll: config.capture.enroll.clone() }
+        let inbound = self.inbound.iter().map(|(at, _)| *at).collect();
+        CaptureTable { destinations, straight, listeners, inbound, enroll: config.capture.enroll.clone() }
     }
 }
 

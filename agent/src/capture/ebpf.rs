@@ -26,6 +26,7 @@ use super::{
     Capture, CaptureTable, Origin,
     balance::{self, Balance, Straight},
     enroll::{Matched, Members, PROGRAMS, space::Space},
+    inbound::Inbound,
     kernel_log::{self, KernelLog},
     lock::NameLock,
     pins::{Found, Pins},
@@ -60,6 +61,7 @@ pub struct Ebpf {
     balance: Balance,
     beats: AtomicU64,
     programs: Vec<(Hook, OwnedFd)>,
+    inbound: Inbound,
     /// Held while services, listeners or links change, so that two changes do not mix.
     change: Mutex<Members>,
     pins: Pins,
@@ -132,6 +134,7 @@ impl Ebpf {
         }
         let mut ebpf = loader.load(object).context("the kernel does not take the maps of the eBPF object")?;
         let programs = load_programs(&mut ebpf)?;
+        let inbound = Inbound::load(&mut ebpf, pins)?;
         let counters = ebpf.take_map(map::COUNTERS).context("the eBPF object has no counters")?;
         let kernel_log = match kernel_log {
             Some(_) => Some(KernelLog::start(&mut ebpf)?),
@@ -159,6 +162,7 @@ impl Ebpf {
                 connections: open(pins, map::CONNECTIONS)?,
             }),
             programs,
+            inbound,
             kernel_log,
         })
     }
@@ -265,11 +269,16 @@ impl Capture for Ebpf {
         let resolved = members.resolve(&table.enroll)?;
         self.set_listeners(&table.listeners)?;
         self.set_services(&table.destinations, &table.straight)?;
+        self.inbound.set(&table.inbound)?;
         members.set(&self.control, &self.programs, &table.enroll, resolved)?;
         drop(members);
         self.settled.store(true, Relaxed);
         self.beat();
         Ok(())
+    }
+
+    fn listen_inbound(&self, listeners: &[TcpListener]) -> anyhow::Result<()> {
+        self.inbound.listen(listeners)
     }
 
     fn origin(&self, conn: &TcpStream) -> io::Result<Origin> {
@@ -418,6 +427,7 @@ struct Parts {
     balance: Balance,
     programs: Vec<(Hook, OwnedFd)>,
     members: Members,
+    inbound: Inbound,
     kernel_log: Option<KernelLog>,
 }
 
@@ -432,6 +442,7 @@ impl Parts {
             balance: self.balance,
             beats: AtomicU64::new(0),
             programs: self.programs,
+            inbound: self.inbound,
             change: Mutex::new(self.members),
             pins,
             netns,
@@ -445,7 +456,7 @@ impl Parts {
     }
 }
 
-fn open<K: aya::Pod, V: aya::Pod>(pins: &Pins, name: &str) -> anyhow::Result<BpfMap<K, V>> {
+pub(super) fn open<K: aya::Pod, V: aya::Pod>(pins: &Pins, name: &str) -> anyhow::Result<BpfMap<K, V>> {
     let path: PathBuf = pins.map(name);
     sys::obj_get(&path).and_then(BpfMap::new).with_context(|| format!("cannot use the map {}", path.display()))
 }
@@ -464,6 +475,7 @@ pub fn load_program(ebpf: &mut aya::Ebpf, name: &str) -> Result<OwnedFd, Program
     match program {
         Program::CgroupSockAddr(p) => p.load()?,
         Program::SockOps(p) => p.load()?,
+        Program::SkLookup(p) => p.load()?,
         _ => return Err(ProgramError::UnexpectedProgramType),
     }
     Ok(program.fd()?.as_fd().try_clone_to_owned()?)
@@ -475,7 +487,9 @@ pub fn refusal(name: &str, error: &ProgramError) -> anyhow::Error {
         ProgramError::LoadError { io_error, verifier_log } => {
             let log = verifier_log.to_string();
             tracing::debug!(program = name, log, "the verifier's words");
-            let last = log.lines().rev().find(|l| !l.is_empty() && !l.starts_with("processed")).unwrap_or_default();
+            let statistics = ["processed", "stack depth", "verification time"];
+            let says = |l: &&str| !l.is_empty() && !statistics.iter().any(|s| l.starts_with(s));
+            let last = log.lines().rev().find(says).unwrap_or_default();
             anyhow::anyhow!(
                 "the kernel refuses program {name}: {io_error}. {last} (`sockmesh check` tells what this kernel lacks)"
             )
@@ -527,7 +541,7 @@ pub fn missing_rights() -> Option<String> {
     (!missing.is_empty()).then(|| missing.join(" and "))
 }
 
-fn octets(ip: IpAddr) -> [u8; 16] {
+pub(super) fn octets(ip: IpAddr) -> [u8; 16] {
     match ip {
         IpAddr::V4(v4) => v4.to_ipv6_mapped().octets(),
         IpAddr::V6(v6) => v6.octets(),
@@ -548,7 +562,11 @@ mod tests {
     fn the_kernel_page_lists_every_counter_program_and_map() {
         let page = include_str!("../../../docs/kernel.md");
         let counters = Outcome::ALL.iter().map(|o| o.name()).chain(["never_accepted"]);
-        for name in counters.chain(PROGRAMS.iter().map(|(name, _)| *name)).chain(Pins::map_names()) {
+        for name in counters
+            .chain(PROGRAMS.iter().map(|(name, _)| *name))
+            .chain([ebpf_common::program::INBOUND])
+            .chain(Pins::map_names())
+        {
             assert!(page.contains(&format!("\n| `{name}` | ")), "docs/kernel.md has no row for `{name}`");
         }
     }

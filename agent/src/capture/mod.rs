@@ -3,13 +3,19 @@
 pub mod balance;
 pub mod ebpf;
 pub mod enroll;
+mod inbound;
 pub mod kernel_log;
 mod lock;
 pub mod pins;
 pub mod port;
 pub mod redirect;
 
-use std::{collections::BTreeMap, io, net::SocketAddr, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    io,
+    net::{SocketAddr, TcpListener},
+    sync::Arc,
+};
 
 use anyhow::Context as _;
 use serde::Serialize;
@@ -31,6 +37,15 @@ pub trait Capture: Send + Sync + 'static {
     /// Brings connections to destinations in `table` to the agent from now on, replacing the table of
     /// before as a whole. Connections that exist are not touched.
     fn apply(&self, table: &CaptureTable) -> anyhow::Result<()>;
+
+    /// Brings connections from elsewhere to these listeners, at most one of each family. Called before the
+    /// first table that has any.
+    fn listen_inbound(&self, _listeners: &[TcpListener]) -> anyhow::Result<()> {
+        anyhow::bail!(
+            "`services[].inbound` needs `capture: ebpf`, here it is `{}`: take `inbound` out, or use `export`",
+            self.name()
+        )
+    }
 
     /// Where a captured connection, accepted on the agent's outbound listener, wanted to go, and who made
     /// it. An error means that it was not captured (someone dialled the listener) or that it is unknown.
@@ -113,6 +128,8 @@ pub struct CaptureTable {
     pub straight: Vec<balance::Straight>,
     /// The agent's listeners for captured connections, IPv4 and IPv6 loopback.
     pub listeners: Vec<SocketAddr>,
+    /// Destinations of callers from elsewhere; the address `0.0.0.0` stands for every local one.
+    pub inbound: Vec<VirtualAddress>,
     /// Whose connections.
     pub enroll: Vec<Enroll>,
 }
@@ -158,7 +175,9 @@ pub fn choose(config: &Config, kernel_log: Option<tracing::Level>) -> anyhow::Re
             Ok(port("asked for: programs dial the agent's own listeners".to_owned()))
         }
         CaptureMode::Ebpf => load().map(captured).context("capture: ebpf"),
-        CaptureMode::Auto if config.capture.enroll.is_empty() => Ok(port("nothing is enrolled".to_owned())),
+        CaptureMode::Auto if config.capture.enroll.is_empty() && !config.has_inbound() => {
+            Ok(port("nothing is enrolled".to_owned()))
+        }
         CaptureMode::Auto => match load() {
             Ok(ebpf) => Ok(captured(ebpf)),
             Err(e) if e.downcast_ref::<lock::NameTaken>().is_some() => Err(e),

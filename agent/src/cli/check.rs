@@ -333,7 +333,7 @@ impl Report {
             addresses.push(("ports.outbound", SocketAddr::from(([127, 0, 0, 1], config.ports.outbound))));
         }
         addresses.extend(config.referers.iter().filter_map(|r| Some(("listen", r.listen?))));
-        addresses.extend(config.services.iter().map(|s| ("export", s.export)));
+        addresses.extend(config.services.iter().filter_map(|s| Some(("export", s.export?))));
         addresses.sort_unstable_by_key(|(_, address)| *address);
         addresses.dedup_by_key(|(_, address)| *address);
         for (key, address) in addresses {

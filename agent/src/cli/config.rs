@@ -150,8 +150,10 @@ fn called(referer: &Referer) -> String {
 
 fn provided(service: &Service) -> String {
     let protocol = protocol(service.protocol.as_ref());
-    let Service { key, export, local, cluster, .. } = service;
-    format!("{key} ({protocol}) at {export} -> {local}; {}", policy(cluster))
+    let Service { key, export, inbound, local, cluster, .. } = service;
+    let mut at: Vec<_> = export.iter().map(ToString::to_string).collect();
+    at.extend(inbound.iter().map(|a| format!("inbound {}", address(a))));
+    format!("{key} ({protocol}) at {} -> {local}; {}", at.join(", "), policy(cluster))
 }
 
 fn policy(cluster: &Cluster) -> String {
@@ -183,8 +185,15 @@ fn object(file: &Path, result: &Result<Loaded, ConfigErrors>) -> Value {
                 "endpoints": r.endpoints,
             })
         };
-        let service =
-            |s: &Service| json!({"service": s.key, "protocol": s.protocol, "export": s.export, "local": s.local});
+        let service = |s: &Service| {
+            json!({
+                "service": s.key,
+                "protocol": s.protocol,
+                "export": s.export,
+                "inbound": s.inbound.iter().map(|a| json!({"ip": a.ip, "port": a.port})).collect::<Vec<_>>(),
+                "local": s.local,
+            })
+        };
         object["config"] = json!({
             "name": config.name,
             "application": config.application.as_str(),

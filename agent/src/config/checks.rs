@@ -20,6 +20,7 @@ pub(super) struct Seen {
     /// Every referer, in order.
     pub referers: Vec<Place>,
     addresses: HashMap<VirtualAddress, Place>,
+    inbound: HashMap<VirtualAddress, Place>,
     services: HashMap<(Role, ServiceKey), Place>,
     listeners: Vec<Listener>,
 }
@@ -49,6 +50,17 @@ impl Seen {
                 report.mistake(place.problem(problem, "give each service an address or a port of its own"));
             }
             None => drop(self.addresses.insert(address, place)),
+        }
+    }
+
+    /// A captured address of a provided service; one belongs to one service.
+    pub fn inbound(&mut self, address: VirtualAddress, place: Place, report: &mut Report) {
+        match self.inbound.get(&address) {
+            Some(first) => {
+                let problem = format!("`{}` is taken by {} (line {})", shown(&place), first.key, first.at.line);
+                report.mistake(place.problem(problem, "an address belongs to one service: keep one of them"));
+            }
+            None => drop(self.inbound.insert(address, place)),
         }
     }
 

@@ -299,8 +299,14 @@ pub(crate) const SERVICE: Section = Section {
         key(
             "export",
             "address with port",
-            Required,
+            Says("none, then `inbound` must be given"),
             "The agent listens here for callers. Several services can share one if all declare `motan2`, or all `http`.",
+        ),
+        key(
+            "inbound",
+            "port, address with port, or list",
+            Yaml("[]"),
+            "Addresses of the program itself: callers from other hosts or network namespaces that dial them are brought to the agent. A port alone means every local address. Loopback is left alone. Needs `capture: ebpf`.",
         ),
         key("local", "address with port", Required, "The local program, the only endpoint."),
     ],

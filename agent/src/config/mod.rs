@@ -215,8 +215,11 @@ pub struct Service {
     pub key: model::ServiceKey,
     /// A name in `protocol::KINDS`; detected from the first bytes when `None`.
     pub protocol: Option<String>,
-    /// Address the mesh listens on for callers. Several services may share one.
-    pub export: SocketAddr,
+    /// Address the mesh listens on for callers. Several services may share one. `None` only with `inbound`.
+    pub export: Option<SocketAddr>,
+    /// The program's own addresses at which callers from elsewhere are brought to the agent; `0.0.0.0` stands
+    /// for every local address.
+    pub inbound: Vec<VirtualAddress>,
     /// Address of the local program, the only endpoint.
     pub local: SocketAddr,
     /// How calls are made.
@@ -296,6 +299,13 @@ pub struct Eject {
     pub pause: Duration,
     /// The longest pause.
     pub max_pause: Duration,
+}
+
+impl Config {
+    /// Whether any service captures callers from elsewhere.
+    pub fn has_inbound(&self) -> bool {
+        self.services.iter().any(|s| !s.inbound.is_empty())
+    }
 }
 
 impl Default for Ports {

@@ -159,9 +159,23 @@ pub(super) fn service(node: &Node, path: &str, cx: &BuildCx, seen: &mut Seen, re
         let problem = format!("`{local}` is the service's own `export`: calls would run in a circle");
         report.mistake(map.place("local").problem(problem, "let the program listen on another port"));
     }
-    seen.service(Role::Service, &key, Place { at: node.at, key: path.to_owned(), value: None }, report);
+    let mut inbound = Vec::new();
+    if let Some(node) = map.get("inbound") {
+        for (path, node) in one_or_more(node, &map.key("inbound"), report) {
+            if let Some(address) = scalar(node, &path, values::inbound_address, report) {
+                seen.inbound(address, Place::of(node, path), report);
+                inbound.push(address);
+            }
+        }
+    }
+    let place = Place { at: node.at, key: path.to_owned(), value: None };
+    if map.get("export").is_none() && map.get("inbound").is_none() {
+        let remedy = "add `export: 0.0.0.0:8080` (callers dial the agent) or `inbound: 8080` (captured)";
+        report.mistake(place.problem("no caller can reach it", remedy));
+    }
+    seen.service(Role::Service, &key, place, report);
     let cluster = cluster(&map, &cx, report);
-    Some(Service { key, protocol, export: export?, local: local?, cluster })
+    Some(Service { key, protocol, export, inbound, local: local?, cluster })
 }
 
 fn is_empty(node: &Node) -> bool {

@@ -3,7 +3,7 @@
 
 use std::{
     fmt::Display,
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     ops::RangeInclusive,
     path::PathBuf,
     str::FromStr,
@@ -263,6 +263,24 @@ pub(crate) fn virtual_address(text: &str) -> Result<VirtualAddress, Wrong> {
         Some(0) => Err(Wrong::new("has port 0, which nobody connects to", "leave the port out to mean every port")),
         _ => Ok(VirtualAddress { ip, port }),
     }
+}
+
+/// `PORT`, `IP:PORT` or `[IPv6]:PORT` of a program that callers from elsewhere dial; a port alone stands for
+/// every local address.
+pub(crate) fn inbound_address(text: &str) -> Result<VirtualAddress, Wrong> {
+    let remedy = "write a port such as 8080, or an address of this host such as 10.0.0.5:8080";
+    let address = match text.parse::<u16>() {
+        Ok(port) => SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)),
+        Err(_) => listen_address(text)?,
+    };
+    let ip = if address.ip().is_unspecified() { Ipv4Addr::UNSPECIFIED.into() } else { address.ip().to_canonical() };
+    if address.port() == 0 {
+        return Err(Wrong::new("has port 0, which nobody dials", remedy));
+    }
+    if ip.is_loopback() {
+        return Err(Wrong::new("is a loopback address, which nobody dials from elsewhere", remedy));
+    }
+    Ok(VirtualAddress { ip, port: Some(address.port()) })
 }
 
 #[cfg(test)]

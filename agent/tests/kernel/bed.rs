@@ -109,6 +109,7 @@ impl Bed {
             destinations: services.iter().map(|s| (service(s), OnAgentLoss::Direct)).collect(),
             straight: Vec::new(),
             listeners: vec![listener4.local_addr().unwrap(), listener6.local_addr().unwrap()],
+            inbound: Vec::new(),
             enroll: config.enroll.clone(),
         };
         Self { name, ebpf: None, config, table, listener4, listener6, enrolled, other, root }

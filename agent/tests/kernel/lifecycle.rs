@@ -134,6 +134,7 @@ async fn the_agent_to_be_killed() {
         destinations: vec![(service(destination), agent::config::OnAgentLoss::Direct)],
         straight: Vec::new(),
         listeners: vec![listener.parse().unwrap()],
+        inbound: Vec::new(),
         enroll: config.enroll,
     };
     ebpf.apply(&table).unwrap();

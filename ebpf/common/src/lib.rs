@@ -7,6 +7,7 @@
 
 pub mod balance;
 mod decide;
+pub mod inbound;
 mod outcome;
 mod types;
 mod workload;
@@ -50,6 +51,10 @@ pub mod map {
     pub const NETNS: &str = "MESH_NETNS";
     /// Network namespaces in which the agent does not listen and an enrolled program wanted it to.
     pub const STRANGERS: &str = "MESH_STRANGERS";
+    /// Destinations of callers from elsewhere that are brought to the agent.
+    pub const INBOUND: &str = "MESH_INBOUND";
+    /// The agent's listeners for them.
+    pub const IN_SOCKETS: &str = "MESH_IN_SOCKETS";
     /// How often each outcome happened, by CPU.
     pub const COUNTERS: &str = "MESH_COUNTERS";
     /// The self-test's sockets: reader at 0, sender at 1. Never pinned.
@@ -78,6 +83,8 @@ pub mod program {
     pub const PEERNAME4: &str = "mesh_peername4";
     /// `getpeername()` of IPv6 sockets.
     pub const PEERNAME6: &str = "mesh_peername6";
+    /// Connections from elsewhere.
+    pub const INBOUND: &str = "mesh_inbound";
     /// TCP state changes.
     pub const SOCKOPS: &str = "mesh_sockops";
     /// Redirects the self-test's bytes.
@@ -86,6 +93,8 @@ pub mod program {
 
 /// Room in the table of services; an apply that needs more fails and says so.
 pub const MAX_SERVICES: usize = 16_384;
+/// Room in the table of provided services that are captured.
+pub const MAX_INBOUND: usize = 4096;
 /// Room in the table of listeners.
 pub const MAX_LISTENERS: usize = 1024;
 /// Room for connections between `connect` and `accept`, unless the configuration says otherwise.

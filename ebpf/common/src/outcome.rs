@@ -56,6 +56,12 @@ outcomes! {
     Recorded = "recorded",
     /// TCP: could not be recorded; the agent will close the connection. Never expected.
     RecordLost = "record_lost",
+    /// lookup: a connection from elsewhere, brought to the agent.
+    Inbound = "inbound",
+    /// lookup: for a captured service, but the agent shows no life or is stopping: left to the program.
+    InboundDirect = "inbound_direct",
+    /// lookup: for a captured service, but the agent has no listener of that family: left to the program.
+    InboundNoListener = "inbound_no_listener",
     /// getpeername: answered with the address that the program asked for.
     Peername = "peername",
     /// connect: sent straight to an endpoint.
