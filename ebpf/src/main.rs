@@ -9,6 +9,13 @@
     target_arch = "bpf",
     allow(internal_features, reason = "this target's atomics in `core` do not add, though the kernel's do")
 )]
+#![cfg_attr(
+    target_arch = "bpf",
+    allow(
+        clippy::needless_borrows_for_generic_args,
+        reason = "keys and values go to the maps by reference: a copy would take room on a stack of 512 bytes"
+    )
+)]
 
 #[cfg(target_arch = "bpf")]
 mod balance;
