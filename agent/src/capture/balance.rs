@@ -4,7 +4,7 @@
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
     fs, io,
-    net::{IpAddr, Ipv6Addr, SocketAddr},
+    net::SocketAddr,
     os::unix::fs::MetadataExt as _,
     path::Path,
     time::{Duration, Instant},
@@ -18,7 +18,10 @@ use ebpf_common::{
 use model::ServiceKey as Name;
 use parking_lot::Mutex;
 
-use super::enroll;
+use super::{
+    convert::{self, octets, service_key, socket_addr},
+    enroll,
+};
 use crate::{
     config::{Caller, OnAgentLoss, VirtualAddress},
     sys::{
@@ -191,7 +194,7 @@ impl Balance {
         let inner = &mut *self.inner.lock();
         let mut values = Vec::new();
         for service in services {
-            let keys: Vec<_> = service.addresses.iter().map(key).collect();
+            let keys: Vec<_> = service.addresses.iter().map(service_key).collect();
             let known = keys.iter().filter_map(&before).find(|s| s.number == service.number);
             let value = match &service.endpoints {
                 Some(endpoints) => self.write_one(inner, service, endpoints, known)?,
@@ -329,7 +332,7 @@ impl Balance {
         for cookie in self.connections.keys(ebpf_common::MAX_TUPLES)? {
             let Some(origin) = self.connections.get(&cookie)? else { continue };
             let Some(written) = inner.written.get(&origin.service) else { continue };
-            let to = SocketAddr::new(Ipv6Addr::from(origin.to).to_canonical(), u16::from_be(origin.to_port));
+            let to = socket_addr(origin.to, origin.to_port);
             if origin.netns == netns && written.content.endpoints.iter().all(|e| e.addr != to) {
                 left.insert(cookie);
             }
@@ -405,35 +408,21 @@ impl Balance {
         let listed = Diag::open().and_then(|diag| diag.connections()).unwrap_or_default();
         let listed: HashMap<u64, &Tcp> = listed.iter().map(|tcp| (tcp.cookie, tcp)).collect();
         let inner = self.inner.lock();
-        let address =
-            |addr: [u8; 16], port: u16| SocketAddr::new(Ipv6Addr::from(addr).to_canonical(), u16::from_be(port));
         keys.into_iter()
             .filter_map(|cookie| {
                 let origin = self.connections.get(&cookie).ok()??;
-                let comm = origin.comm.split(|b| *b == 0).next().unwrap_or_default();
                 Some(Connection {
                     service: inner.names.get(&origin.service)?.0.clone(),
-                    endpoint: address(origin.to, origin.to_port),
-                    destination: address(origin.addr, origin.port),
+                    endpoint: socket_addr(origin.to, origin.to_port),
+                    destination: socket_addr(origin.addr, origin.port),
                     local: listed.get(&cookie).map(|tcp| tcp.local),
                     bytes: listed.get(&cookie).map_or((0, 0), |tcp| (tcp.acked.saturating_sub(1), tcp.received)),
                     pid: origin.pid,
-                    process: String::from_utf8_lossy(comm).into_owned(),
+                    process: convert::name(&origin.comm),
                     age: Duration::from_nanos(now_ns.saturating_sub(origin.since_ns)),
                 })
             })
             .collect()
-    }
-}
-
-fn key(address: &VirtualAddress) -> ServiceKey {
-    ServiceKey::new(octets(address.ip), address.port.unwrap_or(0).to_be())
-}
-
-fn octets(ip: IpAddr) -> [u8; 16] {
-    match ip {
-        IpAddr::V4(v4) => v4.to_ipv6_mapped().octets(),
-        IpAddr::V6(v6) => v6.octets(),
     }
 }
 

@@ -5,7 +5,7 @@
 use std::{
     collections::{BTreeMap, HashMap},
     io,
-    net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener},
+    net::{SocketAddr, TcpListener},
     os::fd::{AsFd as _, OwnedFd},
     path::PathBuf,
     sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
@@ -25,6 +25,7 @@ use tracing::{Level, info};
 use super::{
     Capture, CaptureTable, Origin,
     balance::{self, Balance, Straight},
+    convert::{self, octets, service_key, socket_addr},
     enroll::{Matched, Members, PROGRAMS, space::Space},
     inbound::Inbound,
     kernel_log::{self, KernelLog},
@@ -205,7 +206,7 @@ impl Ebpf {
                 OnAgentLoss::Direct => 0,
                 OnAgentLoss::Refuse => Service::REFUSE_ON_LOSS,
             };
-            let key = ServiceKey::new(octets(address.ip), address.port.unwrap_or(0).to_be());
+            let key = service_key(address);
             // Two services at one address: the stricter one decides.
             wanted.entry(key).or_insert(Service { flags, ..Service::default() }).flags |= flags;
         }
@@ -287,12 +288,11 @@ impl Capture for Ebpf {
         let Some(origin) = self.tuples.take(&key)? else {
             return Err(io::Error::new(io::ErrorKind::NotFound, format!("{peer} was not captured")));
         };
-        let comm = origin.comm.split(|b| *b == 0).next().unwrap_or_default();
         Ok(Origin {
-            destination: SocketAddr::new(Ipv6Addr::from(origin.addr).to_canonical(), u16::from_be(origin.port)),
+            destination: socket_addr(origin.addr, origin.port),
             pid: origin.pid,
             uid: origin.uid,
-            process: String::from_utf8_lossy(comm).into_owned(),
+            process: convert::name(&origin.comm),
         })
     }
 
@@ -541,13 +541,6 @@ pub fn missing_rights() -> Option<String> {
     (!missing.is_empty()).then(|| missing.join(" and "))
 }
 
-pub(super) fn octets(ip: IpAddr) -> [u8; 16] {
-    match ip {
-        IpAddr::V4(v4) => v4.to_ipv6_mapped().octets(),
-        IpAddr::V6(v6) => v6.octets(),
-    }
-}
-
 /// `CLOCK_MONOTONIC`, which is what programs read.
 fn monotonic_ns() -> u64 {
     let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
@@ -569,11 +562,5 @@ mod tests {
         {
             assert!(page.contains(&format!("\n| `{name}` | ")), "docs/kernel.md has no row for `{name}`");
         }
-    }
-
-    #[test]
-    fn addresses_are_mapped() {
-        assert_eq!(octets("240.0.0.1".parse().unwrap()), ebpf_common::mapped([240, 0, 0, 1]));
-        assert_eq!(octets("::1".parse().unwrap())[15], 1);
     }
 }

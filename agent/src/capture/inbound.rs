@@ -14,7 +14,8 @@ use anyhow::{Context as _, bail};
 use ebpf_common::{MAX_INBOUND, ServiceKey, inbound, map, program};
 
 use super::{
-    ebpf::{load_program, octets, open, refusal},
+    convert::service_key,
+    ebpf::{load_program, open, refusal},
     pins::Pins,
 };
 use crate::{
@@ -95,8 +96,10 @@ impl Inbound {
 }
 
 fn key(address: &VirtualAddress) -> ServiceKey {
-    let port = address.port.unwrap_or(0).to_be();
-    if address.ip.is_unspecified() { inbound::any_address(port) } else { ServiceKey::new(octets(address.ip), port) }
+    match address.ip.is_unspecified() {
+        true => inbound::any_address(address.port.unwrap_or(0).to_be()),
+        false => service_key(address),
+    }
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! How connections of local programs come to the agent.
 
 pub mod balance;
+mod convert;
 pub mod ebpf;
 pub mod enroll;
 mod inbound;
