@@ -28,7 +28,7 @@ use self::{balance::Books, mesh::Mesh, plan::Plan, spaces::Spaces};
 use crate::{
     accept::{self, Acceptor, Target},
     admin::{self, Command, ConfigInfo, Handles},
-    capture::{self, Capture, enroll::Roster},
+    capture::{self, Capture, CaptureTable, enroll::Roster},
     cluster::{Cluster, Parts},
     config::{self, Config},
     drain::{self, Drain, Drainer},
@@ -328,19 +328,12 @@ impl App {
         }
         self.inbound.open_for(&new, &self.mesh).map_err(|e| format!("{e:#}"))?;
         self.mesh.apply(&new).map_err(|e| format!("{e:#}"))?;
-        let mut table = Plan::of(&new).capture_table(&new, self.captured_at.clone());
         let mut enrolled = Roster::clone(&self.enrolled.load());
         enrolled.reload(&new.capture.enroll);
-        table.enroll = enrolled.wanted();
-        table.straight = self.mesh.straight_now();
-        if let Err(error) = self.capture.apply(&table) {
+        if let Err(error) = self.capture.apply(&self.table(&new, &enrolled)) {
             // Back to what was in force, which the kernel had accepted before.
-            let mut old = Plan::of(&self.config).capture_table(&self.config, self.captured_at.clone());
-            old.enroll = self.enrolled.load().wanted();
-            let restored = self.mesh.apply(&self.config).and_then(|()| {
-                old.straight = self.mesh.straight_now();
-                self.capture.apply(&old)
-            });
+            let restored = self.mesh.apply(&self.config);
+            let restored = restored.and_then(|()| self.capture.apply(&self.table(&self.config, &self.enrolled.load())));
             let after =
                 restored.err().map(|e| format!("; restoring the old one failed too: {e:#}")).unwrap_or_default();
             return Err(format!("the kernel refused the new table: {error:#}{after}"));
@@ -352,14 +345,21 @@ impl App {
         Ok(message)
     }
 
+    /// What the capture is told under `config`, which the mesh has applied, with `enrolled`.
+    fn table(&self, config: &Config, enrolled: &Roster) -> CaptureTable {
+        let mut table = Plan::of(config).capture_table(config, self.captured_at.clone());
+        table.enroll = enrolled.wanted();
+        table.straight = self.mesh.straight_now();
+        table
+    }
+
     /// Follows who is enrolled as control groups, processes and network namespaces come and go, and takes back
     /// what nobody confirmed.
     fn follow(&mut self, beats: u64) {
-        let late = Roster::clone(&self.enrolled.load()).expire(Instant::now());
-        if !late.is_empty() {
-            let who: Vec<_> = late.iter().map(ToString::to_string).collect();
+        let now = Instant::now();
+        if self.enrolled.load().is_overdue(now) {
             let undone = self.change_enrolled(|roster| {
-                roster.expire(Instant::now());
+                let who: Vec<_> = roster.expire(now).iter().map(ToString::to_string).collect();
                 Ok(format!("{} undone: not confirmed in time", who.join(", ")))
             });
             if let Err(error) = undone {
@@ -385,11 +385,8 @@ impl App {
         }
         let mut enrolled = Roster::clone(&self.enrolled.load());
         let said = change(&mut enrolled)?;
-        let mut table = Plan::of(&self.config).capture_table(&self.config, self.captured_at.clone());
-        table.enroll = enrolled.wanted();
-        if let Err(error) = self.capture.apply(&table) {
-            table.enroll = self.enrolled.load().wanted();
-            let restored = self.capture.apply(&table);
+        if let Err(error) = self.capture.apply(&self.table(&self.config, &enrolled)) {
+            let restored = self.capture.apply(&self.table(&self.config, &self.enrolled.load()));
             let after = restored.err().map(|e| format!("; restoring who was enrolled failed too: {e:#}"));
             return Err(format!("{error:#}{}", after.unwrap_or_default()));
         }

@@ -34,6 +34,12 @@ pub struct Roster {
     entries: Vec<Entry>,
 }
 
+impl Entry {
+    fn is_overdue(&self, now: Instant) -> bool {
+        self.until.is_some_and(|until| until <= now)
+    }
+}
+
 impl Roster {
     /// The entries of a configuration.
     pub fn of(config: &[Enroll]) -> Self {
@@ -136,12 +142,14 @@ impl Roster {
         }
     }
 
+    /// Whether [`expire`](Self::expire) would take something back.
+    pub fn is_overdue(&self, now: Instant) -> bool {
+        self.entries.iter().any(|e| e.is_overdue(now))
+    }
+
     /// Takes back what was not confirmed in time, and says who.
     pub fn expire(&mut self, now: Instant) -> Vec<Who> {
-        let late = |e: &Entry| e.until.is_some_and(|until| until <= now);
-        let gone = self.entries.iter().filter(|e| late(e)).map(|e| e.enroll.who.clone()).collect();
-        self.entries.retain(|e| !late(e));
-        gone
+        self.entries.extract_if(.., |e| e.is_overdue(now)).map(|e| e.enroll.who).collect()
     }
 }
 
