@@ -280,7 +280,16 @@ impl Mesh {
             lists.push(registry::inline(source.instances.clone()).watch(&cluster.info.key));
         }
         let (heard, first) = watch::channel(false);
-        let task = tokio::spawn(keep_up(cluster.clone(), self.stale.clone(), registry::merge(lists), heard));
+        let mut follower = Follower {
+            cluster: cluster.clone(),
+            stale: self.stale.clone(),
+            list: registry::merge(lists),
+            heard,
+            probes: JoinSet::new(),
+        };
+        // What is known already holds at once: who was told that a reload is done must not meet the old list.
+        follower.take();
+        let task = tokio::spawn(follower.keep_up());
         Running { cluster, source, _task: AbortOnDrop(task.abort_handle()), first }
     }
 
@@ -338,27 +347,34 @@ pub(super) fn bind(at: SocketAddr) -> anyhow::Result<TcpListener> {
     bind().with_context(|| format!("cannot listen on {at}: free the port or name another one in the configuration"))
 }
 
-async fn keep_up(
+/// Brings a cluster what its registries say.
+struct Follower {
     cluster: Arc<Cluster>,
     stale: Arc<StaleReasons>,
-    mut list: watch::Receiver<Arc<Snapshot>>,
+    list: watch::Receiver<Arc<Snapshot>>,
     heard: watch::Sender<bool>,
-) {
-    // Probes end by themselves when their endpoint is gone, and all of them with this task.
-    let mut probes = JoinSet::new();
-    loop {
-        let snapshot = list.borrow_and_update().clone();
-        stale.set(&cluster.info.key, snapshot.stale.as_deref());
+    /// Probes end by themselves when their endpoint is gone, and all of them with this.
+    probes: JoinSet<()>,
+}
+
+impl Follower {
+    fn take(&mut self) {
+        let snapshot = self.list.borrow_and_update().clone();
+        self.stale.set(&self.cluster.info.key, snapshot.stale.as_deref());
         if snapshot.revision > 0 {
-            for endpoint in cluster.apply(&snapshot) {
-                probes.spawn(endpoint::probe_forever(endpoint));
+            for endpoint in self.cluster.apply(&snapshot) {
+                self.probes.spawn(endpoint::probe_forever(endpoint));
             }
-            heard.send_replace(true);
+            self.heard.send_replace(true);
         }
-        while probes.try_join_next().is_some() {}
-        if list.changed().await.is_err() {
-            // The registry is gone: the last list stays.
-            std::future::pending::<()>().await;
+    }
+
+    async fn keep_up(mut self) {
+        while self.list.changed().await.is_ok() {
+            self.take();
+            while self.probes.try_join_next().is_some() {}
         }
+        // The registry is gone: the last list stays.
+        std::future::pending::<()>().await;
     }
 }
