@@ -1,0 +1,189 @@
+//! The kernel way, with the agent as operators run it: it may die, hang and come back, endpoints may leave or
+//! fall silent, and programs notice nothing but where they are sent.
+
+use std::net::SocketAddr;
+
+use host::{Agent, Cgroup, Cmd, Need, Proc, Temp, lacks, program, until, until_some};
+use serde_json::Value;
+
+/// What the programs dial.
+const SERVICE: [&str; 2] = ["240.0.0.9", "5432"];
+
+fn stream(verb: &str) -> Cmd {
+    program::python("stream.py").arg(verb)
+}
+
+/// Lines of JSON that a program has said so far.
+fn lines(proc: &Proc) -> Vec<Value> {
+    let said = proc.said();
+    let whole = said.rfind('\n').map_or("", |end| &said[..end]);
+    whole.lines().map(|l| serde_json::from_str(l).unwrap_or_else(|e| panic!("{e}: {l}"))).collect()
+}
+
+/// An endpoint in a control group of its own.
+struct Server {
+    at: SocketAddr,
+    _proc: Proc,
+    _group: Cgroup,
+    _dir: Temp,
+}
+
+impl Server {
+    fn new(name: &str) -> Self {
+        let (group, dir) = (Cgroup::new(name), Temp::new());
+        let proc = stream("serve").arg(name).cgroup(&group).spawn(&dir.file("log"));
+        let at = until_some("the endpoint listens", || lines(&proc).first()?["at"].as_str()?.parse().ok());
+        Self { at, _proc: proc, _group: group, _dir: dir }
+    }
+}
+
+struct World {
+    agent: Agent,
+    callers: Cgroup,
+    a: Server,
+    b: Server,
+    dir: Temp,
+}
+
+fn referer(endpoints: &[SocketAddr]) -> String {
+    let endpoints: Vec<_> = endpoints.iter().map(SocketAddr::to_string).collect();
+    let [host, port] = SERVICE;
+    format!(
+        "referers:\n  - {{service: db, protocol: tcp, path: kernel, address: \"{host}:{port}\", endpoints: [{}]}}\n",
+        endpoints.join(", ")
+    )
+}
+
+impl World {
+    fn new() -> Option<Self> {
+        if lacks(&[Need::Kernel, Need::Program("python3")]) {
+            return None;
+        }
+        let (a, b) = (Server::new("a"), Server::new("b"));
+        let callers = Cgroup::new("callers");
+        let agent = Agent::capturing(&[&callers], &referer(&[a.at, b.at]));
+        Some(Self { agent, callers, a, b, dir: Temp::new() })
+    }
+
+    fn spawn(&self, verb: &str, more: &[&str]) -> Proc {
+        let name = format!("{verb}.log");
+        stream(verb).args(SERVICE).args(more).cgroup(&self.callers).spawn(&self.dir.file(&name))
+    }
+
+    /// What `count` calls ended with.
+    fn calls(&self, count: u32) -> Vec<String> {
+        let said = stream("calls").args(SERVICE).arg(count).cgroup(&self.callers).run().ok();
+        let what = |l: &str| serde_json::from_str::<Value>(l).unwrap()["what"].as_str().unwrap().to_owned();
+        said.lines().map(what).collect()
+    }
+
+    fn connects(&self) -> f64 {
+        self.agent.metric("sockmesh_kernel_connects_total", &["service=\"db\""])
+    }
+
+    /// The row of `stat` of the service.
+    fn stat(&self) -> Value {
+        self.agent.json("/stat")["services"][0].clone()
+    }
+}
+
+#[test]
+fn kernelway_survives_fifty_deaths_of_the_agent() {
+    let Some(mut world) = World::new() else { return };
+    const STREAMS: usize = 4;
+    let mut streams = world.spawn("streams", &[&STREAMS.to_string()]);
+    until("the streams flow", || lines(&streams).len() == STREAMS);
+    let callers = world.spawn("asks", &[]);
+    let calls = || lines(&callers).len();
+    let more = |what: &str| {
+        let before = calls();
+        until(what, || calls() > before + 2);
+    };
+    more("programs connect");
+    let pins = pins(&world.agent);
+    for turn in 0..50 {
+        let before = world.connects();
+        if turn % 2 == 0 {
+            world.agent.kill9();
+            more("programs connect without an agent");
+            world.agent.again();
+            assert!(world.connects() >= before, "turn {turn}: {} after {before}", world.connects());
+        } else {
+            world.agent.pause();
+            more("programs connect beside an agent that hangs");
+            world.agent.resume();
+        }
+    }
+    assert_eq!(self::pins(&world.agent), pins, "what is pinned was adopted every time");
+    let made = calls() as u64;
+    // The counters of the kernel are entered anew into the books of each new agent.
+    until("stat has all that was ever counted", || world.stat()["started"].as_u64().unwrap() >= made);
+    let rows = world.agent.sockets();
+    let open = |row: &&Value| row["pid"] == streams.pid() && row["endpoint"].is_string();
+    assert_eq!(rows.iter().filter(open).count(), STREAMS, "{rows:?}");
+    assert!(streams.stop().success());
+    let ended: Vec<_> = lines(&streams).into_iter().filter(|l| !l["ended"].is_null()).collect();
+    assert_eq!(ended.len(), STREAMS);
+    for row in ended {
+        assert!(row["wrong"].is_null() && row["sent"] == row["got"] && row["sent"].as_u64() > Some(100_000), "{row}");
+    }
+    let said = lines(&callers);
+    let bad: Vec<_> = said.iter().filter(|l| l["what"] != "a" && l["what"] != "b").collect();
+    assert!(bad.is_empty(), "of {} connects, {}: {:?}", said.len(), bad.len(), bad[0]);
+    let gap = said.windows(2).map(|w| w[1]["ms"].as_u64().unwrap() - w[0]["ms"].as_u64().unwrap()).max();
+    assert!(gap < Some(1000), "{gap:?} ms from one connect to the next");
+}
+
+#[test]
+fn kernelway_leaves_an_endpoint_that_left() {
+    let Some(world) = World::new() else { return };
+    let idle: Vec<_> = (0..8)
+        .map(|n| stream("idle").args(SERVICE).cgroup(&world.callers).spawn(&world.dir.file(&format!("idle{n}"))))
+        .collect();
+    let to = |proc: &Proc| lines(proc).first().map(|l| l["to"].as_str().unwrap().to_owned());
+    let went: Vec<_> = idle.iter().map(|proc| until_some("it is connected", || to(proc))).collect();
+    let mut busy = world.spawn("streams", &["4"]);
+    until("the streams flow", || lines(&busy).len() == 4);
+    let before = world.connects();
+
+    world.agent.rewrite(&referer(&[world.b.at]));
+    world.agent.cli("reload").ok();
+    assert!(world.calls(50).iter().all(|c| c == "b"), "no new connect goes to what has left");
+    for (proc, to) in idle.iter().zip(&went) {
+        if to == "a" {
+            until("the idle connection is closed", || lines(proc).len() == 2);
+            assert_eq!(lines(proc)[1]["end"], "ECONNABORTED");
+        }
+    }
+    let kept: Vec<_> = idle.iter().zip(&went).filter(|(_, to)| *to == "b").collect();
+    assert!(kept.iter().all(|(proc, _)| lines(proc).len() == 1), "those to endpoints that stay are left alone");
+    let a_lives = |row: &Value| row["endpoint"] == world.a.at.to_string();
+    let busy_there = lines(&busy).iter().filter(|l| l["to"] == "a").count();
+    until("only busy connections go to what has left", || {
+        world.agent.sockets().iter().filter(|row| a_lives(row)).count() == busy_there
+    });
+    assert!(world.connects() >= before + 50.0, "what has left stays in the sums");
+
+    world.agent.rewrite(&referer(&[world.a.at]));
+    world.agent.cli("reload").ok();
+    assert!(world.calls(50).iter().all(|c| c == "a"));
+    assert!(busy.stop().success());
+    for row in lines(&busy).iter().filter(|l| !l["ended"].is_null()) {
+        assert!(row["wrong"].is_null() && row["sent"] == row["got"], "{row}");
+    }
+}
+
+/// Everything pinned under the agent's name.
+fn pins(agent: &Agent) -> Vec<String> {
+    let mut found: Vec<_> = std::fs::read_dir(agent.pins())
+        .unwrap()
+        .flat_map(|entry| {
+            let path = entry.unwrap().path();
+            let inner = std::fs::read_dir(&path).into_iter().flatten().map(|e| e.unwrap().path());
+            inner.chain([path.clone()]).collect::<Vec<_>>()
+        })
+        .map(|path| path.display().to_string())
+        .collect();
+    found.sort();
+    found
+}
