@@ -16,5 +16,6 @@ mod kernelway;
 mod limits;
 mod loss;
 mod motan2;
+mod names;
 mod reload;
 mod tcp;

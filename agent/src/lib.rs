@@ -14,6 +14,7 @@ pub mod sys;
 // The line a call travels, from the application's socket to the endpoint's.
 pub mod accept;
 pub mod capture;
+pub mod names;
 pub mod protocol;
 pub mod route;
 

@@ -39,6 +39,8 @@ enum Verb {
     Enroll(enroll::Args),
     /// Enroll programs no more, while the agent runs
     Release(enroll::ReleaseArgs),
+    /// List names under .mesh with their addresses
+    Names(lists::Args),
     /// Apply the changed configuration file as a whole or not at all
     Reload(commands::Args),
     /// Stop the agent gracefully
@@ -83,6 +85,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Verb::Sockets(args) => lists::sockets(args),
         Verb::Enroll(args) => enroll::enroll(args),
         Verb::Release(args) => enroll::release(args),
+        Verb::Names(args) => lists::names(args),
         Verb::Reload(args) => commands::reload(args),
         Verb::Drain(args) => commands::drain(args),
         Verb::Version(args) => commands::version(args),

@@ -18,6 +18,8 @@ use std::{
 
 use aya::Pod;
 
+pub mod udp;
+
 // ---- sockets ---------------------------------------------------------------------------------------
 
 /// Cookie of the network namespace that `socket` belongs to, the number that eBPF programs see for it.
@@ -57,6 +59,14 @@ pub enum Hook {
     Connect4 = 10,
     /// `connect()` of IPv6 sockets.
     Connect6 = 11,
+    /// Datagrams sent to an address by IPv4 sockets.
+    Sendmsg4 = 14,
+    /// Datagrams sent to an address by IPv6 sockets.
+    Sendmsg6 = 15,
+    /// Datagrams received by IPv4 sockets.
+    Recvmsg4 = 19,
+    /// Datagrams received by IPv6 sockets.
+    Recvmsg6 = 20,
     /// New connections of a network namespace, before a listening socket is looked for.
     SkLookup = 36,
     /// `getpeername()` of IPv4 sockets.

@@ -13,13 +13,13 @@ use aya_ebpf::{
 };
 use aya_log_ebpf::{debug, warn};
 use ebpf_common::{
-    Address, Admission, Origin, OriginState, Outcome, TupleKey, address, control, first_look, is_redirected, loopback,
-    mapped, normalise, now_stale, words,
+    Address, Admission, Origin, OriginState, Outcome, Service, TupleKey, address, control, first_look, is_redirected,
+    loopback, mapped, normalise, now_stale, words,
 };
 
 use crate::{
     balance::{self, Asked},
-    enrolled,
+    dns, enrolled,
     maps::{MESH_LISTENERS, MESH_TUPLES, control_slot, count, create_origin, forget_origin, origin_of, service},
 };
 
@@ -32,6 +32,9 @@ pub fn mesh_connect4(ctx: SockAddrContext) -> i32 {
     // SAFETY: the verifier checks each read of the context.
     let (addr, port) = unsafe { ((*ctx.sock_addr).user_ip4, (*ctx.sock_addr).user_port as u16) };
     let addr = mapped(addr.to_ne_bytes());
+    if let Some(outcome) = dns::ask4(&ctx, port) {
+        return verdict(&ctx, outcome, addr, port);
+    }
     let outcome = match capture(&ctx, addr, port, false) {
         Ok((to, to_port, outcome)) => {
             let [_, _, _, to] = words(&to);
@@ -52,6 +55,9 @@ pub fn mesh_connect4(ctx: SockAddrContext) -> i32 {
 pub fn mesh_connect6(ctx: SockAddrContext) -> i32 {
     // SAFETY: the verifier checks each read of the context.
     let (addr, port) = unsafe { (user_ip6(ctx.sock_addr), (*ctx.sock_addr).user_port as u16) };
+    if let Some(outcome) = dns::ask6(&ctx, port) {
+        return verdict(&ctx, outcome, addr, port);
+    }
     let outcome = match capture(&ctx, addr, port, true) {
         Ok((to, to_port, outcome)) => {
             // SAFETY: fields that a connect6 program may write, as whole words.
@@ -103,7 +109,14 @@ fn capture(
         let _ = MESH_TUPLES.remove(TupleKey::reservation(netns, cookie));
     }
 
-    let Some(service) = service(addr, port) else { return Err(Outcome::NotService) };
+    let (service, listener) = match service(addr, port) {
+        // SAFETY: copied at once; a concurrent replacement is one aligned word.
+        Some(service) => (service, unsafe { MESH_LISTENERS.get(netns) }.copied()),
+        None => match dns::listener(netns, &addr, port) {
+            Some(listener) => (Service::default(), Some(listener)),
+            None => return Err(Outcome::NotService),
+        },
+    };
     let _workload = enrolled::workload(netns)?;
     if service.number != 0 {
         let asked = Asked { addr, port, netns, v6_socket, v6_asked: normalise(&addr).is_none() };
@@ -120,8 +133,7 @@ fn capture(
         flags: service.flags,
         draining: draining != 0,
         stale: now_stale(now, beat, stale_after),
-        // SAFETY: copied at once; a concurrent replacement is one aligned word.
-        listener: unsafe { MESH_LISTENERS.get(netns) }.copied(),
+        listener,
         v6: normalise(&addr).is_none(),
         bound_device,
     };

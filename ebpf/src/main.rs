@@ -22,6 +22,8 @@ mod balance;
 #[cfg(target_arch = "bpf")]
 mod connect;
 #[cfg(target_arch = "bpf")]
+mod dns;
+#[cfg(target_arch = "bpf")]
 mod enrolled;
 #[cfg(target_arch = "bpf")]
 mod lookup;

@@ -9,10 +9,12 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use ebpf_common::{
-    Listener, MAX_INBOUND, MAX_LISTENERS, MAX_MEMBERS, MAX_RULES, MAX_SERVICES, MAX_SLOTS, MAX_STRANGERS, MAX_TUPLES,
-    MAX_USES, MAX_WORKLOADS, Origin, Outcome, Service, ServiceKey, TupleKey, Workload,
+    Address, Listener, MAX_INBOUND, MAX_LISTENERS, MAX_MEMBERS, MAX_RULES, MAX_SERVICES, MAX_SLOTS, MAX_STRANGERS,
+    MAX_TUPLES, MAX_USES, MAX_WORKLOADS, Origin, Outcome, Service, ServiceKey, TupleKey, Workload,
     balance::{EndpointKey, EndpointState, RuleKey, Slot, SlotKey, Use, UseKey},
-    control, inbound,
+    control,
+    dns::{DnsListener, MAX_RESOLVERS},
+    inbound,
 };
 
 /// Destinations that are services. Written by the agent.
@@ -62,6 +64,14 @@ pub static MESH_INBOUND: HashMap<ServiceKey, u32, MAX_INBOUND> = HashMap::new();
 /// The agent's listeners for connections from elsewhere, by family. Put in by the agent, gone with them.
 #[btf_map]
 pub static MESH_IN_SOCKETS: SockMap<{ inbound::LISTENERS }> = SockMap::new();
+/// Where questions for names are answered, by cookie of the network namespace. Written by the agent.
+#[btf_map]
+pub static MESH_DNS: HashMap<u64, DnsListener, MAX_LISTENERS> = HashMap::new();
+
+/// Resolvers that programs asked, by number; never removed, because a socket may stay connected to the
+/// number's address for long. Written by the connect and sendmsg hooks.
+#[btf_map]
+pub static MESH_RESOLVERS: HashMap<u32, Address, MAX_RESOLVERS> = HashMap::new();
 
 /// How often each outcome happened. Written by every program.
 #[btf_map]

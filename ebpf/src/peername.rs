@@ -8,6 +8,7 @@ use ebpf_common::{Address, Outcome, is_sent_to, mapped, normalise, words};
 
 use crate::{
     connect::{set_user_ip6, user_ip6},
+    dns,
     maps::{count, origin_of},
 };
 
@@ -57,7 +58,8 @@ fn asked_for(ctx: &SockAddrContext, addr: Address, port: u16) -> Option<(Address
     }
     let origin = origin_of(sk);
     if origin.is_null() {
-        return None;
+        // Connected UDP sockets have no origin: their peer's address itself tells the resolver.
+        return dns::resolver(ctx, &addr, port).map(|resolver| (resolver, dns::PORT));
     }
     // SAFETY: not null; only a connect of this socket writes it.
     let origin = unsafe { &*origin };

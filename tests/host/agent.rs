@@ -70,7 +70,8 @@ impl Agent {
         let (admin, outbound) =
             (SocketAddr::new(settings.net.map_or(IpAddr::from([127, 0, 0, 1]), Net::there), free_port()), free_port());
         let mut head = format!("name: {name}\nthreads: 2\naccess_log: {{path: access.log}}\n");
-        writeln!(head, "ports: {{outbound: {outbound}, inbound: {}, admin: \"{admin}\"}}", free_port()).unwrap();
+        writeln!(head, "ports: {{outbound: {outbound}, inbound: {}, dns: 0, admin: \"{admin}\"}}", free_port())
+            .unwrap();
         if settings.enroll.is_empty() && settings.mode.is_empty() {
             head.push_str("capture: port\n");
         } else {

@@ -55,6 +55,11 @@ impl Cmd {
         Self::new(words.next().expect("a command line has a program")).args(words)
     }
 
+    /// The program it runs.
+    pub fn program(&self) -> &str {
+        &self.argv[0]
+    }
+
     /// Adds an argument.
     pub fn arg(mut self, arg: impl ToString) -> Self {
         self.argv.push(arg.to_string());

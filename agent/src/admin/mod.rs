@@ -28,6 +28,7 @@ use crate::{
     cluster::Cluster,
     config::Who,
     metrics::{AccessLogWriter, AgentCounters, LiveTable},
+    names::Names,
 };
 
 /// Everything the API may look at, and the few commands it passes on. Given by `app`.
@@ -64,6 +65,8 @@ pub struct Handles {
     pub counters: Arc<AgentCounters>,
     /// The access log's writer, if any service logs.
     pub access_log: Option<Arc<AccessLogWriter>>,
+    /// Names under `.mesh`.
+    pub names: Arc<Names>,
 }
 
 /// Something an operator asks the agent to do.

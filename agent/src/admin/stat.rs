@@ -186,6 +186,18 @@ pub(super) fn endpoints(handles: &Handles, windows: &Windows) -> view::Endpoints
     view::Endpoints { endpoints: rows, troubles }
 }
 
+pub(super) fn names(handles: &Handles) -> view::Names {
+    let zone = handles.names.zone();
+    let rows = zone.rows().map(|(name, entry)| view::Name {
+        name: name.to_owned(),
+        ipv4: entry.v4,
+        ipv6: entry.v6,
+        port: entry.port,
+        service: entry.key.to_string(),
+    });
+    view::Names { names: rows.collect() }
+}
+
 pub(super) fn config(handles: &Handles) -> view::Config {
     let info = handles.config.load();
     let loaded_at = info.loaded_at.duration_since(UNIX_EPOCH).unwrap_or_default();

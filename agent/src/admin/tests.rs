@@ -96,6 +96,7 @@ async fn bench(clusters: Vec<Arc<Cluster>>) -> Bench {
         commands: sender,
         counters: Arc::default(),
         access_log: None,
+        names: Arc::default(),
     });
     let listener = tokio::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
     let at = listener.local_addr().unwrap();

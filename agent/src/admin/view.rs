@@ -1,6 +1,9 @@
 //! What the API answers, as JSON: written by the agent, read by the command line and by scripts.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+    time::Duration,
+};
 
 use serde::{Deserialize, Serialize};
 
@@ -237,6 +240,28 @@ pub struct Space {
     pub listeners: Vec<SocketAddr>,
     /// Why it does not listen on both addresses.
     pub trouble: Option<String>,
+}
+
+/// `GET /names`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Names {
+    /// Names in the order of the configuration; none while names are off.
+    pub names: Vec<Name>,
+}
+
+/// One name under `.mesh`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Name {
+    /// The name.
+    pub name: String,
+    /// IPv4 address, if the service has one.
+    pub ipv4: Option<Ipv4Addr>,
+    /// IPv6 address, if the service has one.
+    pub ipv6: Option<Ipv6Addr>,
+    /// Port in SRV answers.
+    pub port: u16,
+    /// Service, with group and version.
+    pub service: String,
 }
 
 /// `GET /config`.

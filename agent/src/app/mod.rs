@@ -35,6 +35,7 @@ use crate::{
     filter::Direction,
     kind::BuildCx,
     metrics::{AccessLogWriter, AgentCounters, LiveTable},
+    names::{self, Names},
     protocol::tcp,
     route::{Destination, Route, Routes},
 };
@@ -77,7 +78,9 @@ pub fn run(path: &Path, options: &Options) -> anyhow::Result<ExitCode> {
 }
 
 fn load(path: &Path) -> anyhow::Result<Config> {
-    Config::load(path).map_err(|errors| anyhow::anyhow!("{errors}"))
+    let mut config = Config::load(path).map_err(|errors| anyhow::anyhow!("{errors}"))?;
+    names::assign(&mut config);
+    Ok(config)
 }
 
 /// Raises the limit of open files as far as allowed and returns it.
@@ -97,6 +100,7 @@ struct App {
     books: Books,
     capture: Arc<dyn Capture>,
     inbound: Inbound,
+    names: Arc<Names>,
     /// Where captured connections arrive.
     captured_at: Vec<SocketAddr>,
     /// Who is enrolled, by the configuration and by commands.
@@ -181,6 +185,7 @@ impl App {
         let mut spaces =
             Spaces::new(chosen.capture.clone(), acceptor.clone(), captured.clone(), data.clone(), port, drain.clone());
         spaces.update(true);
+        let names = names::start(&config, &chosen.capture, &counters, &data, &drain);
 
         let (ready, ready_rx) = watch::channel(false);
         let (commands_tx, commands) = mpsc::channel(8);
@@ -207,6 +212,7 @@ impl App {
             commands: commands_tx,
             counters: counters.clone(),
             access_log: access_log.clone(),
+            names: names.clone(),
         };
         let admin = tokio::net::TcpListener::from_std(admin)?;
         tokio::spawn(async move {
@@ -230,6 +236,7 @@ impl App {
             books: Books::default(),
             capture: chosen.capture,
             inbound,
+            names,
             captured_at,
             enrolled,
             spaces,
@@ -340,6 +347,7 @@ impl App {
         }
         self.enrolled.store(Arc::new(enrolled));
         self.spaces.update(true);
+        self.names.set(&new);
         let message = format!("{} services called, {} provided", new.referers.len(), new.services.len());
         self.config = new;
         Ok(message)

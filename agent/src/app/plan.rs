@@ -160,6 +160,7 @@ pub(super) fn needs_restart(old: &Config, new: &Config) -> Vec<&'static str> {
         ("capture.stale_after", old.capture.stale_after == new.capture.stale_after),
         ("capture.max_connections", old.capture.max_connections == new.capture.max_connections),
         ("capture.root", old.capture.root == new.capture.root),
+        ("capture.dns", old.capture.dns == new.capture.dns),
         ("capture.bpffs", old.capture.bpffs == new.capture.bpffs),
         ("limits", old.limits == new.limits),
         ("threads", old.threads == new.threads),
@@ -217,6 +218,7 @@ mod tests {
                 max_connections: 1,
                 bpffs: "/other".into(),
                 root: Some("/other".into()),
+                dns: false,
                 ..old.capture.clone()
             },
             limits: config::Limits { connections: 1, ..old.limits.clone() },
@@ -226,7 +228,7 @@ mod tests {
         };
         let docs = include_str!("../../../docs/operate.md");
         let fixed = needs_restart(&old, &new);
-        assert_eq!(fixed.len(), 11);
+        assert_eq!(fixed.len(), 12);
         for name in fixed {
             assert!(docs.contains(&format!("`{name}`")), "docs/operate.md does not name `{name}`");
         }

@@ -5,7 +5,7 @@
 use std::{
     collections::{BTreeMap, HashMap},
     io,
-    net::{SocketAddr, TcpListener},
+    net::{IpAddr, SocketAddr, TcpListener},
     os::fd::{AsFd as _, OwnedFd},
     path::PathBuf,
     sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
@@ -17,7 +17,9 @@ use aya::{
     maps::{MapData, PerCpuArray},
     programs::{Program, ProgramError},
 };
-use ebpf_common::{AGENT_MARK, LAYOUT_VERSION, Listener, Outcome, Service, ServiceKey, TupleKey, control, map};
+use ebpf_common::{
+    AGENT_MARK, LAYOUT_VERSION, Listener, Outcome, Service, ServiceKey, TupleKey, control, dns::DnsListener, map,
+};
 use parking_lot::Mutex;
 use tokio::net::TcpStream;
 use tracing::{Level, info};
@@ -30,6 +32,7 @@ use super::{
     inbound::Inbound,
     kernel_log::{self, KernelLog},
     lock::NameLock,
+    names::NameMaps,
     pins::{Found, Pins},
 };
 use crate::{
@@ -58,6 +61,7 @@ pub struct Ebpf {
     listeners: BpfMap<u64, Listener>,
     control: BpfMap<u32, u64>,
     tuples: BpfMap<TupleKey, ebpf_common::Origin>,
+    names: NameMaps,
     counters: PerCpuArray<MapData, u64>,
     balance: Balance,
     beats: AtomicU64,
@@ -154,6 +158,7 @@ impl Ebpf {
                 pins.links(),
                 config.root.clone(),
             ),
+            names: NameMaps { listeners: open(pins, map::DNS)?, resolvers: open(pins, map::RESOLVERS)? },
             counters: PerCpuArray::try_from(counters).context("the counters have another shape")?,
             balance: Balance::new(balance::Maps {
                 slots: open(pins, map::BALANCE)?,
@@ -184,6 +189,7 @@ impl Ebpf {
         for key in self.listeners.keys(ebpf_common::MAX_LISTENERS)? {
             self.listeners.remove(&key)?;
         }
+        self.names.set(self.netns, None).context("cannot write the table of name listeners")?;
         for key in self.tuples.keys(config.max_connections as usize)? {
             self.tuples.remove(&key)?;
         }
@@ -381,6 +387,18 @@ impl Capture for Ebpf {
         Ok(())
     }
 
+    fn answer_names(&self, at: Option<DnsListener>) -> anyhow::Result<()> {
+        self.names.set(self.netns, at).context("cannot tell the kernel half where names are answered")
+    }
+
+    fn names(&self) -> bool {
+        true
+    }
+
+    fn resolver(&self, number: u32) -> Option<IpAddr> {
+        self.names.resolver(number)
+    }
+
     fn mark(&self) -> Option<u32> {
         Some(AGENT_MARK)
     }
@@ -423,6 +441,7 @@ struct Parts {
     listeners: BpfMap<u64, Listener>,
     control: BpfMap<u32, u64>,
     tuples: BpfMap<TupleKey, ebpf_common::Origin>,
+    names: NameMaps,
     counters: PerCpuArray<MapData, u64>,
     balance: Balance,
     programs: Vec<(Hook, OwnedFd)>,
@@ -438,6 +457,7 @@ impl Parts {
             listeners: self.listeners,
             control: self.control,
             tuples: self.tuples,
+            names: self.names,
             counters: self.counters,
             balance: self.balance,
             beats: AtomicU64::new(0),

@@ -7,6 +7,7 @@ pub mod enroll;
 mod inbound;
 pub mod kernel_log;
 mod lock;
+mod names;
 pub mod pins;
 pub mod port;
 pub mod redirect;
@@ -14,11 +15,12 @@ pub mod redirect;
 use std::{
     collections::BTreeMap,
     io,
-    net::{SocketAddr, TcpListener},
+    net::{IpAddr, SocketAddr, TcpListener},
     sync::Arc,
 };
 
 use anyhow::Context as _;
+use ebpf_common::dns::DnsListener;
 use serde::Serialize;
 use tokio::net::TcpStream;
 
@@ -107,6 +109,22 @@ pub trait Capture: Send + Sync + 'static {
     /// or replaces what it left.
     fn uninstall(&self) -> anyhow::Result<()> {
         Ok(())
+    }
+
+    /// Brings questions for names (UDP and TCP port 53) to `at` from now on, or to nobody. Captures that
+    /// cannot do that do nothing: [`names`](Self::names) tells.
+    fn answer_names(&self, _at: Option<DnsListener>) -> anyhow::Result<()> {
+        Ok(())
+    }
+
+    /// Whether questions for names can be brought to the agent.
+    fn names(&self) -> bool {
+        false
+    }
+
+    /// The resolver that a question over UDP was for, by the number that stands for it.
+    fn resolver(&self, _number: u32) -> Option<IpAddr> {
+        None
     }
 
     /// Mark that the agent's own sockets must carry to be left alone by this capture.

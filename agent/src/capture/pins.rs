@@ -13,10 +13,12 @@ use std::{
 use anyhow::{Context as _, bail};
 use aya::maps::{MapInfo, MapType};
 use ebpf_common::{
-    LAYOUT_VERSION, Listener, MAX_INBOUND, MAX_LISTENERS, MAX_MEMBERS, MAX_RULES, MAX_SERVICES, MAX_SLOTS,
+    Address, LAYOUT_VERSION, Listener, MAX_INBOUND, MAX_LISTENERS, MAX_MEMBERS, MAX_RULES, MAX_SERVICES, MAX_SLOTS,
     MAX_STRANGERS, MAX_TUPLES, MAX_USES, MAX_WORKLOADS, Origin, Outcome, Service, ServiceKey, TupleKey, Workload,
     balance::{EndpointKey, EndpointState, RuleKey, Slot, SlotKey, Use, UseKey},
-    control, inbound, map,
+    control,
+    dns::{DnsListener, MAX_RESOLVERS},
+    inbound, map,
 };
 
 use super::enroll::Links;
@@ -62,6 +64,8 @@ fn shapes(max_connections: u32) -> Vec<(&'static str, Shape)> {
         (map::STRANGERS, (MapType::Hash, 8, 4, MAX_STRANGERS)),
         (map::INBOUND, (MapType::Hash, size_of::<ServiceKey>(), 4, MAX_INBOUND)),
         (map::IN_SOCKETS, (MapType::SockMap, 4, 4, inbound::LISTENERS)),
+        (map::DNS, (MapType::Hash, 8, size_of::<DnsListener>(), MAX_LISTENERS)),
+        (map::RESOLVERS, (MapType::Hash, 4, size_of::<Address>(), MAX_RESOLVERS)),
         (map::COUNTERS, (MapType::PerCpuArray, 4, 8, Outcome::COUNT)),
         (map::BALANCE, (MapType::Hash, size_of::<SlotKey>(), size_of::<Slot>(), MAX_SLOTS)),
         (map::POLICY, (MapType::Hash, size_of::<RuleKey>(), 4, MAX_RULES)),

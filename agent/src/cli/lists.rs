@@ -1,4 +1,4 @@
-//! `sockmesh endpoints` and `sockmesh sockets`.
+//! `sockmesh endpoints`, `sockmesh sockets` and `sockmesh names`.
 
 use std::{collections::HashMap, hash::Hash, net::SocketAddr, process::ExitCode};
 
@@ -9,7 +9,7 @@ use super::{
 };
 use crate::admin::view;
 
-/// Arguments of `endpoints` and `sockets`.
+/// Arguments of `endpoints`, `sockets` and `names`.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Args {
     /// Only of services whose name contains this
@@ -46,6 +46,16 @@ pub fn sockets(args: &Args) -> anyhow::Result<ExitCode> {
         let (_, mut page) = client.get::<view::Sockets>("/sockets").await?;
         page.sockets.retain(|row| args.wants(&row.service));
         show(args.output, &page, socket_table)
+    })
+}
+
+/// Runs `sockmesh names`.
+pub fn names(args: &Args) -> anyhow::Result<ExitCode> {
+    let client = args.target.client()?;
+    block_on(async {
+        let (_, mut page) = client.get::<view::Names>("/names").await?;
+        page.names.retain(|row| args.wants(&row.service));
+        show(args.output, &page, name_table)
     })
 }
 
@@ -112,6 +122,29 @@ fn endpoint_table(page: &view::Endpoints) -> Table {
     }
     for trouble in &page.troubles {
         table.note(format!("! {}: {}", trouble.service, trouble.message), Style::Bad);
+    }
+    table
+}
+
+fn name_table(page: &view::Names) -> Table {
+    let mut table = Table::new(&[
+        ("NAME", Align::Left),
+        ("IPV4", Align::Left),
+        ("IPV6", Align::Left),
+        ("PORT", Align::Right),
+        ("SERVICE", Align::Left),
+    ]);
+    for row in &page.names {
+        table.row(vec![
+            Cell::styled(&row.name, Style::Bold),
+            row.ipv4.map_or(units::NONE.to_owned(), |ip| ip.to_string()).into(),
+            row.ipv6.map_or(units::NONE.to_owned(), |ip| ip.to_string()).into(),
+            row.port.to_string().into(),
+            row.service.as_str().into(),
+        ]);
+    }
+    if page.names.is_empty() {
+        table.note("no names: they need `capture: ebpf`, `capture.dns` and a service", Style::Faint);
     }
     table
 }

@@ -14,8 +14,10 @@ use super::{CaptureMode, Config, VirtualAddress, problem::Report, read::Place};
 pub(super) struct Seen {
     /// Names declared under `registries`.
     pub registries: BTreeSet<String>,
-    /// `ports.outbound`, `ports.inbound`, `ports.admin`.
-    pub ports: [Place; 3],
+    /// `ports.outbound`, `ports.inbound`, `ports.dns`, `ports.admin`.
+    pub ports: [Place; 4],
+    /// Programs may find services by name, which then need no address.
+    pub names: bool,
     pub capture: Place,
     /// Every referer, in order.
     pub referers: Vec<Place>,
@@ -118,7 +120,7 @@ pub(super) fn check(config: &Config, seen: &Seen, report: &mut Report) {
 }
 
 fn listeners(config: &Config, seen: &Seen, report: &mut Report) {
-    let [outbound, inbound, admin] = &seen.ports;
+    let [outbound, inbound, dns, admin] = &seen.ports;
     let at = |ip: IpAddr, port: u16, place: &Place| Listener {
         role: Role::Agent,
         address: SocketAddr::new(ip, port),
@@ -132,6 +134,8 @@ fn listeners(config: &Config, seen: &Seen, report: &mut Report) {
         at(Ipv6Addr::LOCALHOST.into(), ports.outbound, outbound),
         at(Ipv4Addr::UNSPECIFIED.into(), ports.inbound, inbound),
         at(Ipv6Addr::UNSPECIFIED.into(), ports.inbound, inbound),
+        at(Ipv4Addr::LOCALHOST.into(), ports.dns, dns),
+        at(Ipv6Addr::LOCALHOST.into(), ports.dns, dns),
         at(ports.admin.ip(), ports.admin.port(), admin),
     ];
     // Only sockets of one port can collide.
@@ -209,7 +213,8 @@ fn sharing(first: &Listener, second: &Listener, report: &mut Report) -> bool {
 }
 
 fn capture(config: &Config, seen: &Seen, report: &mut Report) {
-    let captured = config.referers.iter().any(|r| !r.addresses.is_empty());
+    let named = seen.names && !config.referers.is_empty();
+    let captured = named || config.referers.iter().any(|r| !r.addresses.is_empty());
     let place = &seen.capture;
     match config.capture.mode {
         CaptureMode::Ebpf if config.capture.enroll.is_empty() => {

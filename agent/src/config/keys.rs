@@ -79,6 +79,12 @@ pub(crate) const PORTS: Section = Section {
     keys: &[
         key("outbound", "port", Yaml("15001"), "Captured outbound connections arrive here, on 127.0.0.1 and [::1]."),
         key("inbound", "port", Yaml("15006"), "Captured inbound connections arrive here."),
+        key(
+            "dns",
+            "port",
+            Yaml("15053"),
+            "Questions for names arrive here, on loopback, UDP and TCP. If it is taken, names are off.",
+        ),
         key("admin", "address with port", Yaml("127.0.0.1:8002"), "Admin API and `/metrics`."),
     ],
 };
@@ -114,6 +120,12 @@ pub(crate) const CAPTURE: Section = Section {
             "Room in the kernel's tables, in connections.",
         ),
         key("bpffs", "absolute path", Yaml("/sys/fs/bpf"), "Where bpffs is mounted, or will be."),
+        key(
+            "dns",
+            "boolean",
+            Yaml("true"),
+            "With `ebpf`: services have names under `.mesh` for enrolled programs, and those without `address` get a virtual one.",
+        ),
     ],
 };
 

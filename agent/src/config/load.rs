@@ -124,6 +124,7 @@ fn top(node: &Node, base_dir: &Path, report: &mut Report) -> Option<Config> {
         capture(node, &map.key("capture"), &mut config.capture, report);
         seen.capture = map.place("capture");
     }
+    seen.names = config.capture.has_names();
 
     let cx = BuildCx {
         application: config.application.clone(),
@@ -160,8 +161,9 @@ fn ports(node: &Node, path: &str, ports: &mut Ports, seen: &mut Seen, report: &m
     let Some(map) = Map::open(node, path, &[&keys::PORTS], Others::Unknown, report) else { return };
     map.set("outbound", number(0..=65535), &mut ports.outbound, report);
     map.set("inbound", number(0..=65535), &mut ports.inbound, report);
+    map.set("dns", number(0..=65535), &mut ports.dns, report);
     map.set("admin", values::listen_address, &mut ports.admin, report);
-    seen.ports = ["outbound", "inbound", "admin"].map(|name| map.place(name));
+    seen.ports = ["outbound", "inbound", "dns", "admin"].map(|name| map.place(name));
 }
 
 fn limits(node: &Node, path: &str, limits: &mut Limits, report: &mut Report) {
@@ -196,6 +198,7 @@ fn capture(node: &Node, path: &str, capture: &mut Capture, report: &mut Report) 
     map.set("max_connections", number(1024..=4_194_304), &mut capture.max_connections, report);
     map.set("bpffs", values::absolute_path, &mut capture.bpffs, report);
     capture.root = map.read("root", values::absolute_path, report);
+    map.set("dns", values::boolean, &mut capture.dns, report);
     if let Some(node) = map.get("enroll") {
         enroll::read(node, &map.key("enroll"), &mut capture.enroll, report);
     }

@@ -71,6 +71,8 @@ pub struct Ports {
     pub outbound: u16,
     /// Captured inbound connections arrive here.
     pub inbound: u16,
+    /// Questions for names arrive here, on loopback, UDP and TCP.
+    pub dns: u16,
     /// Admin API and `/metrics`.
     pub admin: SocketAddr,
 }
@@ -91,6 +93,15 @@ pub struct Capture {
     pub max_connections: u32,
     /// Where bpffs is mounted (or will be).
     pub bpffs: PathBuf,
+    /// Whether services have names under `.mesh`.
+    pub dns: bool,
+}
+
+impl Capture {
+    /// Whether programs may find services by name, should the host be able to capture.
+    pub fn has_names(&self) -> bool {
+        self.dns && self.mode != CaptureMode::Port && !self.enroll.is_empty()
+    }
 }
 
 /// Which way connections come to the agent.
@@ -310,7 +321,7 @@ impl Config {
 
 impl Default for Ports {
     fn default() -> Self {
-        Self { outbound: 15001, inbound: 15006, admin: SocketAddr::from(([127, 0, 0, 1], 8002)) }
+        Self { outbound: 15001, inbound: 15006, dns: 15053, admin: SocketAddr::from(([127, 0, 0, 1], 8002)) }
     }
 }
 
@@ -324,6 +335,7 @@ impl Default for Capture {
             stale_after: Duration::from_millis(900),
             max_connections: 65_536,
             bpffs: PathBuf::from("/sys/fs/bpf"),
+            dns: true,
         }
     }
 }

@@ -40,7 +40,7 @@ pub(super) fn referer(node: &Node, path: &str, cx: &BuildCx, seen: &mut Seen, re
     if let Some(address) = listen {
         seen.listener(Role::Referer, address, map.place("listen"), protocol.as_deref(), &key);
     }
-    if map.get("address").is_none() && map.get("listen").is_none() {
+    if map.get("address").is_none() && map.get("listen").is_none() && !seen.names {
         let remedy = "add `address: 240.0.0.1:80` (captured) or `listen: 127.0.0.1:18080` (dialed)";
         report.mistake(
             Place { at: node.at, key: path.to_owned(), value: None }.problem("no program can reach it", remedy),
@@ -69,7 +69,7 @@ pub(super) fn referer(node: &Node, path: &str, cx: &BuildCx, seen: &mut Seen, re
     }
 
     let on_agent_loss = map.read("on_agent_loss", values::choice(ON_AGENT_LOSS), report).unwrap_or_default();
-    if on_agent_loss == OnAgentLoss::Refuse && map.get("address").is_none() {
+    if on_agent_loss == OnAgentLoss::Refuse && map.get("address").is_none() && !seen.names {
         let remedy = "add `address`, or leave the key out: programs that dial `listen` are refused anyway";
         report.warn(map.place("on_agent_loss").problem("`refuse` has no effect without a captured address", remedy));
     }

@@ -45,6 +45,11 @@ counters! {
     detected_motan2: "sockmesh_detected_total" {"protocol" = "motan2"}, "Undeclared connections by what their first bytes said.";
     detected_http: "sockmesh_detected_total" {"protocol" = "http"}, "Undeclared connections by what their first bytes said.";
     detected_tcp: "sockmesh_detected_total" {"protocol" = "tcp"}, "Undeclared connections by what their first bytes said.";
+    names_udp: "sockmesh_names_questions_total" {"transport" = "udp"}, "Questions for names that programs asked, by transport.";
+    names_tcp: "sockmesh_names_questions_total" {"transport" = "tcp"}, "Questions for names that programs asked, by transport.";
+    names_answered: "sockmesh_names_answered_total", "Of them, those under .mesh, answered by the agent.";
+    names_forwarded: "sockmesh_names_forwarded_total", "Of them, those passed on to the resolver that the program asked.";
+    names_failed: "sockmesh_names_failed_total", "Of those passed on, the ones that got no answer in time, or for which there was no room.";
     reloads_ok: "sockmesh_config_reloads_total" {"outcome" = "ok"}, "Reloads of the configuration by outcome.";
     reloads_failed: "sockmesh_config_reloads_total" {"outcome" = "failed"}, "Reloads of the configuration by outcome.";
 }

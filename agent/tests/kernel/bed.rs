@@ -101,6 +101,7 @@ impl Bed {
             stale_after: Duration::from_secs(600),
             max_connections: 1024,
             bpffs,
+            ..config::Capture::default()
         };
         change(&mut config);
         let listener4 = TcpListener::bind("127.0.0.1:0").await.unwrap();

@@ -7,6 +7,7 @@
 
 pub mod balance;
 mod decide;
+pub mod dns;
 pub mod inbound;
 mod outcome;
 mod types;
@@ -55,6 +56,10 @@ pub mod map {
     pub const INBOUND: &str = "MESH_INBOUND";
     /// The agent's listeners for them.
     pub const IN_SOCKETS: &str = "MESH_IN_SOCKETS";
+    /// Where questions for names are answered, by network namespace.
+    pub const DNS: &str = "MESH_DNS";
+    /// Resolvers that programs asked, by number.
+    pub const RESOLVERS: &str = "MESH_RESOLVERS";
     /// How often each outcome happened, by CPU.
     pub const COUNTERS: &str = "MESH_COUNTERS";
     /// The self-test's sockets: reader at 0, sender at 1. Never pinned.
@@ -85,6 +90,14 @@ pub mod program {
     pub const PEERNAME6: &str = "mesh_peername6";
     /// Connections from elsewhere.
     pub const INBOUND: &str = "mesh_inbound";
+    /// Datagrams sent to an address by IPv4 sockets.
+    pub const SENDMSG4: &str = "mesh_sendmsg4";
+    /// Datagrams sent to an address by IPv6 sockets.
+    pub const SENDMSG6: &str = "mesh_sendmsg6";
+    /// Datagrams received by IPv4 sockets.
+    pub const RECVMSG4: &str = "mesh_recvmsg4";
+    /// Datagrams received by IPv6 sockets.
+    pub const RECVMSG6: &str = "mesh_recvmsg6";
     /// TCP state changes.
     pub const SOCKOPS: &str = "mesh_sockops";
     /// Redirects the self-test's bytes.

@@ -76,6 +76,12 @@ outcomes! {
     Unlisted = "unlisted",
     /// TCP: no room for the counters of one more caller.
     Uncounted = "uncounted",
+    /// UDP: a question for a name, brought to the agent.
+    Asked = "asked",
+    /// UDP: a question for a name to more resolvers than there is room for, left alone.
+    ResolversFull = "resolvers_full",
+    /// UDP: an answer, shown as coming from the resolver that was asked.
+    Resolved = "resolved",
 }
 
 impl Outcome {

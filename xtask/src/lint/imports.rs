@@ -26,7 +26,8 @@ const TABLE: &[(&str, &[&str])] = &[
     ("lb", &["endpoint"]),
     ("endpoint", &[]),
     ("registry", &[]),
-    ("admin", &["capture", "cluster", "endpoint", "filter"]),
+    ("names", &["capture"]),
+    ("admin", &["capture", "cluster", "endpoint", "filter", "names"]),
     ("cli", &["admin", "capture"]),
 ];
 

@@ -30,11 +30,16 @@ pub use self::{
 use crate::sys::{self, Hook};
 
 /// Every program with the hook it is for.
-pub const PROGRAMS: [(&str, Hook); 5] = [
+pub const PROGRAMS: [(&str, Hook); 9] = [
     // Recording comes first and is removed last, so that no connect is rewritten without being recorded.
     (program::SOCKOPS, Hook::SockOps),
     (program::PEERNAME4, Hook::Peername4),
     (program::PEERNAME6, Hook::Peername6),
+    // What shows answers as from the resolver that was asked, before what brings the questions here.
+    (program::RECVMSG4, Hook::Recvmsg4),
+    (program::RECVMSG6, Hook::Recvmsg6),
+    (program::SENDMSG4, Hook::Sendmsg4),
+    (program::SENDMSG6, Hook::Sendmsg6),
     (program::CONNECT4, Hook::Connect4),
     (program::CONNECT6, Hook::Connect6),
 ];

@@ -1,0 +1,169 @@
+//! Names of services under `.mesh`, answered to enrolled programs on the way to their own resolver.
+//!
+//! `zone` says which names there are, `answer` reads questions and writes answers, `udp` and `tcp` take the
+//! questions that the capture brings and pass on, unread and unchanged, what is not for the agent. Which
+//! resolver a question was for is told by the address it arrived at (`ebpf_common::dns`).
+
+mod answer;
+mod tcp;
+mod udp;
+mod zone;
+
+#[cfg(test)]
+mod tests;
+
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
+
+use anyhow::Context as _;
+use arc_swap::ArcSwap;
+use ebpf_common::dns::{DnsListener, PORT, RESOLVERS6};
+use tokio::runtime::Handle;
+
+pub use self::zone::{DOMAIN, Entry, Zone, assign};
+use crate::{capture::Capture, config::Config, drain::Drain, metrics::AgentCounters, sys};
+
+/// How long a resolver may take: a little longer than the five seconds after which most programs ask again.
+const PATIENCE: Duration = Duration::from_secs(6);
+/// Room for questions that were not read yet, as the kernel counts: some thousands.
+const RECEIVE_BYTES: usize = 4 << 20;
+/// For how long questions are still taken after the kernel was told to bring no more: some are on their way.
+const LINGER: Duration = Duration::from_millis(300);
+
+/// The names in force, for those who answer and those who show them.
+#[derive(Debug, Default)]
+pub struct Names {
+    zone: ArcSwap<Zone>,
+    ipv6: std::sync::atomic::AtomicBool,
+}
+
+impl Names {
+    /// Puts the names of `config` in force, which [`assign`] has seen. What is odd goes to the log.
+    pub fn set(&self, config: &Config) {
+        let (zone, odd) = Zone::of(config, self.ipv6.load(std::sync::atomic::Ordering::Relaxed));
+        for odd in odd {
+            tracing::warn!(odd, "a service without a name: give it another group or service name");
+        }
+        self.zone.store(Arc::new(zone));
+    }
+
+    /// The names in force.
+    pub fn zone(&self) -> Arc<Zone> {
+        self.zone.load_full()
+    }
+}
+
+/// What all who take questions share.
+struct Server {
+    names: Arc<Names>,
+    capture: Arc<dyn Capture>,
+    counters: Arc<AgentCounters>,
+}
+
+/// Sockets for questions, bound.
+struct Sockets {
+    udp4: std::net::UdpSocket,
+    tcp4: std::net::TcpListener,
+    /// Absent where the host has no IPv6.
+    six: Option<(Vec<std::net::UdpSocket>, std::net::TcpListener)>,
+}
+
+/// Answers questions of enrolled programs from now on, on `data`, until the drain. Nothing else of the agent
+/// depends on it: when it cannot (the port is taken), it says so, and programs ask their resolvers directly.
+pub fn start(
+    config: &Config,
+    capture: &Arc<dyn Capture>,
+    counters: &Arc<AgentCounters>,
+    data: &Handle,
+    drain: &Drain,
+) -> Arc<Names> {
+    let names = Arc::new(Names::default());
+    if !config.capture.has_names() || !capture.names() {
+        return names;
+    }
+    match try_start(&names, config.ports.dns, capture, counters, data, drain) {
+        Ok(()) => names.set(config),
+        Err(error) => {
+            let error = format!("{error:#}");
+            tracing::warn!(
+                error,
+                "names under .mesh are off; free the port, name another, or say `capture.dns: false`"
+            );
+        }
+    }
+    names
+}
+
+fn try_start(
+    names: &Arc<Names>,
+    port: u16,
+    capture: &Arc<dyn Capture>,
+    counters: &Arc<AgentCounters>,
+    data: &Handle,
+    drain: &Drain,
+) -> anyhow::Result<()> {
+    let sockets = bind(port).with_context(|| format!("ports.dns: cannot listen on port {port} of loopback"))?;
+    let mut at = DnsListener {
+        udp4: sockets.udp4.local_addr()?.port().to_be(),
+        tcp4: sockets.tcp4.local_addr()?.port().to_be(),
+        ..DnsListener::default()
+    };
+    let server = Arc::new(Server { names: names.clone(), capture: capture.clone(), counters: counters.clone() });
+    let _runtime = data.enter();
+    data.spawn(udp::serve4(server.clone(), tokio::net::UdpSocket::from_std(sockets.udp4)?, drain.clone()));
+    data.spawn(tcp::serve(server.clone(), tokio::net::TcpListener::from_std(sockets.tcp4)?, drain.clone()));
+    if let Some((udp, tcp)) = sockets.six {
+        at.tcp6 = tcp.local_addr()?.port().to_be();
+        data.spawn(tcp::serve(server.clone(), tokio::net::TcpListener::from_std(tcp)?, drain.clone()));
+        for (place, socket) in udp.into_iter().enumerate() {
+            at.udp6[place] = socket.local_addr()?.port().to_be();
+            let socket = tokio::net::UdpSocket::from_std(socket)?;
+            data.spawn(udp::serve6(server.clone(), socket, place, drain.clone()));
+        }
+        names.ipv6.store(true, std::sync::atomic::Ordering::Relaxed);
+    }
+    capture.answer_names(Some(at))
+}
+
+fn bind(port: u16) -> std::io::Result<Sockets> {
+    let v4 = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+    let tcp4 = listen(v4)?;
+    // Every resolver has a loopback address of its own, so all are bound, and the device keeps others out:
+    // nothing but loopback reaches the socket.
+    let udp4 = datagrams(SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)))?;
+    socket2::SockRef::from(&udp4).bind_device(Some(b"lo"))?;
+    sys::udp::tell_destination(&udp4)?;
+    let six = std::path::Path::new("/proc/net/if_inet6").exists().then(|| {
+        let tcp = listen(SocketAddr::from((Ipv6Addr::LOCALHOST, port)))?;
+        let any = SocketAddr::from((Ipv6Addr::LOCALHOST, 0));
+        let udp = (0..RESOLVERS6).map(|_| datagrams(any)).collect::<std::io::Result<Vec<_>>>()?;
+        Ok::<_, std::io::Error>((udp, tcp))
+    });
+    Ok(Sockets { udp4, tcp4, six: six.transpose()? })
+}
+
+fn listen(at: SocketAddr) -> std::io::Result<std::net::TcpListener> {
+    let socket = socket2::Socket::new(socket2::Domain::for_address(at), socket2::Type::STREAM, None)?;
+    socket.set_reuse_address(true)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&at.into())?;
+    socket.listen(128)?;
+    Ok(socket.into())
+}
+
+fn datagrams(at: SocketAddr) -> std::io::Result<std::net::UdpSocket> {
+    let socket = socket2::Socket::new(socket2::Domain::for_address(at), socket2::Type::DGRAM, None)?;
+    socket.set_nonblocking(true)?;
+    // A burst of questions must not meet a full buffer; without the right to exceed the host's limit, that holds.
+    let _ = rustix::net::sockopt::set_socket_recv_buffer_size_force(&socket, RECEIVE_BYTES);
+    socket.bind(&at.into())?;
+    Ok(socket.into())
+}
+
+/// Where the resolver at `ip` is asked.
+fn resolver(ip: IpAddr) -> SocketAddr {
+    SocketAddr::new(ip, PORT)
+}
