@@ -12,6 +12,7 @@ mod enroll;
 mod ha;
 mod http;
 mod inbound;
+mod iptables;
 mod kernelway;
 mod limits;
 mod loss;

@@ -27,6 +27,8 @@ pub struct Settings<'a> {
     pub powerless: bool,
     /// How programs in `enroll` are captured; `ebpf` when empty.
     pub mode: &'a str,
+    /// Further keys of `capture`, such as `exempt: {ports: [22]}`.
+    pub capture: &'a str,
     /// Most descriptors it may hold.
     pub descriptors: Option<u32>,
     /// Further lines at the top of its YAML, such as `drain: 2s`.
@@ -78,7 +80,8 @@ impl Agent {
             let groups: Vec<_> =
                 settings.enroll.iter().map(|g| format!("{{cgroup: {}}}", g.path().display())).collect();
             let mode = if settings.mode.is_empty() { "ebpf" } else { settings.mode };
-            writeln!(head, "capture: {{mode: {mode}, enroll: [{}]}}", groups.join(", ")).unwrap();
+            let more = if settings.capture.is_empty() { String::new() } else { format!(", {}", settings.capture) };
+            writeln!(head, "capture: {{mode: {mode}, enroll: [{}]{more}}}", groups.join(", ")).unwrap();
         }
         if !settings.top.contains("drain:") {
             head.push_str("drain: 2s\n");
@@ -198,6 +201,13 @@ impl Agent {
     pub fn again(&mut self) {
         self.proc = self.cmd.spawn(&self.dir.file("agent.log"));
         self.wait_ready();
+    }
+
+    /// Changes the head of its configuration, for the next start.
+    pub fn rewrite_head(&mut self, from: &str, to: &str, services: &str) {
+        assert!(self.head.contains(from), "no {from:?} in {}", self.head);
+        self.head = self.head.replace(from, to);
+        self.rewrite(services);
     }
 
     /// Writes other `services` into its configuration file, without telling it.

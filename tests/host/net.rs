@@ -1,11 +1,17 @@
 //! Ports and network namespaces.
 
 use std::{
+    fs,
+    marker::PhantomData,
     net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener},
+    os::fd::AsFd as _,
     sync::atomic::{AtomicU16, Ordering::Relaxed},
 };
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::{
+    process::{Pid, Signal, kill_process},
+    thread::{LinkNameSpaceType, move_into_link_name_space},
+};
 
 use crate::{Cmd, temp::serial};
 
@@ -63,6 +69,13 @@ impl Net {
         &self.name
     }
 
+    /// Moves this thread there, with every program and thread it starts from now on, until the guard is dropped.
+    pub fn enter(&self) -> Inside {
+        let back = fs::File::open("/proc/thread-self/ns/net").unwrap();
+        join(&fs::File::open(format!("/run/netns/{}", self.name)).unwrap());
+        Inside { back, only_here: PhantomData }
+    }
+
     /// The address at our end of the link.
     pub fn here(&self) -> IpAddr {
         self.here.into()
@@ -82,6 +95,25 @@ impl Net {
     pub fn heal(&self) {
         ip_do(&format!("-n {} route del blackhole {}/32", self.name, self.here));
     }
+}
+
+/// The thread is in another network namespace; see [`Net::enter`].
+#[derive(Debug)]
+pub struct Inside {
+    back: fs::File,
+    /// Another thread would be sent there by the drop.
+    only_here: PhantomData<*const ()>,
+}
+
+impl Drop for Inside {
+    fn drop(&mut self) {
+        join(&self.back);
+    }
+}
+
+fn join(namespace: &fs::File) {
+    let kind = Some(LinkNameSpaceType::Network);
+    move_into_link_name_space(namespace.as_fd(), kind).expect("root may enter namespaces");
 }
 
 impl Default for Net {

@@ -24,6 +24,8 @@ pub const PROGRAMS: &[(&str, &[&str])] = &[
     ("python3", &["python3"]),
     ("ip", &["iproute2"]),
     ("bpftool", &["bpftool"]),
+    ("iptables-restore", &["iptables"]),
+    ("nft", &["nftables"]),
     ("javac", &["default-jdk-headless"]),
     ("go", &["golang-go"]),
 ];

@@ -17,6 +17,8 @@ const PROGRAMS: &[&str] = &[
     "python3",
     "ip",
     "bpftool",
+    "iptables-restore",
+    "nft",
     "javac",
     "go",
 ];

@@ -53,7 +53,7 @@ impl Accepted {
 pub enum Target {
     /// The listener takes what the capture brings; each connection knows where it wanted to go.
     Captured(Arc<ArcSwap<Routes>>),
-    /// The listener takes what callers from elsewhere dialed: its sockets keep the address that was dialed.
+    /// The listener takes connections of callers from elsewhere; the capture tells what they dialed.
     Inbound(Arc<ArcSwap<Routes>>),
     /// All to one destination: programs dial this listener by intention.
     Fixed(Arc<ArcSwap<Destination>>),
@@ -173,8 +173,11 @@ impl Acceptor {
                 (Destination::clone(&fixed.load()), Origin { destination, pid: 0, uid: 0, process: String::new() })
             }
             Target::Inbound(routes) => {
-                let local = io.local_addr()?;
-                let destination = SocketAddr::new(local.ip().to_canonical(), local.port());
+                let dialed = match self.capture.inbound_destination(&io) {
+                    Ok(dialed) => dialed,
+                    Err(error) => return Err(self.not_captured(&io, &error)),
+                };
+                let destination = SocketAddr::new(dialed.ip().to_canonical(), dialed.port());
                 let found = routes.load().find_local(destination);
                 let route = found.unwrap_or_else(|| {
                     self.counters.passed_through.fetch_add(1, Relaxed);
@@ -185,12 +188,7 @@ impl Acceptor {
             Target::Captured(routes) => {
                 let origin = match self.capture.origin(&io) {
                     Ok(origin) => origin,
-                    Err(error) => {
-                        // Someone dialled the listener itself, or the kernel forgot: there is no place to send it.
-                        self.counters.not_captured.fetch_add(1, Relaxed);
-                        tcp::reset_on_close(&io);
-                        return Err(ConnError::Unserved(format!("not captured: {error}")));
-                    }
+                    Err(error) => return Err(self.not_captured(&io, &error)),
                 };
                 let found = routes.load().find(origin.destination);
                 let destination = found.unwrap_or_else(|| {
@@ -211,6 +209,13 @@ impl Acceptor {
         let io = Downstream::new(io, prefix, guard.live.clone());
         let conn = Accepted { io, peer, guard, dialled };
         self.protocol(route.protocol).serve(conn, route, drain).await
+    }
+
+    /// Someone dialled the listener itself, or the kernel forgot: there is no place to send it.
+    fn not_captured(&self, io: &TcpStream, error: &io::Error) -> ConnError {
+        self.counters.not_captured.fetch_add(1, Relaxed);
+        tcp::reset_on_close(io);
+        ConnError::Unserved(format!("not captured: {error}"))
     }
 
     fn protocol(&self, name: &str) -> Arc<dyn Protocol> {

@@ -165,7 +165,7 @@ impl App {
         let captured_at = match chosen.capture.needs_listener() {
             true => {
                 let target = || Target::Captured(captured.clone());
-                let listeners = bind_loopback(config.ports.outbound).context("ports.outbound")?;
+                let listeners = bind_both(LOOPBACK, config.ports.outbound).context("ports.outbound")?;
                 serve_loopback(listeners, target, &data, &acceptor, &drain)
             }
             false => Vec::new(),
@@ -448,7 +448,7 @@ struct Inbound {
 impl Inbound {
     fn open_for(&mut self, config: &Config, mesh: &Mesh) -> anyhow::Result<()> {
         let (false, true, Some(drain)) = (self.open, config.has_inbound(), &self.drain) else { return Ok(()) };
-        let listeners = bind_loopback(config.ports.inbound).context("ports.inbound")?;
+        let listeners = bind_both(self.acceptor.capture.inbound_at(), config.ports.inbound).context("ports.inbound")?;
         self.acceptor.capture.listen_inbound(&listeners)?;
         let target = || Target::Inbound(mesh.inbound.clone());
         serve_loopback(listeners, target, &self.data, &self.acceptor, drain);
@@ -457,10 +457,12 @@ impl Inbound {
     }
 }
 
-/// Binds `port` on both loopback addresses, or on the only one that the host has.
-fn bind_loopback(port: u16) -> anyhow::Result<Vec<TcpListener>> {
+const LOOPBACK: [IpAddr; 2] = [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)];
+
+/// Binds `port` on both addresses, IPv4 and IPv6, or on the only one that the host has.
+fn bind_both(ips: [IpAddr; 2], port: u16) -> anyhow::Result<Vec<TcpListener>> {
     let mut listeners = Vec::new();
-    for ip in [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)] {
+    for ip in ips {
         match mesh::bind(SocketAddr::new(ip, port)) {
             Ok(listener) => listeners.push(listener),
             Err(error) if ip.is_ipv6() && !Path::new("/proc/net/if_inet6").exists() => {
@@ -470,7 +472,7 @@ fn bind_loopback(port: u16) -> anyhow::Result<Vec<TcpListener>> {
         }
     }
     if listeners.is_empty() {
-        bail!("no loopback address to listen on");
+        bail!("no address to listen on");
     }
     Ok(listeners)
 }

@@ -134,7 +134,8 @@ impl Plan {
         let destinations = agents.flat_map(|r| r.addresses.iter().map(|a| (*a, r.on_agent_loss))).collect();
         let straight = self.straight.iter().map(|(straight, _)| straight.clone()).collect();
         let inbound = self.inbound.iter().map(|(at, _)| *at).collect();
-        CaptureTable { destinations, straight, listeners, inbound, enroll: config.capture.enroll.clone() }
+        let config::Capture { enroll, exempt, .. } = &config.capture;
+        CaptureTable { destinations, straight, listeners, inbound, enroll: enroll.clone(), exempt: exempt.clone() }
     }
 }
 
@@ -162,6 +163,7 @@ pub(super) fn needs_restart(old: &Config, new: &Config) -> Vec<&'static str> {
         ("capture.root", old.capture.root == new.capture.root),
         ("capture.dns", old.capture.dns == new.capture.dns),
         ("capture.bpffs", old.capture.bpffs == new.capture.bpffs),
+        ("capture.iptables", old.capture.iptables == new.capture.iptables),
         ("limits", old.limits == new.limits),
         ("threads", old.threads == new.threads),
         ("access_log", old.access_log == new.access_log),
@@ -219,6 +221,7 @@ mod tests {
                 bpffs: "/other".into(),
                 root: Some("/other".into()),
                 dns: false,
+                iptables: config::Iptables::Nft,
                 ..old.capture.clone()
             },
             limits: config::Limits { connections: 1, ..old.limits.clone() },
@@ -228,7 +231,7 @@ mod tests {
         };
         let docs = include_str!("../../../docs/operate.md");
         let fixed = needs_restart(&old, &new);
-        assert_eq!(fixed.len(), 12);
+        assert_eq!(fixed.len(), 13);
         for name in fixed {
             assert!(docs.contains(&format!("`{name}`")), "docs/operate.md does not name `{name}`");
         }

@@ -12,10 +12,27 @@ use rustix::fs::{FlockOperation, flock};
 
 /// Another agent has the name.
 #[derive(Debug, thiserror::Error)]
-#[error("an agent named `{name}` is running (process {pid}): stop it, or give this one another `name`")]
+#[error("{what} (process {pid}): {remedy}")]
 pub struct NameTaken {
-    name: String,
+    what: String,
     pid: String,
+    remedy: &'static str,
+}
+
+impl NameTaken {
+    /// The same about something else that only one agent may have.
+    pub fn instead(self, what: &str) -> Self {
+        Self { what: what.to_owned(), remedy: "stop it, or use another way of capture", ..self }
+    }
+}
+
+/// Where agents keep what must not outlive a reboot.
+pub fn dir() -> PathBuf {
+    let dir = match std::env::var_os("XDG_RUNTIME_DIR") {
+        Some(dir) if !rustix::process::geteuid().is_root() => PathBuf::from(dir),
+        _ => PathBuf::from("/run"),
+    };
+    dir.join("sockmesh")
 }
 
 /// Held for as long as the agent uses its name.
@@ -28,11 +45,7 @@ pub struct NameLock {
 impl NameLock {
     /// Takes `name`, or says which process has it. Does not wait.
     pub fn take(name: &str) -> anyhow::Result<Self> {
-        let dir = match std::env::var_os("XDG_RUNTIME_DIR") {
-            Some(dir) if !rustix::process::geteuid().is_root() => PathBuf::from(dir),
-            _ => PathBuf::from("/run"),
-        };
-        Self::take_in(&dir.join("sockmesh"), name)
+        Self::take_in(&dir(), name)
     }
 
     fn take_in(dir: &Path, name: &str) -> anyhow::Result<Self> {
@@ -49,7 +62,12 @@ impl NameLock {
             if flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
                 let mut pid = String::new();
                 let _ = file.read_to_string(&mut pid);
-                return Err(NameTaken { name: name.to_owned(), pid: pid.trim().to_owned() }.into());
+                return Err(NameTaken {
+                    what: format!("an agent named `{name}` is running"),
+                    pid: pid.trim().to_owned(),
+                    remedy: "stop it, or give this one another `name`",
+                }
+                .into());
             }
             // The holder before may have removed the file between our open and our lock: then another
             // agent could lock a new file of the same name.

@@ -5,6 +5,7 @@ mod convert;
 pub mod ebpf;
 pub mod enroll;
 mod inbound;
+pub mod iptables;
 pub mod kernel_log;
 mod lock;
 mod names;
@@ -15,7 +16,7 @@ pub mod redirect;
 use std::{
     collections::BTreeMap,
     io,
-    net::{IpAddr, SocketAddr, TcpListener},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener},
     sync::Arc,
 };
 
@@ -25,11 +26,11 @@ use serde::Serialize;
 use tokio::net::TcpStream;
 
 use self::enroll::{Matched, space::Space};
-use crate::config::{CaptureMode, Config, Enroll, OnAgentLoss, VirtualAddress};
+use crate::config::{CaptureMode, Config, Enroll, Exempt, OnAgentLoss, VirtualAddress};
 
 /// A way to capture connections.
 pub trait Capture: Send + Sync + 'static {
-    /// Name for operators: `ebpf`, `port`.
+    /// Name for operators: `ebpf`, `iptables`, `port`.
     fn name(&self) -> &'static str;
 
     /// Whether captured connections arrive on the agent's outbound listener.
@@ -41,13 +42,24 @@ pub trait Capture: Send + Sync + 'static {
     /// before as a whole. Connections that exist are not touched.
     fn apply(&self, table: &CaptureTable) -> anyhow::Result<()>;
 
+    /// Where the agent must listen for connections from elsewhere: IPv4, IPv6.
+    fn inbound_at(&self) -> [IpAddr; 2] {
+        [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()]
+    }
+
     /// Brings connections from elsewhere to these listeners, at most one of each family. Called before the
     /// first table that has any.
     fn listen_inbound(&self, _listeners: &[TcpListener]) -> anyhow::Result<()> {
         anyhow::bail!(
-            "`services[].inbound` needs `capture: ebpf`, here it is `{}`: take `inbound` out, or use `export`",
+            "`services[].inbound` needs `capture: ebpf` or `iptables`, here it is `{}`: take `inbound` out, or use `export`",
             self.name()
         )
+    }
+
+    /// The address that a caller from elsewhere dialed, whose connection was accepted on one of these listeners. An
+    /// error means that it dialed the listener itself.
+    fn inbound_destination(&self, conn: &TcpStream) -> io::Result<SocketAddr> {
+        conn.local_addr()
     }
 
     /// Where a captured connection, accepted on the agent's outbound listener, wanted to go, and who made
@@ -151,6 +163,8 @@ pub struct CaptureTable {
     pub inbound: Vec<VirtualAddress>,
     /// Whose connections.
     pub enroll: Vec<Enroll>,
+    /// What rules leave alone; the mode `iptables` only.
+    pub exempt: Exempt,
 }
 
 /// Where a captured connection wanted to go, and who made it.
@@ -175,7 +189,7 @@ pub struct Chosen {
 }
 
 /// Builds the capture that `config` asks for. `auto` takes eBPF where this host can and somebody is
-/// enrolled, else port, and says why. With `kernel_log`, the programs' own words go to the log (target
+/// enrolled, then iptables, else port, and says why. With `kernel_log`, the programs' own words go to the log (target
 /// [`kernel_log::TARGET`]). An error names what is missing and the remedy; an agent of the same name that
 /// runs already is an error in `auto` too.
 pub fn choose(config: &Config, kernel_log: Option<tracing::Level>) -> anyhow::Result<Chosen> {
@@ -185,23 +199,66 @@ pub fn choose(config: &Config, kernel_log: Option<tracing::Level>) -> anyhow::Re
         reason: format!("connect hooks, {} enrolled by the configuration", config.capture.enroll.len()),
     };
     let port = |reason: String| Chosen { capture: Arc::new(port::Port), reason };
+    let rules = || -> anyhow::Result<Chosen> {
+        remove_hooks_left(config);
+        let rules = iptables::Iptables::prepare(config)?;
+        let reason = rules.reason(&config.capture.enroll);
+        Ok(Chosen { capture: Arc::new(rules), reason })
+    };
     match config.capture.mode {
         CaptureMode::Port => {
             // An agent of this name that was killed while it captured must not go on refusing connects.
-            if let Err(error) = ebpf::remove_left(&config.name, &config.capture) {
-                tracing::warn!(error = format!("{error:#}"), "cannot remove what an agent before left in the kernel");
-            }
+            remove_hooks_left(config);
+            remove_rules_left(config);
             Ok(port("asked for: programs dial the agent's own listeners".to_owned()))
         }
-        CaptureMode::Ebpf => load().map(captured).context("capture: ebpf"),
+        CaptureMode::Ebpf => {
+            let ebpf = load().context("capture: ebpf")?;
+            remove_rules_left(config);
+            Ok(captured(ebpf))
+        }
+        CaptureMode::Iptables => rules().context("capture: iptables"),
         CaptureMode::Auto if config.capture.enroll.is_empty() && !config.has_inbound() => {
+            remove_rules_left(config);
             Ok(port("nothing is enrolled".to_owned()))
         }
-        CaptureMode::Auto => match load() {
-            Ok(ebpf) => Ok(captured(ebpf)),
-            Err(e) if e.downcast_ref::<lock::NameTaken>().is_some() => Err(e),
-            Err(e) => Ok(port(format!("no eBPF here: {e:#}"))),
-        },
+        CaptureMode::Auto => {
+            let no_ebpf = match load() {
+                Ok(ebpf) => {
+                    remove_rules_left(config);
+                    return Ok(captured(ebpf));
+                }
+                Err(e) if e.downcast_ref::<lock::NameTaken>().is_some() => return Err(e),
+                Err(e) => format!("no eBPF here: {e:#}"),
+            };
+            match rules() {
+                Ok(Chosen { capture, reason }) => Ok(Chosen { capture, reason: format!("{reason}; {no_ebpf}") }),
+                Err(e) if e.downcast_ref::<lock::NameTaken>().is_some() => Err(e),
+                Err(e) => {
+                    remove_rules_left(config);
+                    Ok(port(format!("{no_ebpf}; no iptables here: {e:#}")))
+                }
+            }
+        }
+    }
+}
+
+fn remove_hooks_left(config: &Config) {
+    if let Err(error) = ebpf::remove_left(&config.name, &config.capture) {
+        tracing::warn!(error = format!("{error:#}"), "cannot remove what an agent before left in the kernel");
+    }
+}
+
+fn remove_rules_left(config: &Config) {
+    match iptables::remove_left(&config.name) {
+        Ok(true) => tracing::info!("removed the redirecting rules that an agent before left"),
+        Ok(false) => {}
+        Err(error) => {
+            tracing::warn!(
+                error = format!("{error:#}"),
+                "cannot remove the redirecting rules that an agent before left"
+            );
+        }
     }
 }
 
@@ -223,8 +280,12 @@ mod tests {
         let chosen = choose(&config, None).unwrap();
         assert_eq!(chosen.capture.name(), "port");
         assert!(chosen.reason.starts_with("no eBPF here: "), "{}", chosen.reason);
+        assert!(chosen.reason.contains("; no iptables here: "), "{}", chosen.reason);
         config.capture.mode = CaptureMode::Ebpf;
         let error = format!("{:#}", choose(&config, None).map(|c| c.reason).unwrap_err());
         assert!(error.starts_with("capture: ebpf: "), "{error}");
+        config.capture.mode = CaptureMode::Iptables;
+        let error = format!("{:#}", choose(&config, None).map(|c| c.reason).unwrap_err());
+        assert!(error.starts_with("capture: iptables: "), "{error}");
     }
 }

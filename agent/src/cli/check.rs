@@ -15,6 +15,7 @@ use crate::{
     capture::{
         ebpf,
         enroll::{self, Cgroup, PROGRAMS},
+        iptables::{self, Backend},
         pins,
         redirect::selftest,
     },
@@ -107,12 +108,13 @@ pub fn all(config: Option<&Config>) -> Vec<Check> {
         // Only `capture: ebpf` cannot do without.
         missing: match asked.capture.mode {
             CaptureMode::Ebpf => State::Failed,
-            CaptureMode::Auto | CaptureMode::Port => State::Warning,
+            CaptureMode::Auto | CaptureMode::Iptables | CaptureMode::Port => State::Warning,
         },
     };
     report.host(&asked.capture.bpffs);
     report.programs();
     report.enrolled(&asked.capture);
+    report.rules(asked);
     report.ipv6();
     report.ports(asked, if config.is_some() { State::Failed } else { State::Warning });
     report.checks
@@ -242,7 +244,7 @@ impl Report {
                 continue;
             }
             let name = format!("enrolled {}", entry.who);
-            let resolved = match enroll::resolve(std::slice::from_ref(entry), capture.root.as_deref(), |_| true) {
+            let resolved = match enroll::resolve(std::slice::from_ref(entry), |_| true) {
                 Ok(resolved) => resolved,
                 Err(e) => {
                     self.bad(missing, name, format!("{e:#}"), "create it, or take it out of `enroll`");
@@ -312,6 +314,24 @@ impl Report {
         } else {
             let hint = "who also rewrites connects must leave the services' addresses alone";
             self.bad(State::Warning, name, format!("shared with {}", others.join(", ")), hint);
+        }
+    }
+
+    /// Whether rules could redirect here; the mode `iptables` needs one of the two programs.
+    fn rules(&mut self, config: &Config) {
+        let asked = config.capture.mode == CaptureMode::Iptables;
+        let found = Backend::ALL.map(|backend| (backend, iptables::check(backend, config)));
+        let wanted = Backend::wanted(config.capture.iptables);
+        let some = found.iter().any(|(backend, found)| wanted.contains(backend) && found.is_ok());
+        for (backend, found) in found {
+            let name = format!("redirecting rules by {backend}");
+            match found {
+                Ok(found) => self.ok(name, found),
+                Err(e) => {
+                    let state = if asked && !some { State::Failed } else { State::Warning };
+                    self.bad(state, name, format!("{e:#}"), "`capture: iptables` needs it, other ways do not");
+                }
+            }
         }
     }
 

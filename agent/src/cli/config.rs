@@ -121,6 +121,7 @@ const fn mode(mode: CaptureMode) -> &'static str {
     match mode {
         CaptureMode::Auto => "auto",
         CaptureMode::Ebpf => "ebpf",
+        CaptureMode::Iptables => "iptables",
         CaptureMode::Port => "port",
     }
 }

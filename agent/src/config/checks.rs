@@ -216,14 +216,15 @@ fn capture(config: &Config, seen: &Seen, report: &mut Report) {
     let named = seen.names && !config.referers.is_empty();
     let captured = named || config.referers.iter().any(|r| !r.addresses.is_empty());
     let place = &seen.capture;
+    let mode = if config.capture.mode == CaptureMode::Iptables { "iptables" } else { "ebpf" };
     match config.capture.mode {
-        CaptureMode::Ebpf if config.capture.enroll.is_empty() => {
+        CaptureMode::Ebpf | CaptureMode::Iptables if config.capture.enroll.is_empty() => {
             let remedy = "add `enroll: [{cgroup: /sys/fs/cgroup/...}]` under `capture`, or ask `sockmesh enroll` later";
-            report.warn(place.problem("`ebpf` with nobody enrolled captures nothing", remedy));
+            report.warn(place.problem(format!("`{mode}` with nobody enrolled captures nothing"), remedy));
         }
-        CaptureMode::Ebpf if !captured && report.mistakes.is_empty() => {
+        CaptureMode::Ebpf | CaptureMode::Iptables if !captured && report.mistakes.is_empty() => {
             let remedy = "add `address` to a referer";
-            report.warn(place.problem("`ebpf` with no `address` in any referer captures nothing", remedy));
+            report.warn(place.problem(format!("`{mode}` with no `address` in any referer captures nothing"), remedy));
         }
         // With mistakes the two lists need not go together.
         CaptureMode::Port if report.mistakes.is_empty() => {

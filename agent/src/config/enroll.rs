@@ -74,6 +74,12 @@ impl Who {
         }
     }
 
+    /// Whether it is a mistake when what it names does not exist at the moment it is enrolled: units and patterns
+    /// stand for what comes and goes.
+    pub fn must_exist(&self) -> bool {
+        !matches!(self, Self::Unit(_)) && !self.is_pattern()
+    }
+
     /// Whether processes are told by something else than their control group, so that the kernel must ask
     /// for each connect.
     pub fn is_asked_for(&self) -> bool {

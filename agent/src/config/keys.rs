@@ -57,7 +57,7 @@ pub(crate) const TOP: Section = Section {
             "capture",
             "word or mapping",
             Yaml("auto"),
-            "How connections come to the agent: `auto`, `ebpf` or `port`, or the mapping below.",
+            "How connections come to the agent: `auto`, `ebpf`, `iptables` or `port`, or the mapping below.",
         ),
         key("limits", "mapping", Says("see below"), "Protection of the agent from its peers."),
         key("access_log", "mapping", Says("see below"), "Where the lines of the filter `access_log` go."),
@@ -96,9 +96,9 @@ pub(crate) const CAPTURE: Section = Section {
     keys: &[
         key(
             "mode",
-            "`auto`, `ebpf`, `port`",
+            "`auto`, `ebpf`, `iptables`, `port`",
             Yaml("auto"),
-            "`ebpf`: connect hooks, and the agent does not start without them. `port`: programs dial the `listen` addresses. `auto`: `ebpf` where the host can, else `port`.",
+            "`ebpf`: connect hooks, and the agent does not start without them. `iptables`: rules that redirect connects, without a bypass when the agent is gone. `port`: programs dial the `listen` addresses. `auto`: the first of these that the host can.",
         ),
         key("enroll", "list of mappings", Yaml("[]"), "Whose connections are captured. Nobody's by default."),
         key(
@@ -126,6 +126,13 @@ pub(crate) const CAPTURE: Section = Section {
             Yaml("true"),
             "With `ebpf`: services have names under `.mesh` for enrolled programs, and those without `address` get a virtual one.",
         ),
+        key(
+            "iptables",
+            "`auto`, `iptables`, `nft`",
+            Yaml("auto"),
+            "Which program writes the rules of the mode `iptables`. `auto`: `nft` where the host can, else `iptables`.",
+        ),
+        key("exempt", "mapping", Says("nothing"), "What the rules of the mode `iptables` leave alone."),
     ],
 };
 
@@ -158,6 +165,18 @@ pub(crate) const ENROLL: Section = Section {
             Says("another of the four"),
             "Every process below `capture.root` in the network namespace of this file, as `/run/netns/shop` or `/proc/123/ns/net`.",
         ),
+    ],
+};
+
+/// `capture.exempt`.
+pub(crate) const EXEMPT: Section = Section {
+    path: "capture.exempt",
+    about: "What the rules of the mode `iptables` leave alone, besides the agent's own connections. A service's address that is exempt is reached directly.",
+    keys: &[
+        key("ports", "list of ports", Yaml("[]"), "Destination ports."),
+        key("networks", "list of networks", Yaml("[]"), "Destinations, like `10.0.0.0/8` or `fd00::/8`."),
+        key("uids", "list of numbers", Yaml("[]"), "Users whose programs connect."),
+        key("gids", "list of numbers", Yaml("[]"), "Groups whose programs connect."),
     ],
 };
 
@@ -452,6 +471,7 @@ pub(crate) const SECTIONS: &[&Section] = &[
     &PORTS,
     &CAPTURE,
     &ENROLL,
+    &EXEMPT,
     &LIMITS,
     &ACCESS_LOG,
     &REGISTRY,

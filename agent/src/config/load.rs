@@ -3,9 +3,9 @@
 use std::{path::Path, time::Duration};
 
 use super::{
-    AccessLog, Capture, CaptureMode, Config, ConfigErrors, Limits, Ports, Problem, RegistryConfig,
+    AccessLog, Capture, CaptureMode, Config, ConfigErrors, Iptables, Limits, Ports, Problem, RegistryConfig,
     checks::{self, Seen},
-    enroll, keys, kinds,
+    enroll, exempt, keys, kinds,
     node::{Data, Entry, Node},
     problem::Report,
     read::{Map, Others, Place, entries, items, join, scalar},
@@ -184,8 +184,15 @@ fn access_log(node: &Node, path: &str, base_dir: &Path, log: &mut AccessLog, rep
     map.set("buffer_lines", number(1..=1_000_000), &mut log.buffer_lines, report);
 }
 
-const MODES: &[(&str, CaptureMode)] =
-    &[("auto", CaptureMode::Auto), ("ebpf", CaptureMode::Ebpf), ("port", CaptureMode::Port)];
+const MODES: &[(&str, CaptureMode)] = &[
+    ("auto", CaptureMode::Auto),
+    ("ebpf", CaptureMode::Ebpf),
+    ("iptables", CaptureMode::Iptables),
+    ("port", CaptureMode::Port),
+];
+
+const IPTABLES: &[(&str, Iptables)] =
+    &[("auto", Iptables::Auto), ("iptables", Iptables::Iptables), ("nft", Iptables::Nft)];
 
 fn capture(node: &Node, path: &str, capture: &mut Capture, report: &mut Report) {
     if let Data::Scalar { .. } = node.data {
@@ -199,6 +206,10 @@ fn capture(node: &Node, path: &str, capture: &mut Capture, report: &mut Report) 
     map.set("bpffs", values::absolute_path, &mut capture.bpffs, report);
     capture.root = map.read("root", values::absolute_path, report);
     map.set("dns", values::boolean, &mut capture.dns, report);
+    map.set("iptables", values::choice(IPTABLES), &mut capture.iptables, report);
+    if let Some(node) = map.get("exempt") {
+        capture.exempt = exempt::exempt(node, &map.key("exempt"), report);
+    }
     if let Some(node) = map.get("enroll") {
         enroll::read(node, &map.key("enroll"), &mut capture.enroll, report);
     }

@@ -6,6 +6,7 @@
 
 mod checks;
 mod enroll;
+mod exempt;
 mod instances;
 mod keys;
 mod kinds;
@@ -23,6 +24,7 @@ use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, time::Duration}
 
 pub use self::{
     enroll::{Enroll, Who},
+    exempt::{Exempt, Network},
     keys::tables,
     load::{Loaded, load, parse},
     problem::{ConfigErrors, Problem},
@@ -95,24 +97,42 @@ pub struct Capture {
     pub bpffs: PathBuf,
     /// Whether services have names under `.mesh`.
     pub dns: bool,
+    /// Which program writes the rules of the mode `iptables`.
+    pub iptables: Iptables,
+    /// What those rules leave alone.
+    pub exempt: Exempt,
 }
 
 impl Capture {
     /// Whether programs may find services by name, should the host be able to capture.
     pub fn has_names(&self) -> bool {
-        self.dns && self.mode != CaptureMode::Port && !self.enroll.is_empty()
+        self.dns && matches!(self.mode, CaptureMode::Auto | CaptureMode::Ebpf) && !self.enroll.is_empty()
     }
 }
 
 /// Which way connections come to the agent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CaptureMode {
-    /// eBPF where the host can, else port; says why.
+    /// eBPF where the host can, else iptables, else port; says why.
     Auto,
     /// Connect hooks; failing to install them is fatal.
     Ebpf,
+    /// Rules that redirect connects; failing to install them is fatal.
+    Iptables,
     /// Programs dial the agent's own listeners.
     Port,
+}
+
+/// Which program writes the rules of the mode `iptables`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Iptables {
+    /// `nft` where the host can, else `iptables`.
+    #[default]
+    Auto,
+    /// `iptables-restore` and `ip6tables-restore`.
+    Iptables,
+    /// `nft`, in a table of its own.
+    Nft,
 }
 
 /// Protection of the agent from its peers.
@@ -155,7 +175,7 @@ pub struct RegistryConfig {
 }
 
 /// Where an agent's listener for one service stands, as the programs see it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct VirtualAddress {
     /// Address that programs connect to; it need not exist anywhere.
     pub ip: std::net::IpAddr,
@@ -336,6 +356,8 @@ impl Default for Capture {
             max_connections: 65_536,
             bpffs: PathBuf::from("/sys/fs/bpf"),
             dns: true,
+            iptables: Iptables::Auto,
+            exempt: Exempt::default(),
         }
     }
 }

@@ -75,6 +75,14 @@ fn the_whole_schema_becomes_the_structs() {
         ("edge", "demo", 2, ms(10_000))
     );
     assert_eq!(config.capture.enroll, [Enroll::cgroup("/sys/fs/cgroup/unified/demo/callers")]);
+    let network = |ip: &str, prefix| Network { ip: ip.parse().unwrap(), prefix };
+    let exempt = Exempt {
+        ports: vec![22],
+        networks: vec![network("10.0.0.0", 8), network("fd00::1", 128)],
+        uids: vec![33],
+        gids: vec![101],
+    };
+    assert_eq!((config.capture.iptables, &config.capture.exempt), (Iptables::Nft, &exempt));
     assert_eq!(config.access_log.path.as_deref(), Some(Path::new("/etc/sockmesh/access.log")));
     assert_eq!(config.limits, Limits::default());
     assert_eq!(config.registries["nodes"].kind, "file");
@@ -121,6 +129,7 @@ fn around(path: &str, key: &str, value: Option<&str>) -> String {
         "" if key == "referers" || key == "services" => format!("drain: 1s\n{line}"),
         "" => format!("services: []\n{line}\n"),
         "ports" | "capture" | "limits" | "access_log" => format!("{path}: {{{line}}}"),
+        "capture.exempt" => format!("capture: {{exempt: {{{line}}}}}"),
         "capture.enroll[]" => format!("capture: {{enroll: [{{{line}}}]}}"),
         "registries.*" => format!("registries: {{r: {{{}}}}}", with(&[("kind", "file"), ("path", "f")])),
         "referers[]" | "cluster" => referer(&[]),

@@ -112,6 +112,7 @@ impl Bed {
             listeners: vec![listener4.local_addr().unwrap(), listener6.local_addr().unwrap()],
             inbound: Vec::new(),
             enroll: config.enroll.clone(),
+            ..CaptureTable::default()
         };
         Self { name, ebpf: None, config, table, listener4, listener6, enrolled, other, root }
     }

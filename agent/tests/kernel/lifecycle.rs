@@ -136,6 +136,7 @@ async fn the_agent_to_be_killed() {
         listeners: vec![listener.parse().unwrap()],
         inbound: Vec::new(),
         enroll: config.enroll,
+        ..agent::capture::CaptureTable::default()
     };
     ebpf.apply(&table).unwrap();
     println!("ready");

@@ -64,7 +64,7 @@ impl Members {
     /// What `entries` stand for now. An entry that is new must exist, unless it is a pattern or a unit.
     pub fn resolve(&self, entries: &[Enroll]) -> anyhow::Result<Resolved> {
         let known = |who: &Who| self.wanted.iter().any(|e| e.who == *who);
-        resolve(entries, self.root.as_deref(), |who| !matches!(who, Who::Unit(_)) && !who.is_pattern() && !known(who))
+        resolve(entries, |who| who.must_exist() && !known(who))?.with_root(self.root.as_deref())
     }
 
     /// Makes `resolved`, which came of `entries`, what the kernel does. An error leaves everybody enrolled who

@@ -30,9 +30,9 @@ pub struct Matched {
 #[derive(Debug, Default)]
 pub struct Resolved {
     /// Control groups whose programs are enrolled, each once.
-    pub(super) groups: Vec<(Cgroup, u32)>,
+    pub(in crate::capture) groups: Vec<(Cgroup, u32)>,
     /// Users.
-    pub(super) uids: Vec<(u32, u32)>,
+    pub(in crate::capture) uids: Vec<(u32, u32)>,
     /// Network namespaces.
     pub(super) spaces: Vec<(Space, u32)>,
     /// Where the programs are attached for users and namespaces, if there are any.
@@ -47,6 +47,16 @@ impl Resolved {
         self.groups.iter().map(|(group, _)| group.id).chain(self.root.as_ref().map(|root| root.id)).collect()
     }
 
+    /// Opens the group for the programs that users and namespaces need, if there are any entries of those: `root`,
+    /// or the mount of cgroup v2.
+    pub fn with_root(mut self, root: Option<&Path>) -> anyhow::Result<Self> {
+        if self.matched.iter().any(|m| m.who.is_asked_for()) {
+            let at = root.map(Path::to_owned).or_else(mount).context("no cgroup v2 is mounted")?;
+            self.root = Some(Cgroup::open(&at).context("capture.root")?);
+        }
+        Ok(self)
+    }
+
     /// Number of control groups that are enrolled by themselves.
     pub fn groups(&self) -> usize {
         self.groups.len()
@@ -54,8 +64,8 @@ impl Resolved {
 }
 
 /// Resolves `entries` as this host is now. What does not exist is an error where `must` says so, and a note
-/// elsewhere: groups of services come and go. `root` is where programs for users and namespaces go.
-pub fn resolve(entries: &[Enroll], root: Option<&Path>, must: impl Fn(&Who) -> bool) -> anyhow::Result<Resolved> {
+/// elsewhere: groups of services come and go.
+pub fn resolve(entries: &[Enroll], must: impl Fn(&Who) -> bool) -> anyhow::Result<Resolved> {
     let mut resolved = Resolved::default();
     for entry in entries {
         let matched = add(&entry.who, flags(entry), &mut resolved);
@@ -65,10 +75,6 @@ pub fn resolve(entries: &[Enroll], root: Option<&Path>, must: impl Fn(&Who) -> b
             Err(error) => Matched { who: entry.who.clone(), found: Vec::new(), note: Some(format!("{error:#}")) },
         };
         resolved.matched.push(matched);
-    }
-    if entries.iter().any(|e| e.who.is_asked_for()) {
-        let at = root.map(Path::to_owned).or_else(mount).context("no cgroup v2 is mounted")?;
-        resolved.root = Some(Cgroup::open(&at).context("capture.root")?);
     }
     Ok(resolved)
 }
