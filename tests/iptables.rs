@@ -199,7 +199,7 @@ fn exempts(backend: &str) {
                           s = socket.socket(); s.settimeout(10); s.connect((sys.argv[1], int(sys.argv[2])))\n\
                           s.sendall(b'GET / HTTP/1.0\\r\\n\\r\\n')\n\
                           data = b''\n\
-                          while (more := s.recv(999)): data += more\n\
+                          while not data.endswith((b'direct', b'meshed')): data += s.recv(999) or sys.exit('cut')\n\
                           print(data.decode().rsplit('\\n', 1)[-1])";
             let (ip, port) = at.rsplit_once(':').unwrap();
             let said = Cmd::line("python3 -c").arg(script).args([ip, port, change]).cgroup(&world.group).run().ok();
