@@ -19,4 +19,5 @@ mod loss;
 mod motan2;
 mod names;
 mod reload;
+mod semantics;
 mod tcp;
