@@ -8,6 +8,9 @@ use serde_json::Value;
 const WEB: &str = "240.0.0.1:80";
 const WEB6: &str = "[fd00:5eed::1]:80";
 
+/// What every test here needs.
+pub const PROGRAMS: [&str; 5] = ["iptables-restore", "ip6tables-restore", "nft", "python3", "ip"];
+
 /// Rules of somebody else, which must not change.
 const FOREIGN: [&str; 4] = [
     "iptables -t nat -A OUTPUT -d 192.0.2.7/32 -p tcp -m tcp --dport 9 -j REDIRECT --to-ports 10",
@@ -31,8 +34,7 @@ struct World {
 impl World {
     /// `exempt` is a function of the server that is left alone.
     fn new(backend: &str, exempt: impl Fn(&Backend) -> String) -> Option<Self> {
-        let needs = ["iptables-restore", "ip6tables-restore", "nft", "python3", "ip"].map(Need::Program);
-        if lacks(&[Need::Kernel]) || lacks(&needs) {
+        if lacks(&[Need::Kernel]) || lacks(&PROGRAMS.map(Need::Program)) {
             return None;
         }
         let (net, group) = (Net::new(), Cgroup::new("callers"));
@@ -219,8 +221,7 @@ fn iptables_leaves_alone_what_is_exempt_with_iptables() {
 }
 
 fn loops(backend: &str) {
-    let needs = ["iptables-restore", "ip6tables-restore", "nft", "python3", "ip"].map(Need::Program);
-    if lacks(&[Need::Kernel]) || lacks(&needs) {
+    if lacks(&[Need::Kernel]) || lacks(&PROGRAMS.map(Need::Program)) {
         return;
     }
     // The worst case: the agent in the enrolled group, and a service whose address is its own endpoint.

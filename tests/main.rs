@@ -13,6 +13,8 @@ mod ha;
 mod http;
 mod inbound;
 mod iptables;
+mod iptables_follow;
+mod iptables_in;
 mod kernelway;
 mod limits;
 mod loss;

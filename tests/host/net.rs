@@ -3,7 +3,7 @@
 use std::{
     fs,
     marker::PhantomData,
-    net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener},
     os::fd::AsFd as _,
     sync::atomic::{AtomicU16, Ordering::Relaxed},
 };
@@ -84,6 +84,19 @@ impl Net {
     /// The address at the far end.
     pub fn there(&self) -> IpAddr {
         self.there.into()
+    }
+
+    /// Gives the link IPv6 addresses too; returns the one at the far end.
+    pub fn add_ipv6(&self) -> IpAddr {
+        // Unique local addresses (RFC 4193), one network for each link.
+        let [.., c, d] = self.here.octets();
+        let ip =
+            |last| Ipv6Addr::new(0xfd00, 0x5eed, std::process::id() as u16, u16::from_be_bytes([c, d]), 0, 0, 0, last);
+        let (ns, here, there) = (&self.name, ip(1), ip(2));
+        // At once, without asking the link whether somebody has them.
+        ip_do(&format!("addr add {here}/64 dev o{ns} nodad"));
+        ip_do(&format!("-n {ns} addr add {there}/64 dev i{ns} nodad"));
+        there.into()
     }
 
     /// From now on nothing comes back from there: no answer, no refusal.

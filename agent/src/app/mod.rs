@@ -387,7 +387,7 @@ impl App {
     ) -> Result<String, String> {
         if !self.capture.can_enroll() {
             return Err(format!(
-                "this agent captures by `{}`, which enrolls nobody: set `capture: ebpf` and restart it",
+                "this agent captures by `{}`, which enrolls nobody: set `capture: ebpf` or `iptables` and restart it",
                 self.capture.name()
             ));
         }

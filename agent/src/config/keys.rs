@@ -337,7 +337,7 @@ pub(crate) const SERVICE: Section = Section {
             "inbound",
             "port, address with port, or list",
             Yaml("[]"),
-            "Addresses of the program itself: callers from other hosts or network namespaces that dial them are brought to the agent. A port alone means every local address. Loopback is left alone. Needs `capture: ebpf`.",
+            "Addresses of the program itself: callers from other hosts or network namespaces that dial them are brought to the agent. A port alone means every local address. Loopback is left alone. Needs `capture: ebpf` or `iptables`.",
         ),
         key("local", "address with port", Required, "The local program, the only endpoint."),
     ],

@@ -22,7 +22,11 @@ use socket2::SockRef;
 use tokio::net::TcpStream;
 
 pub use self::backend::Backend;
-use self::{callers::Callers, left::Left, rules::Rules};
+use self::{
+    callers::{Caller, Callers},
+    left::Left,
+    rules::Rules,
+};
 use super::{
     Capture, CaptureTable, Origin,
     enroll::Matched,
@@ -132,13 +136,8 @@ fn basis(config: &config::Exempt) -> Rules {
 /// that works at all.
 fn choose(config: &Config) -> anyhow::Result<(Backend, Reach)> {
     let asked = &config.capture;
-    let policed =
-        config.referers.iter().find(|r| r.path == CallPath::Kernel && !(r.allow.is_empty() && r.deny.is_empty()));
-    if let Some(referer) = policed {
-        anyhow::bail!("{}", no_policy(&referer.key.to_string()));
-    }
     // With nobody enrolled yet it is tried for everyone, and nothing is installed.
-    let callers = Callers::of(&asked.enroll, Who::must_exist)?.rules.filter(|callers| !callers.is_empty());
+    let callers = wanted(config)?.filter(|callers| !callers.is_empty());
     let v6 = ipv6().then_some(1);
     let anyone = Rules {
         // Addresses for documentation (RFC 5737, RFC 3849): tried, never installed.
@@ -172,6 +171,16 @@ fn choose(config: &Config) -> anyhow::Result<(Backend, Reach)> {
     anyhow::bail!("{}", errors.join("; "))
 }
 
+/// Whom `config` enrolls; an error when it asks for what no rule can do.
+fn wanted(config: &Config) -> anyhow::Result<Option<Vec<Caller>>> {
+    let policed =
+        config.referers.iter().find(|r| r.path == CallPath::Kernel && !(r.allow.is_empty() && r.deny.is_empty()));
+    if let Some(referer) = policed {
+        anyhow::bail!("{}", no_policy(&referer.key.to_string()));
+    }
+    Ok(Callers::of(&config.capture.enroll, Who::must_exist)?.rules)
+}
+
 /// Rules cannot ask who calls a single service.
 fn no_policy(service: &str) -> String {
     format!("`{service}` has `path: kernel` with `allow` or `deny`, which no rule enforces: it needs `capture: ebpf`")
@@ -185,6 +194,7 @@ fn ipv6() -> bool {
 /// making a chain for a moment if the mode is asked for.
 pub fn check(backend: Backend, config: &Config) -> anyhow::Result<String> {
     let version = backend.version()?;
+    wanted(config)?;
     if backend == Backend::Iptables && config.capture.mode != CaptureMode::Iptables {
         return Ok(format!("{version}; tried only when asked for by `capture: iptables`"));
     }
