@@ -97,6 +97,7 @@ fn agent(handles: &Handles) -> view::Agent {
         ready: *handles.ready.borrow(),
         uptime_seconds: handles.started.elapsed().as_secs_f64(),
         capture: handles.capture.name().to_owned(),
+        capture_reason: handles.capture_reason.clone(),
         generation: handles.config.load().generation,
         connections: handles.live.len(),
     }

@@ -62,8 +62,10 @@ pub struct Agent {
     pub ready: bool,
     /// Time since it started.
     pub uptime_seconds: f64,
-    /// How connections come to it: `ebpf` or `port`.
+    /// How connections come to it: `ebpf`, `iptables` or `port`.
     pub capture: String,
+    /// Why so.
+    pub capture_reason: String,
     /// Generation of the configuration in use.
     pub generation: u64,
     /// Connections of programs held now.

@@ -110,11 +110,16 @@ pub fn all(config: Option<&Config>) -> Vec<Check> {
             CaptureMode::Ebpf => State::Failed,
             CaptureMode::Auto | CaptureMode::Iptables | CaptureMode::Port => State::Warning,
         },
+        no_hooks: Vec::new(),
+        no_rules: Vec::new(),
     };
     report.host(&asked.capture.bpffs);
     report.programs();
     report.enrolled(&asked.capture);
     report.rules(asked);
+    if asked.capture.mode == CaptureMode::Auto {
+        report.auto(config);
+    }
     report.ipv6();
     report.ports(asked, if config.is_some() { State::Failed } else { State::Warning });
     report.checks
@@ -139,7 +144,12 @@ fn text(checks: &[Check]) -> String {
 
 struct Report {
     checks: Vec<Check>,
+    /// What a missing part of `ebpf` is.
     missing: State,
+    /// Why `ebpf` would not do, as far as could be tried.
+    no_hooks: Vec<String>,
+    /// Why `iptables` would not do; empty when one of its programs would.
+    no_rules: Vec<String>,
 }
 
 impl Report {
@@ -152,16 +162,19 @@ impl Report {
         self.checks.push(Check { name: name.into(), state, found: found.into(), hint });
     }
 
+    /// Something that `ebpf` cannot do without.
+    fn lack(&mut self, name: impl Into<String>, found: impl Into<String>, hint: &str) {
+        let (name, found) = (name.into(), found.into());
+        self.no_hooks.push(format!("{name}: {found}"));
+        self.bad(self.missing, name, found, hint);
+    }
+
     fn host(&mut self, bpffs: &Path) {
-        let missing = self.missing;
         let release = rustix::system::uname().release().to_string_lossy().into_owned();
         match version(&release) {
-            Some(v) if v < (5, 14) => self.bad(
-                missing,
-                "kernel",
-                release,
-                "connect hooks need Linux 5.14 or newer; `capture: port` works on any",
-            ),
+            Some(v) if v < (5, 14) => {
+                self.lack("kernel", release, "connect hooks need Linux 5.14 or newer; `capture: port` works on any")
+            }
             _ => self.ok("kernel", release),
         }
         if Path::new("/sys/kernel/btf/vmlinux").exists() {
@@ -172,20 +185,16 @@ impl Report {
         }
         match enroll::mount() {
             Some(path) => self.ok("cgroup v2", format!("mounted at {}", path.display())),
-            None => self.bad(
-                missing,
-                "cgroup v2",
-                "not mounted",
-                "mount it, e.g. `mount -t cgroup2 none /sys/fs/cgroup/unified`",
-            ),
+            None => {
+                self.lack("cgroup v2", "not mounted", "mount it, e.g. `mount -t cgroup2 none /sys/fs/cgroup/unified`")
+            }
         }
         if pins::is_bpffs(bpffs) {
             self.ok("bpffs", format!("mounted at {}", bpffs.display()));
         } else if bpffs.is_dir() {
             self.ok("bpffs", format!("not mounted at {}; an agent with rights mounts it", bpffs.display()));
         } else {
-            self.bad(
-                missing,
+            self.lack(
                 "bpffs",
                 format!("{} is no directory", bpffs.display()),
                 "create it, or set `capture.bpffs` to one that exists",
@@ -194,39 +203,37 @@ impl Report {
         match ebpf::missing_rights() {
             None => self.ok("rights", "CAP_BPF and CAP_NET_ADMIN"),
             Some(lacks) => {
-                self.bad(missing, "rights", format!("lacks {lacks}"), "run as root, or grant those capabilities");
+                self.lack("rights", format!("lacks {lacks}"), "run as root, or grant those capabilities");
             }
         }
         match aya::sys::is_map_supported(MapType::SkStorage) {
             Ok(true) => self.ok("socket storage", "supported"),
-            Ok(false) => self.bad(missing, "socket storage", "not supported", "Linux 5.2 or newer has it"),
-            Err(e) => self.bad(missing, "socket storage", format!("unknown: {e}"), "run as root"),
+            Ok(false) => self.lack("socket storage", "not supported", "Linux 5.2 or newer has it"),
+            Err(e) => self.lack("socket storage", format!("unknown: {e}"), "run as root"),
         }
         match ebpf::own_netns() {
             Ok(cookie) => self.ok("network namespace", format!("cookie {cookie}")),
-            Err(e) => self.bad(missing, "network namespace", format!("{e:#}"), ""),
+            Err(e) => self.lack("network namespace", format!("{e:#}"), ""),
         }
     }
 
     /// Loads every program and lets it go again.
     fn programs(&mut self) {
-        let missing = self.missing;
         let Some(object) = ebpf::OBJECT else {
-            self.bad(missing, "eBPF object", "not in this build", "run `cargo xtask build`");
+            self.lack("eBPF object", "not in this build", "run `cargo xtask build`");
             return;
         };
         self.ok("eBPF object", format!("{} KiB in this build", object.len() / 1024));
         let mut loaded = match ebpf::probe(object) {
             Ok(loaded) => loaded,
-            Err(e) => return self.bad(missing, "maps", format!("{e:#}"), "run as root on Linux 5.14 or newer"),
+            Err(e) => return self.lack("maps", format!("{e:#}"), "run as root on Linux 5.14 or newer"),
         };
         self.ok("maps", "created");
         for (name, hook) in PROGRAMS {
             let what = format!("program {name} ({hook:?})");
             match ebpf::load_program(&mut loaded, name) {
                 Ok(_) => self.ok(what, "the kernel takes it"),
-                Err(e) => self.bad(
-                    missing,
+                Err(e) => self.lack(
                     what,
                     format!("{:#}", ebpf::refusal(name, &e)),
                     "`docs/kernel.md` has the minimum kernel of each hook",
@@ -237,7 +244,6 @@ impl Report {
 
     /// What every entry of `capture.enroll` stands for now, and who else has the hooks there.
     fn enrolled(&mut self, capture: &config::Capture) {
-        let missing = self.missing;
         for entry in &capture.enroll {
             if let (Who::Cgroup(path), false) = (&entry.who, entry.who.is_pattern()) {
                 self.group(path);
@@ -247,7 +253,7 @@ impl Report {
             let resolved = match enroll::resolve(std::slice::from_ref(entry), |_| true) {
                 Ok(resolved) => resolved,
                 Err(e) => {
-                    self.bad(missing, name, format!("{e:#}"), "create it, or take it out of `enroll`");
+                    self.lack(name, format!("{e:#}"), "create it, or take it out of `enroll`");
                     continue;
                 }
             };
@@ -276,11 +282,10 @@ impl Report {
 
     /// Who else has the hooks of an enrolled control group.
     fn group(&mut self, path: &Path) {
-        let missing = self.missing;
         let name = format!("control group {}", path.display());
         let group = match Cgroup::open(path) {
             Ok(group) => group,
-            Err(e) => return self.bad(missing, name, format!("{e:#}"), ""),
+            Err(e) => return self.lack(name, format!("{e:#}"), ""),
         };
         let mut others = Vec::new();
         for (_, hook) in PROGRAMS {
@@ -289,7 +294,7 @@ impl Report {
                 let there = match group.attached(hook) {
                     Ok(there) => there,
                     Err(e) => {
-                        return self.bad(missing, name, format!("cannot ask for its programs: {e}"), "run as root");
+                        return self.lack(name, format!("cannot ask for its programs: {e}"), "run as root");
                     }
                 };
                 let foreign = there.programs.iter().map(|id| enroll::describe(*id)).filter(|d| !d.contains("(mesh_"));
@@ -303,7 +308,7 @@ impl Report {
                     if exclusive {
                         let found = format!("{hook:?} belongs to program {program} of {}", at.display());
                         let hint = "detach it (`bpftool cgroup detach`), or have its owner attach it with `multi`";
-                        return self.bad(missing, name, found, hint);
+                        return self.lack(name, found, hint);
                     }
                     others.push(format!("{hook:?} {program} of {}", at.display()));
                 }
@@ -328,11 +333,32 @@ impl Report {
             match found {
                 Ok(found) => self.ok(name, found),
                 Err(e) => {
+                    if !some && wanted.contains(&backend) {
+                        self.no_rules.push(format!("{e:#}"));
+                    }
                     let state = if asked && !some { State::Failed } else { State::Warning };
                     self.bad(state, name, format!("{e:#}"), "`capture: iptables` needs it, other ways do not");
                 }
             }
         }
+    }
+
+    /// What `capture: auto` would be here, and why nothing better.
+    fn auto(&mut self, config: Option<&Config>) {
+        let name = "capture: auto";
+        if config.is_some_and(|c| c.capture.enroll.is_empty() && !c.has_inbound()) {
+            return self.ok(name, "`port`: nothing is enrolled");
+        }
+        if self.no_hooks.is_empty() {
+            return self.ok(name, "`ebpf`");
+        }
+        let no_hooks = self.no_hooks.join("; ");
+        if self.no_rules.is_empty() {
+            let hint = "there is no bypass when the agent is gone; what `ebpf` lacks is told above";
+            return self.bad(State::Warning, name, format!("`iptables`, no eBPF here: {no_hooks}"), hint);
+        }
+        let found = format!("`port`, no eBPF here: {no_hooks}; no iptables here: {}", self.no_rules.join("; "));
+        self.bad(State::Warning, name, found, "programs dial the `listen` addresses");
     }
 
     fn ipv6(&mut self) {

@@ -150,6 +150,10 @@ fn picture(page: &view::Stat, color: super::table::Color, width: Option<usize>) 
         ),
         if agent.ready { Style::Faint } else { Style::Bad },
     );
+    // What is neither the best nor what was asked for needs an explanation.
+    if agent.capture != "ebpf" && !agent.capture_reason.starts_with("asked for") {
+        head.note(format!("capture {}: {}", agent.capture, agent.capture_reason), Style::Faint);
+    }
     // A table of no columns has an empty head.
     let mut lines = head.lines(color, width).split_off(1);
     lines.extend(table.lines(color, width));
@@ -288,7 +292,8 @@ mod tests {
             version: "0.1.0".to_owned(),
             ready: true,
             uptime_seconds: 61.0,
-            capture: "ebpf".to_owned(),
+            capture: "iptables".to_owned(),
+            capture_reason: "no eBPF here".to_owned(),
             generation: 1,
             connections: 7,
         };
@@ -299,7 +304,8 @@ mod tests {
     fn endpoints_stand_below_their_service() {
         let lines = picture(&page(vec![service("http", 5)]), Color::Never, None);
         let expected = [
-            "sockmesh 0.1.0, up 1m01s, capture ebpf, configuration 1, 7 connections, last 10 s",
+            "sockmesh 0.1.0, up 1m01s, capture iptables, configuration 1, 7 connections, last 10 s",
+            "capture iptables: no eBPF here",
             "SERVICE  PROTOCOL  GROUP/ENDPOINT       STATE        RATE  SUCCESS     P50     P99    P999  INFLIGHT",
             "web      http      -                    1/2 up    1.23k/s   99.99%  1.20ms  12.3ms       -         3",
             "  ! the list of endpoints is old: nodes.yaml:3: broken",
