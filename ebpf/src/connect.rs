@@ -19,7 +19,7 @@ use ebpf_common::{
 
 use crate::{
     balance::{self, Asked},
-    dns, enrolled,
+    dns, enrolled, exe,
     maps::{MESH_LISTENERS, MESH_TUPLES, control_slot, count, create_origin, forget_origin, origin_of, service},
 };
 
@@ -150,6 +150,7 @@ fn capture(
     origin.state = OriginState::Rewritten as u32;
     // SAFETY: helper without side effects.
     let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
+    origin.flags = exe::redirect(ctx);
     if MESH_TUPLES.insert(TupleKey::reservation(netns, cookie), &*origin, 0).is_err() {
         forget_origin(sk);
         return Err(Outcome::Full);

@@ -26,9 +26,15 @@ mod dns;
 #[cfg(target_arch = "bpf")]
 mod enrolled;
 #[cfg(target_arch = "bpf")]
+mod exe;
+#[cfg(target_arch = "bpf")]
 mod lookup;
 #[cfg(target_arch = "bpf")]
 mod maps;
+#[cfg(target_arch = "bpf")]
+mod msg;
+#[cfg(target_arch = "bpf")]
+mod pair;
 #[cfg(target_arch = "bpf")]
 mod peername;
 #[cfg(target_arch = "bpf")]

@@ -4,13 +4,14 @@ use core::{ffi::c_void, ptr};
 
 use aya_ebpf::{
     bindings::{BPF_F_NO_PREALLOC, BPF_SK_STORAGE_GET_F_CREATE, bpf_sock},
-    btf_maps::{Array, HashMap, PerCpuArray, SkStorage, SockMap},
+    btf_maps::{Array, HashMap, PerCpuArray, SkStorage, SockHash, SockMap},
     helpers::generated::{bpf_sk_storage_delete, bpf_sk_storage_get},
     macros::btf_map,
 };
 use ebpf_common::{
-    Address, Listener, MAX_INBOUND, MAX_LISTENERS, MAX_MEMBERS, MAX_RULES, MAX_SERVICES, MAX_SLOTS, MAX_STRANGERS,
-    MAX_TUPLES, MAX_USES, MAX_WORKLOADS, Origin, Outcome, Service, ServiceKey, TupleKey, Workload,
+    AcceptorKey, Address, End, Executable, ExecutableKey, Flow, Listener, MAX_ACCEPTORS, MAX_EXECUTABLES, MAX_INBOUND,
+    MAX_LISTENERS, MAX_MEMBERS, MAX_RULES, MAX_SERVICES, MAX_SLOTS, MAX_SOCKETS, MAX_STRANGERS, MAX_TUPLES, MAX_USES,
+    MAX_WORKLOADS, Origin, Outcome, Service, ServiceKey, SocketKey, TupleKey, Workload,
     balance::{EndpointKey, EndpointState, RuleKey, Slot, SlotKey, Use, UseKey},
     control,
     dns::{DnsListener, MAX_RESOLVERS},
@@ -99,6 +100,28 @@ pub static MESH_USE: HashMap<UseKey, Use, MAX_USES, ON_DEMAND> = HashMap::new();
 /// Such connections that exist now, by socket cookie. Written by sockops.
 #[btf_map]
 pub static MESH_CONNECTION: HashMap<u64, Origin, MAX_TUPLES, ON_DEMAND> = HashMap::new();
+/// Sockets that bytes can be redirected to. Written by sockops; the kernel takes a socket out when it is
+/// closed. Nobody else may: what a reader has not read is lost with its entry.
+#[btf_map]
+pub static MESH_SOCKETS: SockHash<SocketKey, MAX_SOCKETS> = SockHash::new();
+
+/// What is known of each of these sockets. Written by sockops and the message program.
+#[btf_map]
+pub static MESH_ENDS: HashMap<SocketKey, End, MAX_SOCKETS, ON_DEMAND> = HashMap::new();
+
+/// What each of these sockets knows as a sender, gone with the socket. Written by sockops and the message program.
+#[btf_map]
+pub static MESH_FLOWS: SkStorage<Flow> = SkStorage::new();
+
+/// Verdicts about program files. Unknown ones are entered by the connect hooks, verdicts by the agent.
+#[btf_map]
+pub static MESH_EXECUTABLE: HashMap<ExecutableKey, Executable, MAX_EXECUTABLES, ON_DEMAND> =
+    HashMap::new();
+
+/// Listening sockets of programs whose connections from the agent may be redirected; the value is 1. Written by
+/// the agent.
+#[btf_map]
+pub static MESH_ACCEPTORS: HashMap<AcceptorKey, u32, MAX_ACCEPTORS, ON_DEMAND> = HashMap::new();
 
 /// Counts one `outcome`.
 #[inline(always)]

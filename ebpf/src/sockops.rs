@@ -4,7 +4,10 @@
 //! finds it the moment it accepts.
 
 use aya_ebpf::{
-    bindings::{BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_TCP_CONNECT_CB},
+    bindings::{
+        BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB, BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_STATE_CB,
+        BPF_SOCK_OPS_TCP_CONNECT_CB,
+    },
     macros::sock_ops,
     programs::SockOpsContext,
 };
@@ -14,6 +17,7 @@ use ebpf_common::{Origin, OriginState, Outcome, TupleKey, address, mapped, norma
 use crate::{
     balance,
     maps::{MESH_TUPLES, count, origin_of},
+    pair,
 };
 
 // Anything else would be an error to the kernel.
@@ -25,7 +29,12 @@ pub fn mesh_sockops(ctx: SockOpsContext) -> u32 {
     // One line for each idea that wants to know; the idea itself lives in its own file.
     match ctx.op() {
         BPF_SOCK_OPS_TCP_CONNECT_CB => connecting(&ctx),
-        BPF_SOCK_OPS_STATE_CB => balance::state(&ctx),
+        BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB => pair::established(&ctx, false),
+        BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB => pair::established(&ctx, true),
+        BPF_SOCK_OPS_STATE_CB => {
+            balance::state(&ctx);
+            pair::state(&ctx);
+        }
         _ => {}
     }
     OK

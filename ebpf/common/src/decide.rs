@@ -17,8 +17,10 @@ pub mod control {
     pub const PID: u32 = 4;
     /// Bits of [`members`](crate::members): what hooks look at to tell who calls.
     pub const MEMBERS: u32 = 5;
+    /// A value of [`redirect`](crate::redirect).
+    pub const REDIRECT: u32 = 6;
     /// How many slots there are.
-    pub const SLOTS: usize = 6;
+    pub const SLOTS: usize = 7;
 }
 
 const IPPROTO_TCP: u32 = 6;

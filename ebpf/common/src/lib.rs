@@ -10,6 +10,7 @@ mod decide;
 pub mod dns;
 pub mod inbound;
 mod outcome;
+mod pair;
 mod types;
 mod workload;
 
@@ -17,6 +18,10 @@ pub use decide::{
     Admission, address, control, first_look, is_redirected, is_sent_to, loopback, mapped, normalise, now_stale, words,
 };
 pub use outcome::Outcome;
+pub use pair::{
+    AcceptorKey, End, Executable, ExecutableKey, Flow, Look, MAX_ACCEPTORS, MAX_EXECUTABLES, MAX_SOCKETS,
+    MESSAGES_BOUND, Offsets, PROGRAM_BOUND, SocketKey, Way, is_local, redirect,
+};
 pub use types::{Address, Listener, Origin, OriginState, Service, ServiceKey, TupleKey};
 pub use workload::{MAX_DEPTH, MAX_MEMBERS, MAX_STRANGERS, MAX_WORKLOADS, Workload, members};
 
@@ -76,6 +81,16 @@ pub mod map {
     pub const USE: &str = "MESH_USE";
     /// Connections that went straight to an endpoint.
     pub const CONNECTIONS: &str = "MESH_CONNECTION";
+    /// Sockets that bytes can be redirected to.
+    pub const SOCKETS: &str = "MESH_SOCKETS";
+    /// What is known of each of these sockets.
+    pub const ENDS: &str = "MESH_ENDS";
+    /// What each of these sockets knows as a sender.
+    pub const FLOWS: &str = "MESH_FLOWS";
+    /// Verdicts about program files.
+    pub const EXECUTABLES: &str = "MESH_EXECUTABLE";
+    /// Listening sockets whose connections may be redirected.
+    pub const ACCEPTORS: &str = "MESH_ACCEPTORS";
 }
 
 /// Names of the programs as the kernel shows them, at most 15 bytes each.
@@ -102,6 +117,10 @@ pub mod program {
     pub const SOCKOPS: &str = "mesh_sockops";
     /// Redirects the self-test's bytes.
     pub const SELFTEST: &str = "selftest_msg";
+    /// Each message of a socket that bytes can be redirected from.
+    pub const MSG: &str = "mesh_msg";
+    /// Asked by the agent how much a socket's reader has not read.
+    pub const FILL: &str = "mesh_fill";
 }
 
 /// Room in the table of services; an apply that needs more fails and says so.

@@ -82,6 +82,28 @@ outcomes! {
     ResolversFull = "resolvers_full",
     /// UDP: an answer, shown as coming from the resolver that was asked.
     Resolved = "resolved",
+    /// connect: captured; stays on TCP until somebody has looked at the program file.
+    UnknownProgram = "unknown_program",
+    /// TCP: a socket can be redirected to from now on.
+    Paired = "paired",
+    /// TCP: the table of sockets is full, the connection stays on TCP.
+    PairFull = "pair_full",
+    /// TCP: another program's table of sockets has this one, the connection stays on TCP.
+    PairBusy = "pair_busy",
+    /// TCP: the kernel did not take the socket for another reason, the connection stays on TCP.
+    PairFailed = "pair_failed",
+    /// message: redirected.
+    Redirected = "redirected",
+    /// message: by TCP, redirect is switched off.
+    RedirectOff = "redirect_off",
+    /// message: by TCP, the other end is not (or no longer) in the table of sockets.
+    RedirectNoPeer = "redirect_no_peer",
+    /// message: by TCP, because bytes that went by TCP before are unread and must not be overtaken.
+    RedirectUnread = "redirect_unread",
+    /// message: by TCP, the reader has not read what was redirected before.
+    RedirectFull = "redirect_full",
+    /// message: by TCP, one of the two programs asked for something that redirect cannot keep.
+    RedirectAsked = "redirect_asked",
 }
 
 impl Outcome {
