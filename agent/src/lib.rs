@@ -9,6 +9,7 @@ pub mod config;
 pub mod drain;
 pub mod kind;
 pub mod metrics;
+pub mod stream;
 pub mod sys;
 
 // The line a call travels, from the application's socket to the endpoint's.

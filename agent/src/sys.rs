@@ -108,6 +108,8 @@ const MAP_DELETE_ELEM: u32 = 3;
 const MAP_GET_NEXT_KEY: u32 = 4;
 const OBJ_PIN: u32 = 6;
 const OBJ_GET: u32 = 7;
+const PROG_ATTACH: u32 = 8;
+const PROG_TEST_RUN: u32 = 10;
 const OBJ_GET_INFO_BY_FD: u32 = 15;
 const PROG_QUERY: u32 = 16;
 const MAP_LOOKUP_AND_DELETE_ELEM: u32 = 21;
@@ -163,6 +165,43 @@ pub fn link_create(program: BorrowedFd<'_>, cgroup: BorrowedFd<'_>, hook: Hook) 
     let mut attr = [program.as_raw_fd() as u32, cgroup.as_raw_fd() as u32, hook as u32, 0];
     // SAFETY: four 32-bit fields, no pointers.
     unsafe { bpf(LINK_CREATE, &mut attr) }.map(owned)
+}
+
+/// Attaches the message program `program` to `map`, a table of sockets, for as long as the map lives.
+pub fn map_attach(program: BorrowedFd<'_>, map: BorrowedFd<'_>) -> io::Result<()> {
+    const SK_MSG_VERDICT: u32 = 7;
+    let mut attr = [map.as_raw_fd() as u32, program.as_raw_fd() as u32, SK_MSG_VERDICT, 0];
+    // SAFETY: four 32-bit fields, no pointers.
+    unsafe { bpf(PROG_ATTACH, &mut attr) }.map(drop)
+}
+
+#[repr(C)]
+struct TestRunAttr {
+    program: u32,
+    result: u32,
+    size_in: u32,
+    size_out: u32,
+    data_in: u64,
+    data_out: u64,
+    repeat: u32,
+    duration: u32,
+}
+
+/// Runs `program`, a classifier, once with `input` in place of a packet; what it returns.
+pub fn test_run<T: Pod>(program: BorrowedFd<'_>, input: &T) -> io::Result<u32> {
+    let mut attr = TestRunAttr {
+        program: program.as_raw_fd() as u32,
+        result: 0,
+        size_in: size_of::<T>() as u32,
+        size_out: 0,
+        data_in: std::ptr::from_ref(input) as u64,
+        data_out: 0,
+        repeat: 1,
+        duration: 0,
+    };
+    // SAFETY: the kernel reads `size_in` bytes of `input` and writes nothing but the fields of `attr`.
+    unsafe { bpf(PROG_TEST_RUN, &mut attr) }?;
+    Ok(attr.result)
 }
 
 /// Puts `program` in the place of the one behind `link`, with no moment without either.

@@ -115,8 +115,7 @@ pub static MESH_FLOWS: SkStorage<Flow> = SkStorage::new();
 
 /// Verdicts about program files. Unknown ones are entered by the connect hooks, verdicts by the agent.
 #[btf_map]
-pub static MESH_EXECUTABLE: HashMap<ExecutableKey, Executable, MAX_EXECUTABLES, ON_DEMAND> =
-    HashMap::new();
+pub static MESH_EXECUTABLE: HashMap<ExecutableKey, Executable, MAX_EXECUTABLES, ON_DEMAND> = HashMap::new();
 
 /// Listening sockets of programs whose connections from the agent may be redirected; the value is 1. Written by
 /// the agent.

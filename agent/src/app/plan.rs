@@ -134,8 +134,8 @@ impl Plan {
         let destinations = agents.flat_map(|r| r.addresses.iter().map(|a| (*a, r.on_agent_loss))).collect();
         let straight = self.straight.iter().map(|(straight, _)| straight.clone()).collect();
         let inbound = self.inbound.iter().map(|(at, _)| *at).collect();
-        let config::Capture { enroll, exempt, .. } = &config.capture;
-        CaptureTable { destinations, straight, listeners, inbound, enroll: enroll.clone(), exempt: exempt.clone() }
+        let config::Capture { enroll, exempt, redirect, .. } = config.capture.clone();
+        CaptureTable { destinations, straight, listeners, inbound, enroll, exempt, redirect }
     }
 }
 

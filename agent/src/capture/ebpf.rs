@@ -8,7 +8,10 @@ use std::{
     net::{IpAddr, SocketAddr, TcpListener},
     os::fd::{AsFd as _, OwnedFd},
     path::PathBuf,
-    sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+    },
 };
 
 use anyhow::{Context as _, bail};
@@ -18,7 +21,8 @@ use aya::{
     programs::{Program, ProgramError},
 };
 use ebpf_common::{
-    AGENT_MARK, LAYOUT_VERSION, Listener, Outcome, Service, ServiceKey, TupleKey, control, dns::DnsListener, map,
+    AGENT_MARK, LAYOUT_VERSION, Listener, Offsets, Outcome, Service, ServiceKey, TupleKey, control, dns::DnsListener,
+    map,
 };
 use parking_lot::Mutex;
 use tokio::net::TcpStream;
@@ -34,6 +38,7 @@ use super::{
     lock::NameLock,
     names::NameMaps,
     pins::{Found, Pins},
+    redirect::{self, Redirect},
 };
 use crate::{
     config::{self, OnAgentLoss, VirtualAddress},
@@ -67,6 +72,7 @@ pub struct Ebpf {
     beats: AtomicU64,
     programs: Vec<(Hook, OwnedFd)>,
     inbound: Inbound,
+    redirect: Arc<Redirect>,
     /// Held while services, listeners or links change, so that two changes do not mix.
     change: Mutex<Members>,
     pins: Pins,
@@ -96,7 +102,7 @@ impl Ebpf {
         let lock = NameLock::take(name)?;
         let netns = own_netns()?;
         let (pins, found) = Pins::open(&config.bpffs, name, config.max_connections)?;
-        match Self::load_into(&pins, object, config, kernel_log) {
+        match Self::load_into(&pins, object, name, config, kernel_log) {
             Ok(parts) => {
                 let this = parts.join(pins, netns, found, lock);
                 // Attached but showing no life: connects pass until `apply`.
@@ -121,14 +127,37 @@ impl Ebpf {
     fn load_into(
         pins: &Pins,
         object: &[u8],
+        name: &str,
         config: &config::Capture,
         kernel_log: Option<Level>,
+    ) -> anyhow::Result<Parts> {
+        let (offsets, unusable) = redirect::offsets();
+        match Self::load_with(pins, object, (name, config), kernel_log, &offsets, unusable.clone()) {
+            Err(error) if unusable.is_none() => {
+                // Without what redirect needs the rest may still load.
+                let reason = format!("{error:#}");
+                Self::load_with(pins, object, (name, config), kernel_log, &Offsets::default(), Some(reason))
+            }
+            result => result,
+        }
+    }
+
+    fn load_with(
+        pins: &Pins,
+        object: &[u8],
+        (name, config): (&str, &config::Capture),
+        kernel_log: Option<Level>,
+        offsets: &Offsets,
+        unusable: Option<String>,
     ) -> anyhow::Result<Parts> {
         let level = kernel_log.map_or(kernel_log::SILENT, kernel_log::number);
         let mut loader = EbpfLoader::new();
         loader
             .allow_unsupported_maps()
             .override_global(aya_log::LEVEL, &level, false)
+            .override_global("MESH_OFFSETS", offsets, true)
+            .map_max_entries(map::SOCKETS, config.max_connections.saturating_mul(2))
+            .map_max_entries(map::ENDS, config.max_connections.saturating_mul(2))
             .map_max_entries(map::TUPLES, config.max_connections);
         if kernel_log.is_none() {
             // Nobody writes to it: one page is the least the kernel gives.
@@ -140,6 +169,8 @@ impl Ebpf {
         let mut ebpf = loader.load(object).context("the kernel does not take the maps of the eBPF object")?;
         let programs = load_programs(&mut ebpf)?;
         let inbound = Inbound::load(&mut ebpf, pins)?;
+        let sockops = programs.iter().find(|(hook, _)| *hook == Hook::SockOps).context("no program for TCP")?;
+        let redirect = Redirect::load(&mut ebpf, pins, name, sockops.1.as_fd(), config, unusable)?;
         let counters = ebpf.take_map(map::COUNTERS).context("the eBPF object has no counters")?;
         let kernel_log = match kernel_log {
             Some(_) => Some(KernelLog::start(&mut ebpf)?),
@@ -169,6 +200,7 @@ impl Ebpf {
             }),
             programs,
             inbound,
+            redirect,
             kernel_log,
         })
     }
@@ -190,6 +222,7 @@ impl Ebpf {
             self.listeners.remove(&key)?;
         }
         self.names.set(self.netns, None).context("cannot write the table of name listeners")?;
+        self.redirect.switch().context("cannot write the control map")?;
         for key in self.tuples.keys(config.max_connections as usize)? {
             self.tuples.remove(&key)?;
         }
@@ -278,6 +311,7 @@ impl Capture for Ebpf {
         self.set_services(&table.destinations, &table.straight)?;
         self.inbound.set(&table.inbound)?;
         members.set(&self.control, &self.programs, &table.enroll, resolved)?;
+        self.redirect.set_mode(table.redirect).context("cannot write the control map")?;
         drop(members);
         self.settled.store(true, Relaxed);
         self.beat();
@@ -382,7 +416,19 @@ impl Capture for Ebpf {
 
     fn uninstall(&self) -> anyhow::Result<()> {
         let _links = self.change.lock();
+        // What a program has not read would be lost with the table of sockets. Without links no further
+        // connection enters it, and what is left behind the next start adopts or removes.
+        self.redirect.set_mode(config::Redirect::Off).context("cannot write the control map")?;
+        if !self.redirect.wait_until_read() {
+            self.pins.links().clear()?;
+            self.settled.store(true, Relaxed);
+            bail!(
+                "programs have not read what was redirected to them: {} stays until the next start, or remove it later",
+                self.pins.map(map::SOCKETS).display()
+            );
+        }
         self.pins.remove()?;
+        self.redirect.leave();
         self.settled.store(true, Relaxed);
         Ok(())
     }
@@ -401,6 +447,10 @@ impl Capture for Ebpf {
 
     fn mark(&self) -> Option<u32> {
         Some(AGENT_MARK)
+    }
+
+    fn redirect(&self) -> Option<Arc<Redirect>> {
+        Some(self.redirect.clone())
     }
 
     fn counters(&self) -> BTreeMap<&'static str, u64> {
@@ -429,7 +479,10 @@ impl Drop for Ebpf {
     fn drop(&mut self) {
         if !self.settled.load(Relaxed)
             && self.found != Found::Adopted
-            && let Err(error) = self.pins.remove()
+            && let Err(error) = {
+                self.redirect.leave();
+                self.pins.remove()
+            }
         {
             tracing::warn!(error = format!("{error:#}"), "cannot take back what was put into the kernel");
         }
@@ -447,6 +500,7 @@ struct Parts {
     programs: Vec<(Hook, OwnedFd)>,
     members: Members,
     inbound: Inbound,
+    redirect: Redirect,
     kernel_log: Option<KernelLog>,
 }
 
@@ -464,6 +518,7 @@ impl Parts {
             programs: self.programs,
             inbound: self.inbound,
             change: Mutex::new(self.members),
+            redirect: Arc::new(self.redirect),
             pins,
             netns,
             sweep: Mutex::new(None),
@@ -476,6 +531,7 @@ impl Parts {
     }
 }
 
+/// The map called `name`, which is pinned.
 pub(super) fn open<K: aya::Pod, V: aya::Pod>(pins: &Pins, name: &str) -> anyhow::Result<BpfMap<K, V>> {
     let path: PathBuf = pins.map(name);
     sys::obj_get(&path).and_then(BpfMap::new).with_context(|| format!("cannot use the map {}", path.display()))
@@ -496,6 +552,8 @@ pub fn load_program(ebpf: &mut aya::Ebpf, name: &str) -> Result<OwnedFd, Program
         Program::CgroupSockAddr(p) => p.load()?,
         Program::SockOps(p) => p.load()?,
         Program::SkLookup(p) => p.load()?,
+        Program::SkMsg(p) => p.load()?,
+        Program::SchedClassifier(p) => p.load()?,
         _ => return Err(ProgramError::UnexpectedProgramType),
     }
     Ok(program.fd()?.as_fd().try_clone_to_owned()?)
@@ -548,9 +606,7 @@ pub fn missing_rights() -> Option<String> {
     const NET_ADMIN: u64 = 1 << 12;
     const SYS_ADMIN: u64 = 1 << 21;
     const BPF: u64 = 1 << 39;
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|l| l.strip_prefix("CapEff:"))?;
-    let has = u64::from_str_radix(line.trim(), 16).ok()?;
+    let has = rights()?;
     let mut missing = Vec::new();
     if has & (BPF | SYS_ADMIN) == 0 {
         missing.push("CAP_BPF");
@@ -559,6 +615,17 @@ pub fn missing_rights() -> Option<String> {
         missing.push("CAP_NET_ADMIN");
     }
     (!missing.is_empty()).then(|| missing.join(" and "))
+}
+
+/// Whether this process has one of the capabilities in the set `any`.
+pub(super) fn has_right(any: u64) -> bool {
+    rights().is_none_or(|has| has & any != 0)
+}
+
+fn rights() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|l| l.strip_prefix("CapEff:"))?;
+    u64::from_str_radix(line.trim(), 16).ok()
 }
 
 /// `CLOCK_MONOTONIC`, which is what programs read.
@@ -577,7 +644,7 @@ mod tests {
         let counters = Outcome::ALL.iter().map(|o| o.name()).chain(["never_accepted"]);
         for name in counters
             .chain(PROGRAMS.iter().map(|(name, _)| *name))
-            .chain([ebpf_common::program::INBOUND])
+            .chain([ebpf_common::program::INBOUND, ebpf_common::program::MSG, ebpf_common::program::FILL])
             .chain(Pins::map_names())
         {
             assert!(page.contains(&format!("\n| `{name}` | ")), "docs/kernel.md has no row for `{name}`");

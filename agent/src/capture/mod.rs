@@ -144,6 +144,11 @@ pub trait Capture: Send + Sync + 'static {
         None
     }
 
+    /// Bytes past TCP, where this capture can do that.
+    fn redirect(&self) -> Option<Arc<redirect::Redirect>> {
+        None
+    }
+
     /// Counters of every outcome, by name.
     fn counters(&self) -> BTreeMap<&'static str, u64> {
         BTreeMap::new()
@@ -165,6 +170,8 @@ pub struct CaptureTable {
     pub enroll: Vec<Enroll>,
     /// What rules leave alone; the mode `iptables` only.
     pub exempt: Exempt,
+    /// Whether bytes go past TCP.
+    pub redirect: crate::config::Redirect,
 }
 
 /// Where a captured connection wanted to go, and who made it.

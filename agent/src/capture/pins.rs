@@ -3,6 +3,7 @@
 //! ```text
 //! <bpffs>/sockmesh/<agent's name>/maps/MESH_...
 //!                                /links/<control group>-<hook>
+//!                                /own
 //! ```
 
 use std::{
@@ -13,8 +14,9 @@ use std::{
 use anyhow::{Context as _, bail};
 use aya::maps::{MapInfo, MapType};
 use ebpf_common::{
-    Address, LAYOUT_VERSION, Listener, MAX_INBOUND, MAX_LISTENERS, MAX_MEMBERS, MAX_RULES, MAX_SERVICES, MAX_SLOTS,
-    MAX_STRANGERS, MAX_TUPLES, MAX_USES, MAX_WORKLOADS, Origin, Outcome, Service, ServiceKey, TupleKey, Workload,
+    AcceptorKey, Address, End, Executable, ExecutableKey, Flow, LAYOUT_VERSION, Listener, MAX_ACCEPTORS,
+    MAX_EXECUTABLES, MAX_INBOUND, MAX_LISTENERS, MAX_MEMBERS, MAX_RULES, MAX_SERVICES, MAX_SLOTS, MAX_STRANGERS,
+    MAX_TUPLES, MAX_USES, MAX_WORKLOADS, Origin, Outcome, Service, ServiceKey, SocketKey, TupleKey, Workload,
     balance::{EndpointKey, EndpointState, RuleKey, Slot, SlotKey, Use, UseKey},
     control,
     dns::{DnsListener, MAX_RESOLVERS},
@@ -52,6 +54,7 @@ pub enum Found {
 type Shape = (MapType, usize, usize, usize);
 
 fn shapes(max_connections: u32) -> Vec<(&'static str, Shape)> {
+    let sockets = max_connections as usize * 2;
     vec![
         (map::SERVICES, (MapType::Hash, size_of::<ServiceKey>(), size_of::<Service>(), MAX_SERVICES)),
         (map::LISTENERS, (MapType::Hash, 8, size_of::<Listener>(), MAX_LISTENERS)),
@@ -66,6 +69,11 @@ fn shapes(max_connections: u32) -> Vec<(&'static str, Shape)> {
         (map::IN_SOCKETS, (MapType::SockMap, 4, 4, inbound::LISTENERS)),
         (map::DNS, (MapType::Hash, 8, size_of::<DnsListener>(), MAX_LISTENERS)),
         (map::RESOLVERS, (MapType::Hash, 4, size_of::<Address>(), MAX_RESOLVERS)),
+        (map::SOCKETS, (MapType::SockHash, size_of::<SocketKey>(), 4, sockets)),
+        (map::ENDS, (MapType::Hash, size_of::<SocketKey>(), size_of::<End>(), sockets)),
+        (map::FLOWS, (MapType::SkStorage, 4, size_of::<Flow>(), 0)),
+        (map::EXECUTABLES, (MapType::Hash, size_of::<ExecutableKey>(), size_of::<Executable>(), MAX_EXECUTABLES)),
+        (map::ACCEPTORS, (MapType::Hash, size_of::<AcceptorKey>(), 4, MAX_ACCEPTORS)),
         (map::COUNTERS, (MapType::PerCpuArray, 4, 8, Outcome::COUNT)),
         (map::BALANCE, (MapType::Hash, size_of::<SlotKey>(), size_of::<Slot>(), MAX_SLOTS)),
         (map::POLICY, (MapType::Hash, size_of::<RuleKey>(), 4, MAX_RULES)),
@@ -116,6 +124,11 @@ impl Pins {
     /// Where something else, called `name`, is pinned.
     pub fn file(&self, name: &str) -> PathBuf {
         self.root.join(name)
+    }
+
+    /// Where the link to the agent's own control group is pinned.
+    pub fn own_link(&self) -> PathBuf {
+        self.root.join("own")
     }
 
     /// The links.

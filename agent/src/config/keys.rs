@@ -133,6 +133,12 @@ pub(crate) const CAPTURE: Section = Section {
             "Which program writes the rules of the mode `iptables`. `auto`: `nft` where the host can, else `iptables`.",
         ),
         key("exempt", "mapping", Says("nothing"), "What the rules of the mode `iptables` leave alone."),
+        key(
+            "redirect",
+            "`auto`, `on`, `off`",
+            Yaml("auto"),
+            "Whether bytes between a captured program and the agent go from socket to socket, past TCP. `auto`: for programs known not to notice. `off` holds for the next byte.",
+        ),
     ],
 };
 

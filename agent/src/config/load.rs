@@ -3,7 +3,7 @@
 use std::{path::Path, time::Duration};
 
 use super::{
-    AccessLog, Capture, CaptureMode, Config, ConfigErrors, Iptables, Limits, Ports, Problem, RegistryConfig,
+    AccessLog, Capture, CaptureMode, Config, ConfigErrors, Iptables, Limits, Ports, Problem, Redirect, RegistryConfig,
     checks::{self, Seen},
     enroll, exempt, keys, kinds,
     node::{Data, Entry, Node},
@@ -194,6 +194,8 @@ const MODES: &[(&str, CaptureMode)] = &[
 const IPTABLES: &[(&str, Iptables)] =
     &[("auto", Iptables::Auto), ("iptables", Iptables::Iptables), ("nft", Iptables::Nft)];
 
+const REDIRECT: &[(&str, Redirect)] = &[("auto", Redirect::Auto), ("on", Redirect::On), ("off", Redirect::Off)];
+
 fn capture(node: &Node, path: &str, capture: &mut Capture, report: &mut Report) {
     if let Data::Scalar { .. } = node.data {
         capture.mode = scalar(node, path, values::choice(MODES), report).unwrap_or(capture.mode);
@@ -213,6 +215,7 @@ fn capture(node: &Node, path: &str, capture: &mut Capture, report: &mut Report) 
     if let Some(node) = map.get("enroll") {
         enroll::read(node, &map.key("enroll"), &mut capture.enroll, report);
     }
+    map.set("redirect", values::choice(REDIRECT), &mut capture.redirect, report);
 }
 
 /// The agent shows life every 100 ms; anything near that would bypass a healthy one.

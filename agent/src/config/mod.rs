@@ -101,6 +101,8 @@ pub struct Capture {
     pub iptables: Iptables,
     /// What those rules leave alone.
     pub exempt: Exempt,
+    /// Whether bytes go past TCP.
+    pub redirect: Redirect,
 }
 
 impl Capture {
@@ -133,6 +135,18 @@ pub enum Iptables {
     Iptables,
     /// `nft`, in a table of its own.
     Nft,
+}
+
+/// Whether bytes between a program and the agent go from socket to socket, past TCP.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Redirect {
+    /// Where this host can and the program is known not to notice.
+    #[default]
+    Auto,
+    /// Wherever this host can.
+    On,
+    /// Never.
+    Off,
 }
 
 /// Protection of the agent from its peers.
@@ -358,6 +372,7 @@ impl Default for Capture {
             dns: true,
             iptables: Iptables::Auto,
             exempt: Exempt::default(),
+            redirect: Redirect::default(),
         }
     }
 }

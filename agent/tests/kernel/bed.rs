@@ -87,6 +87,8 @@ impl Bed {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let name = format!("kernel-{}-{}", std::process::id(), NEXT.fetch_add(1, Relaxed));
         let root = enroll::mount().unwrap().join(&name);
+        // Sockets belong to the group that their process was in when they were made.
+        agent_group();
         let (enrolled, other) = (root.join("enrolled"), root.join("other"));
         fs::create_dir_all(&enrolled).unwrap();
         fs::create_dir_all(&other).unwrap();
@@ -101,6 +103,7 @@ impl Bed {
             stale_after: Duration::from_secs(600),
             max_connections: 1024,
             bpffs,
+            redirect: config::Redirect::Off,
             ..config::Capture::default()
         };
         change(&mut config);
@@ -112,6 +115,7 @@ impl Bed {
             listeners: vec![listener4.local_addr().unwrap(), listener6.local_addr().unwrap()],
             inbound: Vec::new(),
             enroll: config.enroll.clone(),
+            redirect: config.redirect,
             ..CaptureTable::default()
         };
         Self { name, ebpf: None, config, table, listener4, listener6, enrolled, other, root }
@@ -164,6 +168,25 @@ impl Bed {
         fs::create_dir(&path).unwrap();
         path
     }
+}
+
+/// Moves this process into a control group of its own, once: the tests play the agent, and none of them may
+/// find it in the root group and make one that ends with the test. The group goes when the process starts
+/// anew: nobody can remove the group it is in.
+fn agent_group() {
+    static ONCE: std::sync::Once = std::sync::Once::new();
+    ONCE.call_once(|| {
+        let mount = enroll::mount().unwrap();
+        for entry in fs::read_dir(&mount).into_iter().flatten().flatten() {
+            if entry.file_name().to_string_lossy().starts_with("kernel-agent-") {
+                // Fails for the group of a process that runs.
+                let _ = fs::remove_dir(entry.path());
+            }
+        }
+        let group = mount.join(format!("kernel-agent-{}", std::process::id()));
+        fs::create_dir_all(&group).unwrap();
+        fs::write(group.join("cgroup.procs"), std::process::id().to_string()).unwrap();
+    });
 }
 
 impl Drop for Bed {

@@ -135,6 +135,7 @@ async fn the_agent_to_be_killed() {
         straight: Vec::new(),
         listeners: vec![listener.parse().unwrap()],
         inbound: Vec::new(),
+        redirect: config.redirect,
         enroll: config.enroll,
         ..agent::capture::CaptureTable::default()
     };

@@ -14,4 +14,5 @@ mod connects;
 mod enroll;
 mod failures;
 mod lifecycle;
+mod redirect;
 mod semantics;

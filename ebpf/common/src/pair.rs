@@ -136,6 +136,8 @@ pub mod redirect {
 
 /// Unread bytes of a reader above which a program's bytes go by TCP, which has limits of its own.
 pub const PROGRAM_BOUND: u32 = 256 * 1024;
+/// The same for the agent's bytes, should it not have waited.
+pub const AGENT_BOUND: u32 = 4 * 1024 * 1024;
 /// Messages in a reader that was never seen empty above which bytes go by TCP: each costs the kernel about
 /// 1 KB however short it is.
 pub const MESSAGES_BOUND: u32 = 2048;
@@ -169,8 +171,9 @@ impl Look {
         if (self.own | self.other) & End::OFF != 0 {
             return Way::Asked;
         }
-        // The agent waits for its readers itself, in bytes, so that a program never sees it change.
-        if (self.own & End::AGENT == 0 && self.fill > PROGRAM_BOUND) || self.messages > MESSAGES_BOUND {
+        // The agent waits for its readers itself, long before its bound, so that a program sees no change.
+        let bound = if self.own & End::AGENT == 0 { PROGRAM_BOUND } else { AGENT_BOUND };
+        if self.fill > bound || self.messages > MESSAGES_BOUND {
             return Way::Full;
         }
         if self.before != Way::Redirect as u32 && !self.caught_up {
@@ -347,6 +350,7 @@ mod tests {
         let full = Look { fill: PROGRAM_BOUND + 1, ..going };
         assert_eq!(full.decide(), Way::Full);
         assert_eq!(Look { own: End::AGENT, ..full }.decide(), Way::Redirect);
+        assert_eq!(Look { own: End::AGENT, fill: AGENT_BOUND + 1, ..full }.decide(), Way::Full);
         assert_eq!(Look { own: End::AGENT, messages: MESSAGES_BOUND + 1, ..full }.decide(), Way::Full);
         for (i, way) in Way::ALL.iter().enumerate() {
             assert_eq!(*way as usize, i);

@@ -62,8 +62,7 @@ impl Links {
                     // A link of a group that is gone, or not ours at all.
                     fs::remove_file(&path).with_context(|| format!("cannot remove {}", path.display()))?;
                 }
-                let link =
-                    sys::link_create(program.as_fd(), cgroup.fd(), *hook).map_err(|e| refused(cgroup, *hook, e))?;
+                let link = cgroup.link(program.as_fd(), *hook)?;
                 sys::obj_pin(link.as_fd(), &path).with_context(|| format!("cannot pin {}", path.display()))?;
                 added.push(path);
             }
@@ -93,7 +92,7 @@ impl Links {
 }
 
 /// Says why the kernel refused to attach, and to whom the hook belongs if that is the reason.
-fn refused(cgroup: &Cgroup, hook: Hook, error: io::Error) -> anyhow::Error {
+pub(super) fn refused(cgroup: &Cgroup, hook: Hook, error: io::Error) -> anyhow::Error {
     let what = format!("cannot attach {hook:?} to {}", cgroup.path.display());
     match error.raw_os_error() {
         Some(libc::EPERM) => {

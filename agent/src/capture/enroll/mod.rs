@@ -12,7 +12,7 @@ use std::{
     fs::{self, File},
     io,
     os::{
-        fd::{AsFd as _, BorrowedFd},
+        fd::{AsFd as _, BorrowedFd, OwnedFd},
         unix::fs::MetadataExt as _,
     },
     path::{Path, PathBuf},
@@ -81,6 +81,11 @@ impl Cgroup {
     /// Its open folder.
     fn fd(&self) -> BorrowedFd<'_> {
         self.dir.as_fd()
+    }
+
+    /// Attaches `program` to it until the link and its pins are gone.
+    pub fn link(&self, program: BorrowedFd<'_>, hook: Hook) -> anyhow::Result<OwnedFd> {
+        sys::link_create(program, self.fd(), hook).map_err(|e| links::refused(self, hook, e))
     }
 
     /// Programs attached to it at `hook`, also those of others.

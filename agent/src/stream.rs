@@ -1,0 +1,253 @@
+//! [`Stream`]: a TCP connection of the agent whose reader may get its bytes past TCP.
+//!
+//! Where bytes are redirected from socket to socket the kernel holds no sender back. This does: after every
+//! [`CHECK_BYTES`] written it asks how much the other end has not read, and waits while that is above
+//! [`BOUND_BYTES`]. Where nothing is redirected it is the plain connection.
+
+use std::{
+    io,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use ebpf_common::SocketKey;
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::{
+        TcpStream,
+        tcp::{ReadHalf, WriteHalf},
+    },
+    time::{Instant, Sleep},
+};
+
+/// After so many bytes the reader's unread ones are asked for.
+pub const CHECK_BYTES: usize = 256 * 1024;
+/// Unread bytes in the reader above which the writer waits.
+pub const BOUND_BYTES: u32 = 2 * 1024 * 1024;
+/// First wait; each one after it is twice as long.
+const FIRST_WAIT: Duration = Duration::from_millis(1);
+/// Longest wait, and so the longest time until an error of the socket is noticed meanwhile.
+const LONGEST_WAIT: Duration = Duration::from_millis(50);
+
+/// Knows how much a reader has not read.
+pub trait Meter: Send + Sync + 'static {
+    /// The key of `io`'s own end.
+    fn key(&self, io: &TcpStream) -> io::Result<SocketKey>;
+
+    /// Bytes that the end `reader` has not read; none when nothing is redirected to it.
+    fn unread(&self, reader: &SocketKey) -> Option<u32>;
+
+    /// Whether anything can be redirected at all.
+    fn is_on(&self) -> bool;
+}
+
+/// A connection, see the module.
+pub struct Stream {
+    io: TcpStream,
+    gate: Option<Box<Gate>>,
+}
+
+impl Stream {
+    /// Wraps `io`; without a meter, or where nothing can be redirected, it is just that.
+    pub fn new(io: TcpStream, meter: Option<&Arc<dyn Meter>>) -> Self {
+        let gate = meter.filter(|m| m.is_on()).map(|m| Box::new(Gate::new(m.clone())));
+        Self { io, gate }
+    }
+
+    /// The socket, for its options, addresses and readiness.
+    pub const fn socket(&self) -> &TcpStream {
+        &self.io
+    }
+
+    /// Both directions, each usable by itself.
+    pub fn split(&mut self) -> (ReadHalf<'_>, Writer<'_>) {
+        let (read, write) = self.io.split();
+        (read, Writer { io: write, gate: self.gate.as_deref_mut() })
+    }
+}
+
+impl From<TcpStream> for Stream {
+    fn from(io: TcpStream) -> Self {
+        Self { io, gate: None }
+    }
+}
+
+impl AsyncRead for Stream {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Stream {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
+        let Self { io, gate } = self.get_mut();
+        ready!(pass(gate.as_deref_mut(), io, cx))?;
+        let n = ready!(Pin::new(io).poll_write(cx, data))?;
+        Poll::Ready(Ok(wrote(gate.as_deref_mut(), n)))
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        data: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let Self { io, gate } = self.get_mut();
+        ready!(pass(gate.as_deref_mut(), io, cx))?;
+        let n = ready!(Pin::new(io).poll_write_vectored(cx, data))?;
+        Poll::Ready(Ok(wrote(gate.as_deref_mut(), n)))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+}
+
+/// The writing half of a [`Stream`].
+pub struct Writer<'a> {
+    io: WriteHalf<'a>,
+    gate: Option<&'a mut Gate>,
+}
+
+impl AsyncWrite for Writer<'_> {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
+        let Self { io, gate } = self.get_mut();
+        ready!(pass(gate.as_deref_mut(), io.as_ref(), cx))?;
+        let n = ready!(Pin::new(io).poll_write(cx, data))?;
+        Poll::Ready(Ok(wrote(gate.as_deref_mut(), n)))
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+}
+
+struct Gate {
+    meter: Arc<dyn Meter>,
+    /// The other end, once it was asked for.
+    reader: Option<SocketKey>,
+    /// Bytes until the next question.
+    left: usize,
+    wait: Duration,
+    timer: Option<Pin<Box<Sleep>>>,
+}
+
+impl Gate {
+    const fn new(meter: Arc<dyn Meter>) -> Self {
+        Self { meter, reader: None, left: CHECK_BYTES, wait: FIRST_WAIT, timer: None }
+    }
+
+    fn reader(&mut self, io: &TcpStream) -> io::Result<SocketKey> {
+        match self.reader {
+            Some(reader) => Ok(reader),
+            None => Ok(*self.reader.insert(self.meter.key(io)?.flipped())),
+        }
+    }
+}
+
+/// Ready when the next bytes may be written, or with the error that the socket has got meanwhile.
+fn pass(gate: Option<&mut Gate>, io: &TcpStream, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    let Some(gate) = gate else { return Poll::Ready(Ok(())) };
+    if gate.left > 0 {
+        return Poll::Ready(Ok(()));
+    }
+    loop {
+        if let Some(timer) = &mut gate.timer {
+            ready!(timer.as_mut().poll(cx));
+            if let Some(error) = io.take_error()? {
+                return Poll::Ready(Err(error));
+            }
+        }
+        // A socket that is not connected any more has no other end; writing tells what happened to it.
+        let unread = gate.reader(io).ok().and_then(|reader| gate.meter.unread(&reader));
+        if unread.is_none_or(|unread| unread <= BOUND_BYTES) {
+            gate.left = CHECK_BYTES;
+            gate.wait = FIRST_WAIT;
+            gate.timer = None;
+            return Poll::Ready(Ok(()));
+        }
+        let next = Instant::now() + gate.wait;
+        gate.wait = (gate.wait * 2).min(LONGEST_WAIT);
+        match &mut gate.timer {
+            Some(timer) => timer.as_mut().reset(next),
+            none => *none = Some(Box::pin(tokio::time::sleep_until(next))),
+        }
+    }
+}
+
+fn wrote(gate: Option<&mut Gate>, n: usize) -> usize {
+    if let Some(gate) = gate {
+        gate.left = gate.left.saturating_sub(n);
+    }
+    n
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+
+    use tokio::{
+        io::{AsyncReadExt as _, AsyncWriteExt as _},
+        net::TcpListener,
+    };
+
+    use super::*;
+
+    /// A reader that reads a mebibyte whenever it is asked for.
+    struct Slow {
+        unread: AtomicU32,
+        asked: AtomicU32,
+    }
+
+    impl Meter for Slow {
+        fn key(&self, _: &TcpStream) -> io::Result<SocketKey> {
+            Ok(SocketKey { netns: 0, local: [0; 16], remote: [0; 16], local_port: 0, remote_port: 0, reserved: 0 })
+        }
+
+        fn unread(&self, _: &SocketKey) -> Option<u32> {
+            self.asked.fetch_add(1, Relaxed);
+            let now = self.unread.load(Relaxed);
+            self.unread.store(now.saturating_sub(1 << 20), Relaxed);
+            Some(now)
+        }
+
+        fn is_on(&self) -> bool {
+            true
+        }
+    }
+
+    #[tokio::test]
+    async fn a_writer_waits_until_the_reader_has_caught_up() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let io = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (mut far, _) = listener.accept().await.unwrap();
+        let slow = Arc::new(Slow { unread: AtomicU32::new(5 << 20), asked: AtomicU32::new(0) });
+        let meter: Arc<dyn Meter> = slow.clone();
+        let mut near = Stream::new(io, Some(&meter));
+        let data = vec![7; CHECK_BYTES];
+        let read = tokio::spawn(async move {
+            let mut all = Vec::new();
+            far.read_to_end(&mut all).await.map(|_| all.len())
+        });
+        near.write_all(&data).await.unwrap();
+        assert_eq!(slow.asked.load(Relaxed), 0, "nothing is asked before the budget is spent");
+        let (_, mut writer) = near.split();
+        writer.write_all(&data).await.unwrap();
+        assert_eq!(slow.asked.load(Relaxed), 4, "5, 4, 3 and then 2 MiB");
+        drop(near);
+        assert_eq!(read.await.unwrap().unwrap(), 2 * CHECK_BYTES);
+    }
+}
