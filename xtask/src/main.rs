@@ -6,6 +6,7 @@ mod build;
 mod ci;
 mod demo;
 mod doctor;
+mod kernels;
 mod lint;
 mod packages;
 mod sh;
@@ -37,6 +38,8 @@ enum Verb {
     Build,
     /// Measures the ways through the mesh beside plain loopback, or runs the benchmark that is named
     Bench(bench::Options),
+    /// Boots other kernels in virtual machines and tries there what the mesh does with them
+    Kernels(kernels::Options),
     /// Checks the import table and the other rules of this repository
     Lint {
         /// Writes the import table into docs/architecture.md first
@@ -65,6 +68,7 @@ fn main() -> ExitCode {
             println!("built {} {how} eBPF capture", build::agent().display());
         }),
         Verb::Bench(options) => bench::run(&options),
+        Verb::Kernels(options) => kernels::run(&options),
         Verb::Lint { write } => if write { lint::write_table() } else { Ok(()) }.and_then(|()| lint::run()),
         Verb::Ci => ci::run(),
         Verb::Doctor => doctor::run(),

@@ -26,6 +26,7 @@ pub const PROGRAMS: &[(&str, &[&str])] = &[
     ("bpftool", &["bpftool"]),
     ("iptables-restore", &["iptables"]),
     ("nft", &["nftables"]),
+    ("qemu-system-x86_64", &["qemu-system-x86"]),
     ("javac", &["default-jdk-headless"]),
     ("go", &["golang-go"]),
 ];
@@ -164,48 +165,106 @@ impl Drop for Policy {
 /// Fetches `package` in the version that starts with `version` from `suite` of the machine's own mirror
 /// and unpacks it below `into`. Installs nothing, and leaves the machine's apt lists as they are.
 pub fn unpack(package: &str, version: &str, suite: &str, into: &Path) -> Result<()> {
-    for program in ["apt-get", "apt-cache", "dpkg"] {
-        if sh::find(program).is_none() {
-            bail!("not a Debian system ({program} is missing)");
-        }
-    }
-    let uri = mirror().context("no Debian mirror among the machine's apt sources")?;
-    let work = sh::target("tools/apt");
-    fs::remove_dir_all(&work).ok();
-    for dir in ["lists/partial", "cache/archives/partial", "deb"] {
-        fs::create_dir_all(work.join(dir))?;
-    }
-    let list = work.join("sources.list");
-    let key = "/usr/share/keyrings/debian-archive-keyring.gpg";
-    fs::write(&list, format!("deb [signed-by={key}] {uri} {suite} main\n"))?;
-    let options = [
-        format!("Dir::Etc::sourcelist={}", list.display()),
-        "Dir::Etc::sourceparts=-".to_owned(),
-        format!("Dir::State::lists={}", work.join("lists").display()),
-        format!("Dir::Cache={}", work.join("cache").display()),
-        // The sandbox user of apt may not write below our folders; signatures are checked all the same.
-        "APT::Sandbox::User=root".to_owned(),
-    ];
-    let with = |program: &str, args: &[&str]| {
-        let mut command = Command::new(program);
-        for option in &options {
-            command.args(["-o", option]);
-        }
-        command.args(args).current_dir(work.join("deb"));
-        command
-    };
-    sh::run_logged(&mut with("apt-get", &["-q", "update"]), &log("update"), APT_LIMIT)?;
-    let known = sh::read(&mut with("apt-cache", &["madison", package]))?;
+    let archive = Archive::open(&[suite])?;
+    let known = archive.ask(&["madison", package])?;
     let full = matching_version(&known, version)
         .with_context(|| format!("suite {suite} has no {package} {version} (it has: {})", one_line(&known)))?;
-    let which = format!("{package}={full}");
-    sh::run_logged(&mut with("apt-get", &["-q", "download", &which]), &log("download"), APT_LIMIT)?;
-    let deb = fs::read_dir(work.join("deb"))?.flatten().map(|entry| entry.path()).next();
-    let deb = deb.with_context(|| format!("apt-get download left no file for {which}"))?;
-    fs::create_dir_all(into)?;
-    sh::run(Command::new("dpkg").arg("-x").arg(deb).arg(into))?;
-    fs::remove_dir_all(&work).ok();
-    Ok(())
+    archive.unpack(&format!("{package}={full}"), into)
+}
+
+/// Some suites of Debian as the machine's own mirrors have them, with lists and cache of their own: the
+/// machine's stay as they are. Its files go with it.
+#[derive(Debug)]
+pub struct Archive {
+    work: PathBuf,
+    options: Vec<String>,
+}
+
+impl Archive {
+    /// Fetches the lists of `suites`. One that the mirror no longer has is said and left out.
+    pub fn open(suites: &[&str]) -> Result<Self> {
+        for program in ["apt-get", "apt-cache", "dpkg"] {
+            if sh::find(program).is_none() {
+                bail!("not a Debian system ({program} is missing)");
+            }
+        }
+        let work = sh::target("tools/apt");
+        fs::remove_dir_all(&work).ok();
+        for dir in ["lists/partial", "cache/archives/partial"] {
+            fs::create_dir_all(work.join(dir))?;
+        }
+        let list = work.join("sources.list");
+        fs::write(&list, sources(suites, &mirrors())?)?;
+        let options = vec![
+            format!("Dir::Etc::sourcelist={}", list.display()),
+            "Dir::Etc::sourceparts=-".to_owned(),
+            format!("Dir::State::lists={}", work.join("lists").display()),
+            format!("Dir::Cache={}", work.join("cache").display()),
+            "Acquire::IndexTargets::deb::DEP-11::DefaultEnabled=false".to_owned(),
+            // The sandbox user of apt may not write below our folders; signatures are checked all the same.
+            "APT::Sandbox::User=root".to_owned(),
+        ];
+        let archive = Self { work, options };
+        if let Err(e) = sh::run_logged(archive.command("apt-get").args(["-q", "update"]), &log("update"), APT_LIMIT) {
+            let lists = fs::read_dir(archive.work.join("lists")).into_iter().flatten().flatten();
+            if !lists.into_iter().any(|entry| entry.file_name().to_string_lossy().ends_with("_Packages")) {
+                return Err(e);
+            }
+            println!("some of the suites {} cannot be had: {e:#}", suites.join(", "));
+        }
+        Ok(archive)
+    }
+
+    /// Names of packages that begin with `prefix`.
+    pub fn names(&self, prefix: &str) -> Result<Vec<String>> {
+        Ok(self.ask(&["pkgnames", prefix])?.lines().map(str::to_owned).collect())
+    }
+
+    /// Fetches `which` (a package's name, or `name=version`) and unpacks it below `into`. Installs nothing.
+    pub fn unpack(&self, which: &str, into: &Path) -> Result<()> {
+        let dir = self.work.join("deb");
+        fs::remove_dir_all(&dir).ok();
+        fs::create_dir_all(&dir)?;
+        let mut command = self.command("apt-get");
+        sh::run_logged(command.args(["-q", "download", which]).current_dir(&dir), &log("download"), APT_LIMIT)?;
+        let deb = fs::read_dir(&dir)?.flatten().map(|entry| entry.path()).next();
+        let deb = deb.with_context(|| format!("apt-get download left no file for {which}"))?;
+        fs::create_dir_all(into)?;
+        sh::run(Command::new("dpkg").arg("-x").arg(deb).arg(into))
+    }
+
+    fn ask(&self, args: &[&str]) -> Result<String> {
+        sh::read(self.command("apt-cache").args(args))
+    }
+
+    fn command(&self, program: &str) -> Command {
+        let mut command = Command::new(program);
+        for option in &self.options {
+            command.args(["-o", option]);
+        }
+        command
+    }
+}
+
+impl Drop for Archive {
+    fn drop(&mut self) {
+        fs::remove_dir_all(&self.work).ok();
+    }
+}
+
+/// The lines of a sources list for `suites`; those of security fixes come from a mirror of their own, and
+/// are left out where the machine has none.
+fn sources(suites: &[&str], (main, security): &(Option<String>, Option<String>)) -> Result<String> {
+    let main = main.as_deref().context("no Debian mirror among the machine's apt sources")?;
+    let key = "/usr/share/keyrings/debian-archive-keyring.gpg";
+    let mut text = String::new();
+    for suite in suites {
+        let uri = if suite.ends_with("-security") { security.as_deref() } else { Some(main) };
+        if let Some(uri) = uri {
+            text.push_str(&format!("deb [signed-by={key}] {uri} {suite} main\n"));
+        }
+    }
+    Ok(text)
 }
 
 fn one_line(text: &str) -> String {
@@ -220,17 +279,19 @@ fn matching_version(madison: &str, version: &str) -> Option<String> {
     })
 }
 
-/// The URI from which this machine takes Debian's main archive.
-fn mirror() -> Option<String> {
+/// The URIs from which this machine takes Debian's main archive, and its security fixes.
+fn mirrors() -> (Option<String>, Option<String>) {
     let mut files = vec![PathBuf::from("/etc/apt/sources.list")];
     let parts = fs::read_dir("/etc/apt/sources.list.d").into_iter().flatten().flatten();
     files.extend(parts.map(|entry| entry.path()));
     files.sort();
-    files.iter().filter_map(|file| fs::read_to_string(file).ok()).find_map(|text| debian_uri(&text))
+    let texts: Vec<_> = files.iter().filter_map(|file| fs::read_to_string(file).ok()).collect();
+    let first = |name| texts.iter().find_map(|text| debian_uri(text, name));
+    (first("debian"), first("debian-security"))
 }
 
-/// The first URI of Debian's main archive in an apt source file of either form.
-fn debian_uri(text: &str) -> Option<String> {
+/// The first URI of Debian's archive `name` in an apt source file of either form.
+fn debian_uri(text: &str, name: &str) -> Option<String> {
     text.lines().map(str::trim).find_map(|line| {
         let words = if let Some(uris) = line.strip_prefix("URIs:") {
             uris
@@ -239,14 +300,14 @@ fn debian_uri(text: &str) -> Option<String> {
         } else {
             return None;
         };
-        words.split_whitespace().find(|word| is_debian(word)).map(str::to_owned)
+        words.split_whitespace().find(|word| is_archive(word, name)).map(str::to_owned)
     })
 }
 
 /// By its last path component; a mirror list (`mirror+file:…/debian.list`) is an URI like another.
-fn is_debian(uri: &str) -> bool {
+fn is_archive(uri: &str, name: &str) -> bool {
     let last = uri.trim_end_matches('/').rsplit('/').next().unwrap_or_default();
-    uri.contains(":/") && last.trim_end_matches(".list") == "debian"
+    uri.contains(":/") && last.trim_end_matches(".list") == name
 }
 
 #[cfg(test)]
@@ -257,13 +318,21 @@ mod tests {
     fn the_mirror_is_read_from_both_forms_of_sources() {
         let deb822 = "Types: deb\nURIs: http://a.test/debian-security\nSuites: x-security\n\n\
                       Types: deb\n# http://b.test/debian\nURIs: http://c.test/debian/\nSuites: bookworm\n";
-        assert_eq!(debian_uri(deb822).as_deref(), Some("http://c.test/debian/"));
+        assert_eq!(debian_uri(deb822, "debian").as_deref(), Some("http://c.test/debian/"));
+        let security = debian_uri(deb822, "debian-security");
+        assert_eq!(security.as_deref(), Some("http://a.test/debian-security"));
+        let both = (debian_uri(deb822, "debian"), security);
+        let list = sources(&["y", "y-security"], &both).unwrap();
+        assert!(list.contains(" http://c.test/debian/ y main\n"), "{list}");
+        assert!(list.contains(" http://a.test/debian-security y-security main\n"), "{list}");
+        assert_eq!(sources(&["y", "y-security"], &(both.0, None)).unwrap().lines().count(), 1);
+        assert!(sources(&["y"], &(None, None)).is_err());
         let line =
             "# deb http://a.test/debian x main\ndeb [arch=amd64 signed-by=/k.gpg] https://b.test/debian x main\n";
-        assert_eq!(debian_uri(line).as_deref(), Some("https://b.test/debian"));
+        assert_eq!(debian_uri(line, "debian").as_deref(), Some("https://b.test/debian"));
         let cloud = "Types: deb\nURIs: mirror+file:///etc/apt/mirrors/debian.list\n";
-        assert_eq!(debian_uri(cloud).as_deref(), Some("mirror+file:///etc/apt/mirrors/debian.list"));
-        assert_eq!(debian_uri("deb https://d.test/apt sdk main\n"), None);
+        assert_eq!(debian_uri(cloud, "debian").as_deref(), Some("mirror+file:///etc/apt/mirrors/debian.list"));
+        assert_eq!(debian_uri("deb https://d.test/apt sdk main\n", "debian"), None);
     }
 
     #[test]

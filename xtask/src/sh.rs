@@ -109,6 +109,18 @@ fn show(command: &Command) -> String {
     std::iter::once(program.to_string_lossy()).chain(args).collect::<Vec<_>>().join(" ")
 }
 
+/// A stop signal came while a program ran: the user wants an end of everything.
+#[derive(Debug)]
+pub struct Stopped;
+
+impl std::error::Error for Stopped {}
+
+impl std::fmt::Display for Stopped {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("stopped by a signal")
+    }
+}
+
 /// Runs a program in a group of its own and hands over its standard output line by line. Our stop signals
 /// and the end of `limit` end the whole group, and are errors.
 pub fn stream(command: &mut Command, limit: Duration, mut line: impl FnMut(&str)) -> Result<ExitStatus> {
@@ -128,8 +140,8 @@ pub fn stream(command: &mut Command, limit: Duration, mut line: impl FnMut(&str)
         match receive.recv_timeout(Duration::from_millis(200)) {
             Ok(text) => line(&text),
             Err(RecvTimeoutError::Disconnected) => break,
-            Err(RecvTimeoutError::Timeout) if signals.wait(Duration::ZERO) => stop = Some("stopped by a signal"),
-            Err(RecvTimeoutError::Timeout) if Instant::now() > deadline => stop = Some("took too long, stopped"),
+            Err(RecvTimeoutError::Timeout) if signals.wait(Duration::ZERO) => stop = Some(anyhow::Error::new(Stopped)),
+            Err(RecvTimeoutError::Timeout) if Instant::now() > deadline => stop = Some(too_long(limit)),
             Err(RecvTimeoutError::Timeout) => {}
         }
     }
@@ -139,7 +151,11 @@ pub fn stream(command: &mut Command, limit: Duration, mut line: impl FnMut(&str)
             sys::kill(group, libc::SIGKILL);
         }
         child.wait()?;
-        bail!("{shown}: {why}");
+        return Err(why.context(shown));
     }
     Ok(child.wait()?)
+}
+
+fn too_long(limit: Duration) -> anyhow::Error {
+    anyhow::anyhow!("not finished after {} s, stopped", limit.as_secs())
 }

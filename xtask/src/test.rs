@@ -27,16 +27,19 @@ const PROGRAMS: &[&str] = &[
 const LIMIT: Duration = Duration::from_secs(25 * 60);
 
 /// What became of the tests.
-#[derive(Debug, Default, PartialEq, Eq)]
-struct Tally {
-    passed: usize,
-    failed: usize,
-    ignored: usize,
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Tally {
+    /// Succeeded, those included that skipped themselves.
+    pub passed: usize,
+    /// Failed.
+    pub failed: usize,
+    /// Left out by the harness.
+    pub ignored: usize,
 }
 
 impl Tally {
     /// Adds a line such as `test result: ok. 5 passed; 0 failed; 0 ignored; 0 measured; …`.
-    fn add(&mut self, line: &str) {
+    pub fn add(&mut self, line: &str) {
         let Some(result) = line.strip_prefix("test result: ") else { return };
         let words: Vec<_> = result.split([' ', ';']).filter(|word| !word.is_empty()).collect();
         for pair in words.windows(2) {

@@ -214,13 +214,11 @@ impl Report {
         if let Some(error) = &self.error {
             return Some(format!("the self-test could not be made: {error}"));
         }
-        let row = self.rows.iter().find(|row| row.consequence() == Some(Consequence::Off))?;
-        Some(format!(
-            "the self-test failed: {}: plain TCP gives {}, redirected {}",
-            row.check.text(),
-            row.plain,
-            row.redirected
-        ))
+        let off = self.rows.iter().filter(|row| row.consequence() == Some(Consequence::Off));
+        let failed: Vec<_> = off
+            .map(|row| format!("{}: plain TCP gives {}, redirected {}", row.check.text(), row.plain, row.redirected))
+            .collect();
+        (!failed.is_empty()).then(|| format!("the self-test failed: {}", failed.join("; ")))
     }
 
     /// Whether something follows from the checks, as `consequence`.
