@@ -3,7 +3,7 @@
 
 use std::net::SocketAddr;
 
-use host::{Agent, Cgroup, Cmd, Need, Proc, Temp, lacks, program, until, until_some};
+use host::{Agent, Cgroup, Cmd, Need, Net, Proc, Temp, lacks, program, until, until_some};
 use serde_json::Value;
 
 /// What the programs dial.
@@ -30,8 +30,12 @@ struct Server {
 
 impl Server {
     fn new(name: &str) -> Self {
+        Self::start(name, stream("serve").arg(name))
+    }
+
+    fn start(name: &str, cmd: Cmd) -> Self {
         let (group, dir) = (Cgroup::new(name), Temp::new());
-        let proc = stream("serve").arg(name).cgroup(&group).spawn(&dir.file("log"));
+        let proc = cmd.cgroup(&group).spawn(&dir.file("log"));
         let at = until_some("the endpoint listens", || lines(&proc).first()?["at"].as_str()?.parse().ok());
         Self { at, _proc: proc, _group: group, _dir: dir }
     }
@@ -59,10 +63,13 @@ impl World {
         if lacks(&[Need::Kernel, Need::Program("python3")]) {
             return None;
         }
-        let (a, b) = (Server::new("a"), Server::new("b"));
+        Some(Self::with(Server::new("a"), Server::new("b")))
+    }
+
+    fn with(a: Server, b: Server) -> Self {
         let callers = Cgroup::new("callers");
         let agent = Agent::capturing(&[&callers], &referer(&[a.at, b.at]));
-        Some(Self { agent, callers, a, b, dir: Temp::new() })
+        Self { agent, callers, a, b, dir: Temp::new() }
     }
 
     fn spawn(&self, verb: &str, more: &[&str]) -> Proc {
@@ -72,9 +79,20 @@ impl World {
 
     /// What `count` calls ended with.
     fn calls(&self, count: u32) -> Vec<String> {
-        let said = stream("calls").args(SERVICE).arg(count).cgroup(&self.callers).run().ok();
+        self.calls_within(count, "5")
+    }
+
+    /// As [`calls`](Self::calls), each given up after `timeout` seconds.
+    fn calls_within(&self, count: u32, timeout: &str) -> Vec<String> {
+        let said = stream("calls").args(SERVICE).arg(count).arg(timeout).cgroup(&self.callers).run().ok();
         let what = |l: &str| serde_json::from_str::<Value>(l).unwrap()["what"].as_str().unwrap().to_owned();
         said.lines().map(what).collect()
+    }
+
+    /// The agent's row of the endpoint at `at`.
+    fn endpoint(&self, at: SocketAddr) -> Value {
+        let rows = self.agent.endpoints();
+        rows.iter().find(|row| row["address"] == at.to_string()).cloned().unwrap_or_default()
     }
 
     fn connects(&self) -> f64 {
@@ -171,6 +189,106 @@ fn kernelway_leaves_an_endpoint_that_left() {
     for row in lines(&busy).iter().filter(|l| !l["ended"].is_null()) {
         assert!(row["wrong"].is_null() && row["sent"] == row["got"], "{row}");
     }
+}
+
+#[test]
+fn kernelway_passes_over_an_endpoint_behind_a_black_hole() {
+    if lacks(&[Need::Kernel, Need::Program("python3"), Need::Program("ip")]) {
+        return;
+    }
+    let net = Net::new();
+    let far = Server::start("b", stream("serve").args(["b", &net.there().to_string()]).netns(&net));
+    let world = World::with(Server::new("a"), far);
+    let answered = |said: &[String], by: &str| said.iter().filter(|s| *s == by).count();
+    let said = world.calls(60);
+    assert!(answered(&said, "a") > 0 && answered(&said, "b") > 0, "{said:?}");
+
+    net.black_hole();
+    let mut silent = Vec::new();
+    let shown = until_some("an endpoint that answers nothing is shown", || {
+        silent.extend(world.calls_within(10, "0.3"));
+        let row = world.endpoint(world.b.at);
+        (row["state"] != "up").then_some(row)
+    });
+    assert!(shown["reason"].as_str().unwrap().contains("connect"), "{shown}");
+    assert!(answered(&silent, "timeout") >= 1 && answered(&silent, "b") == 0, "{silent:?}");
+    // From then on it is tried by one connect now and then, and no more once the agent takes it out.
+    until("it is out", || {
+        world.calls_within(10, "0.3");
+        world.endpoint(world.b.at)["state"] == "out"
+    });
+    let said = world.calls_within(50, "0.3");
+    assert_eq!(answered(&said, "a"), 50, "{said:?}");
+    assert!(world.agent.metric("sockmesh_kernel_failed_total", &["service=\"db\""]) >= 1.0);
+
+    net.heal();
+    until("it is tried again", || answered(&world.calls(20), "b") > 0);
+    until("nothing is held against it", || world.endpoint(world.b.at)["state"] == "up");
+}
+
+#[test]
+fn kernelway_passes_over_an_endpoint_without_a_route() {
+    if lacks(&[Need::Kernel, Need::Program("python3"), Need::Program("ip")]) {
+        return;
+    }
+    // Callers live where there is a route to one endpoint only: the other's connects end before a SYN leaves.
+    let net = Net::new();
+    let near = Server::start("a", stream("serve").args(["a", &net.here().to_string()]));
+    let mut world = World::with(near, Server::new("b"));
+    world.b.at = "203.0.113.1:1".parse().unwrap();
+    world.agent.rewrite(&referer(&[world.a.at, world.b.at]));
+    world.agent.cli("reload").ok();
+    let calls = || {
+        let said = stream("calls").args(SERVICE).args(["10"]).cgroup(&world.callers).netns(&net).run().ok();
+        said.lines().filter(|l| l.contains("ENETUNREACH")).count()
+    };
+    let shown = until_some("an endpoint without a route is shown", || {
+        calls();
+        let row = world.endpoint(world.b.at);
+        (row["state"] != "up").then_some(row)
+    });
+    assert!(shown["failed"].as_u64() > Some(0), "{shown}");
+    until("it is out", || {
+        calls();
+        world.endpoint(world.b.at)["state"] == "out"
+    });
+    assert_eq!(calls(), 0);
+}
+
+#[test]
+fn kernelway_churn_leaves_nothing_behind() {
+    if lacks(&[Need::Kernel, Need::Program("python3"), Need::Program("ip")]) {
+        return;
+    }
+    let _alone = host::heavy();
+    const ROUNDS: usize = 16;
+    const WIDTH: usize = 1000;
+    let net = Net::new();
+    let sink = || Server::start("sink", stream("sink").netns(&net));
+    let world = World::with(sink(), sink());
+    // Sockets of this namespace alone, and of the whole host's tables with what others do meanwhile.
+    let sockets = || {
+        let said = Cmd::line("cat /proc/net/sockstat").netns(&net).run().ok();
+        let line = said.lines().find(|l| l.starts_with("TCP:")).unwrap().to_owned();
+        line.split(' ').nth(2).unwrap().parse::<usize>().unwrap()
+    };
+    let slab = || {
+        let all = std::fs::read_to_string("/proc/slabinfo").unwrap_or_default();
+        let line = all.lines().find(|l| l.starts_with("TCP ")).unwrap_or("TCP 0").to_owned();
+        line.split_whitespace().nth(1).unwrap().parse::<usize>().unwrap()
+    };
+    let (sockets_before, slab_before) = (sockets(), slab());
+    let churn = stream("churn").args(SERVICE).args([ROUNDS, WIDTH]).cgroup(&world.callers).netns(&net);
+    assert!(churn.run().ok().contains(&format!("{}", ROUNDS * WIDTH)));
+    let made = (ROUNDS * WIDTH) as f64;
+    let metric = |name: &str| world.agent.metric(&format!("sockmesh_kernel_{name}"), &["service=\"db\""]);
+    until("every connect was counted", || (metric("connects_total") - made).abs() < 0.5);
+    until("and its end", || metric("active") < 0.5);
+    assert!((metric("sent_bytes_total") - made * 4.0).abs() < 0.5, "{}", world.agent.page("/metrics"));
+    assert!(world.agent.sockets().is_empty());
+    until("the sockets are gone", || sockets() <= sockets_before);
+    until("so is their memory", || slab() < slab_before + ROUNDS * WIDTH / 4);
+    assert!(world.agent.metric("sockmesh_capture_total", &["outcome=\"unlisted\""]) < 0.5);
 }
 
 /// Everything pinned under the agent's name.

@@ -4,8 +4,11 @@ import errno
 import json
 import os
 import random
+import resource
+import select
 import signal
 import socket
+import struct
 import sys
 import threading
 import time
@@ -116,6 +119,54 @@ def ask(host, port, timeout=5):
         return errno.errorcode.get(error.errno, str(error))
 
 
+def sink(host="127.0.0.1", port="0"):
+    """Says its address. Takes connections, reads what comes until the other end closes, closes."""
+    many_files()
+    listener = socket.create_server((host, int(port)), backlog=4096)
+    listener.setblocking(False)
+    say(at="%s:%d" % listener.getsockname()[:2])
+    poll = select.epoll()
+    poll.register(listener, select.EPOLLIN)
+    open_ones = {}
+    while True:
+        for fd, _ in poll.poll():
+            try:
+                if fd == listener.fileno():
+                    sock, _ = listener.accept()
+                    sock.setblocking(False)
+                    open_ones[sock.fileno()] = sock
+                    poll.register(sock, select.EPOLLIN)
+                elif not open_ones[fd].recv(1 << 16):
+                    open_ones.pop(fd).close()
+            except BlockingIOError:
+                pass
+            except OSError:
+                open_ones.pop(fd).close()
+
+
+def churn(host, port, rounds, width):
+    """Opens `width` connections, says a word on each and closes them, every other one by a reset; `rounds`
+    times."""
+    many_files()
+    reset = struct.pack("ii", 1, 0)
+    for _ in range(int(rounds)):
+        socks = []
+        for n in range(int(width)):
+            sock = connect(host, port)
+            sock.sendall(b"word")
+            if n % 2:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, reset)
+            socks.append(sock)
+        for sock in socks:
+            sock.close()
+    say(made=int(rounds) * int(width))
+
+
+def many_files():
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
 def asks(host, port):
     """Asks for the name on a fresh connection every few milliseconds, for ever: when, and what came of it."""
     while True:
@@ -143,7 +194,7 @@ def idle(host, port):
 
 
 def main(verb, *args):
-    verbs = [serve, streams, asks, calls, idle]
+    verbs = [serve, sink, streams, churn, asks, calls, idle]
     {f.__name__: f for f in verbs}[verb](*args)
 
 
