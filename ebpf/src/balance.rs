@@ -5,24 +5,25 @@ use core::intrinsics::{AtomicOrdering, atomic_xadd};
 
 use aya_ebpf::{
     EbpfContext as _,
-    bindings::{BPF_SOCK_OPS_STATE_CB_FLAG, bpf_sock},
+    bindings::{BPF_SOCK_OPS_RTO_CB_FLAG, BPF_SOCK_OPS_STATE_CB_FLAG, bpf_sock, bpf_sock_addr},
     helpers::generated::{
-        bpf_get_current_ancestor_cgroup_id, bpf_get_current_cgroup_id, bpf_get_prandom_u32, bpf_get_socket_cookie,
-        bpf_ktime_get_ns,
+        bpf_bind, bpf_get_current_ancestor_cgroup_id, bpf_get_current_cgroup_id, bpf_get_prandom_u32,
+        bpf_get_socket_cookie, bpf_ktime_get_ns,
     },
     programs::{SockAddrContext, SockOpsContext},
 };
 use ebpf_common::{
-    Address, Origin, OriginState, Outcome, Service,
+    Address, Origin, OriginState, Outcome, Service, address,
     balance::{
-        ANCESTORS, EndpointKey, FURTHER_TRIES, RuleKey, SlotKey, Use, UseKey, after_failure, payload_down, payload_up,
-        place, suits, tcp,
+        ANCESTORS, EndpointKey, FURTHER_TRIES, Reach, RuleKey, SlotKey, TRIAL_NS, Use, UseKey, after_failure,
+        payload_down, payload_up, place, tcp,
     },
+    mapped,
 };
 
 use crate::{
     connect::remember,
-    maps::{MESH_BALANCE, MESH_CONNECTION, MESH_ENDPOINTS, MESH_POLICY, MESH_USE, count, origin_of},
+    maps::{MESH_BALANCE, MESH_CONNECTION, MESH_ENDPOINTS, MESH_POLICY, MESH_USE, count, origin_of_ops},
 };
 
 /// What a program asked for.
@@ -32,8 +33,7 @@ pub struct Asked {
     pub netns: u64,
     /// An IPv6 socket.
     pub v6_socket: bool,
-    /// An IPv6 address: whether such a socket may speak IPv4 cannot be seen, so endpoints of its own kind
-    /// are preferred.
+    /// An IPv6 address.
     pub v6_asked: bool,
 }
 
@@ -50,28 +50,29 @@ pub fn pick(
     if service.flags & (Service::HAS_ALLOW | Service::HAS_DENY) != 0
         && admitted(service.number, service.generation, service.flags, ctx.uid()) == 0
     {
-        if let Some(counters) = counters(cgroup, service.number, 0) {
-            // SAFETY: the entry lives as long as this program runs.
-            bump(unsafe { &raw mut (*counters).refused }, 1);
-        }
+        note(cgroup, service.number, 0, PickEnd::Refused);
         return Err(Outcome::PolicyRefused);
     }
     // SAFETY: helper without side effects.
     let now = unsafe { bpf_ktime_get_ns() };
-    let families = if asked.v6_asked {
-        PREFER_V6
-    } else if asked.v6_socket {
-        ANY
-    } else {
-        ONLY_V4
-    };
-    let place = choose(service, families, now);
+    // SAFETY: the verifier checks each read of the socket, which is never null here.
+    let (bound, bound_port) = unsafe { (source(sk), (&raw const (*sk).src_port).read_volatile()) };
+    let reach = Reach::of(asked.v6_socket, asked.v6_asked, &bound);
+    let place = choose(service, reach, now);
+    let refuse = service.flags & Service::REFUSE_ON_LOSS != 0;
+    let none = || if refuse { Outcome::NoEndpointRefused } else { Outcome::NoEndpoint };
     let key = SlotKey { service: service.number, generation: service.generation, slot: place };
     // SAFETY: written once by the agent before the service names this generation.
     let Some(slot) = (unsafe { MESH_BALANCE.get(&key) }) else {
-        let refuse = service.flags & Service::REFUSE_ON_LOSS != 0;
-        return Err(if refuse { Outcome::NoEndpointRefused } else { Outcome::NoEndpoint });
+        return Err(none());
     };
+    if reach.is_last(&slot.addr) && bound_port == 0 && may_speak_v4(ctx.sock_addr) == 0 {
+        if !refuse {
+            return Err(Outcome::V6Only);
+        }
+        count(Outcome::V6Only);
+        return Err(none());
+    }
     let origin = remember(ctx, sk, asked.addr, asked.port, asked.netns, now);
     if origin.is_null() {
         return Err(Outcome::NoStorage);
@@ -84,22 +85,48 @@ pub fn pick(
     origin.endpoint = slot.number;
     origin.flags = if service.flags & Service::JOIN != 0 { Origin::KERNEL | Origin::JOIN } else { Origin::KERNEL };
     origin.state = OriginState::Rewritten as u32;
+    note(cgroup, service.number, slot.number, PickEnd::Picked);
     Ok((slot.addr, slot.port))
 }
 
-/// The socket is an IPv4 one.
-const ONLY_V4: u32 = 0;
-/// The socket is an IPv6 one and speaks IPv4.
-const ANY: u32 = 1;
-/// The socket is an IPv6 one and may speak IPv4.
-const PREFER_V6: u32 = 2;
+/// The address that a socket is bound to, all zero when it is not.
+///
+/// # Safety
+/// `sk` must come from a program's context and not be null.
+#[inline(always)]
+unsafe fn source(sk: *const bpf_sock) -> Address {
+    // SAFETY: promised by the caller; volatile keeps the compiler from merging the reads.
+    unsafe {
+        address([
+            (&raw const (*sk).src_ip6[0]).read_volatile(),
+            (&raw const (*sk).src_ip6[1]).read_volatile(),
+            (&raw const (*sk).src_ip6[2]).read_volatile(),
+            (&raw const (*sk).src_ip6[3]).read_volatile(),
+        ])
+    }
+}
+
+/// Whether an IPv6 socket that is not bound may dial IPv4 (`IPV6_V6ONLY` is off): 1 or 0. Hooks cannot read
+/// that option; but to bind such a socket to any IPv4 address is refused, and changes nothing for one that
+/// will dial IPv4 next.
+#[inline(never)]
+fn may_speak_v4(ctx: *mut bpf_sock_addr) -> u32 {
+    const AF_INET6: u16 = 10;
+    // `struct sockaddr_in6`: family, port, flow, address, scope.
+    let [a0, a1, a2, a3] = ebpf_common::words(&mapped([0; 4]));
+    let mut any: [u32; 7] = [AF_INET6.into(), 0, a0, a1, a2, a3, 0];
+    // SAFETY: `any` has the length that is told; the socket is locked by its connect.
+    let refused = unsafe { bpf_bind(ctx, (&raw mut any).cast(), size_of_val(&any) as i32) };
+    (refused == 0).into()
+}
+
 /// No place at all.
 const NOWHERE: u32 = u32::MAX;
 
 /// Place of the picked endpoint, or of the next that suits the socket and has not failed lately, or of
 /// those that have the one whose pause ends first. A function of its own for the sake of its stack.
 #[inline(never)]
-fn choose(service: &Service, families: u32, now: u64) -> u32 {
+fn choose(service: &Service, reach: Reach, now: u64) -> u32 {
     if service.slots == 0 {
         return NOWHERE;
     }
@@ -112,17 +139,23 @@ fn choose(service: &Service, families: u32, now: u64) -> u32 {
         let key = SlotKey { service: service.number, generation: service.generation, slot: place };
         // SAFETY: written once by the agent before the service names this generation.
         let Some(slot) = (unsafe { MESH_BALANCE.get(&key) }) else { continue };
-        if !suits(&slot.addr, families != ONLY_V4, false) {
+        if !reach.allows(&slot.addr) {
             continue;
         }
         let state = EndpointKey { service: service.number, endpoint: slot.number };
-        // SAFETY: one aligned word is read.
-        let until = unsafe { MESH_ENDPOINTS.get(&state) }.map_or(0, |s| s.failed_until_ns);
-        if !suits(&slot.addr, true, families == PREFER_V6) {
+        let known = MESH_ENDPOINTS.get_ptr_mut(&state);
+        // SAFETY: an entry lives as long as this program runs; one aligned word is read.
+        let until = known.map_or(0, |s| unsafe { (&raw const (*s).failed_until_ns).read_volatile() });
+        if reach.is_last(&slot.addr) {
             if until <= now || other_family == NOWHERE {
                 other_family = place;
             }
         } else if until <= now {
+            if let Some(known) = known {
+                // This connect finds out whether it answers again, others wait for that elsewhere.
+                // SAFETY: as above; of two CPUs that meet here both may try.
+                unsafe { (&raw mut (*known).failed_until_ns).write_volatile(now + TRIAL_NS) };
+            }
             return place;
         } else if until < least_until {
             (least_bad, least_until) = (place, until);
@@ -159,7 +192,8 @@ fn admitted(service: u32, generation: u32, flags: u32, uid: u32) -> u32 {
 /// The SYN is leaving.
 #[inline(always)]
 pub fn connecting(ctx: &SockOpsContext, origin: &Origin) {
-    let _ = ctx.set_cb_flags(ctx.cb_flags() as i32 | BPF_SOCK_OPS_STATE_CB_FLAG as i32);
+    let flags = BPF_SOCK_OPS_STATE_CB_FLAG | BPF_SOCK_OPS_RTO_CB_FLAG;
+    let _ = ctx.set_cb_flags((ctx.cb_flags() | flags) as i32);
     if let Some(counters) = counters(origin.cgroup, origin.service, origin.endpoint) {
         // SAFETY: the entry lives as long as this program runs.
         bump(unsafe { &raw mut (*counters).connects }, 1);
@@ -178,22 +212,14 @@ pub fn state(ctx: &SockOpsContext) {
     if after != tcp::CLOSE && after != tcp::ESTABLISHED {
         return;
     }
-    // SAFETY: the verifier checks each read of the context.
-    let sk = unsafe { (*ctx.ops).__bindgen_anon_2.sk };
-    if sk.is_null() {
-        return;
-    }
-    let origin = origin_of(sk);
-    if origin.is_null() {
-        return;
-    }
-    // SAFETY: not null; the socket is locked.
-    let origin = unsafe { &mut *origin };
+    // SAFETY: null or this program's alone.
+    let Some(origin) = (unsafe { origin_of_ops(ctx).as_mut() }) else { return };
     if origin.flags & Origin::KERNEL == 0 || origin.state != OriginState::Connecting as u32 {
         return;
     }
     let endpoint = EndpointKey { service: origin.service, endpoint: origin.endpoint };
     if after == tcp::ESTABLISHED {
+        let _ = ctx.set_cb_flags((ctx.cb_flags() & !BPF_SOCK_OPS_RTO_CB_FLAG) as i32);
         if MESH_ENDPOINTS.get_ptr(&endpoint).is_some() {
             let _ = MESH_ENDPOINTS.remove(&endpoint);
         }
@@ -221,16 +247,62 @@ pub fn state(ctx: &SockOpsContext) {
         }
     }
     if !established {
-        // SAFETY: copied at once; two failures at one moment may count as one, which only shortens the pause.
-        let known = unsafe { MESH_ENDPOINTS.get(&endpoint) }.copied().unwrap_or_default();
-        let _ = MESH_ENDPOINTS.insert(&endpoint, &after_failure(known, now), 0);
+        failed(&endpoint, origin.since_ns, now);
+    }
+}
+
+/// A SYN or a segment was not answered in time and is repeated.
+#[inline(always)]
+pub fn unanswered(ctx: &SockOpsContext) {
+    // SAFETY: the verifier checks each read of the context.
+    if unsafe { (*ctx.ops).state } != tcp::SYN_SENT {
+        return;
+    }
+    // SAFETY: null or this program's alone.
+    let Some(origin) = (unsafe { origin_of_ops(ctx).as_mut() }) else { return };
+    if origin.flags & Origin::KERNEL == 0 || origin.state != OriginState::Connecting as u32 {
+        return;
+    }
+    // The program may be patient; others need not be.
+    let endpoint = EndpointKey { service: origin.service, endpoint: origin.endpoint };
+    // SAFETY: helper without side effects.
+    failed(&endpoint, origin.since_ns, unsafe { bpf_ktime_get_ns() });
+}
+
+/// A connect that began at `since` was not established.
+#[inline(always)]
+fn failed(endpoint: &EndpointKey, since: u64, now: u64) {
+    // SAFETY: copied at once; two failures at one moment may count as one, which only shortens the pause.
+    let known = unsafe { MESH_ENDPOINTS.get(endpoint) }.copied().unwrap_or_default();
+    let _ = MESH_ENDPOINTS.insert(endpoint, &after_failure(known, since, now), 0);
+}
+
+/// What became of a connect in its hook.
+#[derive(Clone, Copy)]
+#[repr(u32)]
+enum PickEnd {
+    Picked = 0,
+    Refused = 1,
+}
+
+/// Counts the end of a pick. A function of its own for the sake of its stack.
+#[inline(never)]
+fn note(cgroup: u64, service: u32, endpoint: u32, end: PickEnd) {
+    if let Some(counters) = counters(cgroup, service, endpoint) {
+        // SAFETY: the entry lives as long as this program runs.
+        let counter = match end {
+            PickEnd::Picked => unsafe { &raw mut (*counters).picked },
+            PickEnd::Refused => unsafe { &raw mut (*counters).refused },
+        };
+        bump(counter, 1);
     }
 }
 
 /// The counters of a caller of an endpoint, made on first use; none when the table is full.
 #[inline(always)]
 fn counters(cgroup: u64, service: u32, endpoint: u32) -> Option<*mut Use> {
-    const NEW: Use = Use { connects: 0, refused: 0, failed: 0, closed: 0, bytes_up: 0, bytes_down: 0, duration_ns: 0 };
+    const NEW: Use =
+        Use { picked: 0, connects: 0, refused: 0, failed: 0, closed: 0, bytes_up: 0, bytes_down: 0, duration_ns: 0 };
     // Not over what another CPU has put there meanwhile.
     const NOEXIST: u64 = 1;
     let key = UseKey { cgroup, service, endpoint };

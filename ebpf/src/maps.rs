@@ -7,6 +7,7 @@ use aya_ebpf::{
     btf_maps::{Array, HashMap, PerCpuArray, SkStorage, SockHash, SockMap},
     helpers::generated::{bpf_sk_storage_delete, bpf_sk_storage_get},
     macros::btf_map,
+    programs::SockOpsContext,
 };
 use ebpf_common::{
     AcceptorKey, Address, End, Executable, ExecutableKey, Flow, Listener, MAX_ACCEPTORS, MAX_EXECUTABLES, MAX_INBOUND,
@@ -161,6 +162,15 @@ fn origins() -> *mut c_void {
 pub fn origin_of(sk: *mut bpf_sock) -> *mut Origin {
     // SAFETY: the verifier checks that `sk` is a socket.
     unsafe { bpf_sk_storage_get(origins(), sk.cast(), ptr::null_mut(), 0) }.cast()
+}
+
+/// The origin kept with the socket that changes its state, which is locked while this program runs: nobody else
+/// has it then. Null when there is none.
+#[inline(always)]
+pub fn origin_of_ops(ctx: &SockOpsContext) -> *mut Origin {
+    // SAFETY: the verifier checks each read of the context.
+    let sk = unsafe { (*ctx.ops).__bindgen_anon_2.sk };
+    if sk.is_null() { ptr::null_mut() } else { origin_of(sk) }
 }
 
 /// Makes room for an origin with `sk`, all zero; null when the kernel has no memory for it. What `sk` had

@@ -5,8 +5,8 @@
 
 use aya_ebpf::{
     bindings::{
-        BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB, BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_STATE_CB,
-        BPF_SOCK_OPS_TCP_CONNECT_CB,
+        BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB, BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_RTO_CB,
+        BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_TCP_CONNECT_CB,
     },
     macros::sock_ops,
     programs::SockOpsContext,
@@ -16,7 +16,7 @@ use ebpf_common::{Origin, OriginState, Outcome, TupleKey, address, mapped, norma
 
 use crate::{
     balance,
-    maps::{MESH_TUPLES, count, origin_of},
+    maps::{MESH_TUPLES, count, origin_of_ops},
     pair,
 };
 
@@ -35,6 +35,7 @@ pub fn mesh_sockops(ctx: SockOpsContext) -> u32 {
             balance::state(&ctx);
             pair::state(&ctx);
         }
+        BPF_SOCK_OPS_RTO_CB => balance::unanswered(&ctx),
         _ => {}
     }
     OK
@@ -42,17 +43,8 @@ pub fn mesh_sockops(ctx: SockOpsContext) -> u32 {
 
 #[inline(always)]
 fn connecting(ctx: &SockOpsContext) {
-    // SAFETY: the verifier checks each read of the context.
-    let sk = unsafe { (*ctx.ops).__bindgen_anon_2.sk };
-    if sk.is_null() {
-        return;
-    }
-    let origin = origin_of(sk);
-    if origin.is_null() {
-        return;
-    }
-    // SAFETY: not null; the socket is locked by its connect.
-    let origin = unsafe { &mut *origin };
+    // SAFETY: null or this program's alone.
+    let Some(origin) = (unsafe { origin_of_ops(ctx).as_mut() }) else { return };
     // Not captured this time, or an inner control group's program was here first.
     if origin.state != OriginState::Rewritten as u32 {
         return;

@@ -8,7 +8,7 @@ use std::{
 
 use super::{Handles, view};
 use crate::{
-    capture::balance::Used,
+    capture::balance::{Failing, Used},
     cluster::Cluster,
     endpoint,
     metrics::{
@@ -41,10 +41,11 @@ pub(super) fn counted(clusters: &[Arc<Cluster>]) -> impl Iterator<Item = Arc<dyn
 }
 
 pub(super) fn stat(handles: &Handles, windows: &Windows) -> view::Stat {
+    let failing = handles.capture.failures();
     view::Stat {
         agent: agent(handles),
         window_seconds: windows.length().as_secs_f64(),
-        services: handles.clusters.load().iter().map(|c| service(handles, windows, c)).collect(),
+        services: handles.clusters.load().iter().map(|c| service(handles, windows, &failing, c)).collect(),
         callers: handles.capture.uses().iter().map(caller).collect(),
     }
 }
@@ -103,7 +104,7 @@ fn agent(handles: &Handles) -> view::Agent {
     }
 }
 
-fn service(handles: &Handles, windows: &Windows, cluster: &Cluster) -> view::Service {
+fn service(handles: &Handles, windows: &Windows, failing: &[Failing], cluster: &Cluster) -> view::Service {
     let info = &cluster.info;
     let stats = &info.stats;
     let lately = windows.lately(&(stats.clone() as Arc<dyn Counted>));
@@ -122,7 +123,7 @@ fn service(handles: &Handles, windows: &Windows, cluster: &Cluster) -> view::Ser
         ),
         request_bytes: stats.request_bytes.load(Relaxed),
         response_bytes: stats.response_bytes.load(Relaxed),
-        endpoints: cluster.endpoints().endpoints.iter().map(|e| endpoint(windows, e)).collect(),
+        endpoints: cluster.endpoints().endpoints.iter().map(|e| endpoint(windows, cluster, failing, e)).collect(),
     }
 }
 
@@ -131,22 +132,34 @@ fn in_flight((started, ended): (u64, u64)) -> u64 {
     started.saturating_sub(ended)
 }
 
-fn endpoint(windows: &Windows, endpoint: &endpoint::Endpoint) -> view::Endpoint {
+fn endpoint(
+    windows: &Windows,
+    cluster: &Cluster,
+    failing: &[Failing],
+    endpoint: &endpoint::Endpoint,
+) -> view::Endpoint {
     let standing = endpoint.health.standing();
+    let passed_over = failing
+        .iter()
+        .find(|f| f.endpoint == endpoint.addr && f.service == cluster.info.key && !f.pause.is_zero())
+        .filter(|_| standing.available && endpoint.weight > 0);
     let stats = &endpoint.stats;
     let lately = windows.lately(&(stats.clone() as Arc<dyn Counted>));
     let state = match (standing.available, endpoint.weight) {
         (_, 0) => "weight 0",
+        (true, _) if passed_over.is_some() => "passed over",
         (true, _) => "up",
         (false, _) => "out",
     };
+    let why =
+        passed_over.map(|f| format!("connects failed: {}, tried again in {} s", f.failures, f.pause.as_secs() + 1));
     view::Endpoint {
         address: endpoint.addr,
         group: endpoint.group.to_string(),
         weight: endpoint.weight,
         available: standing.available && endpoint.weight > 0,
         state: state.to_owned(),
-        reason: standing.reason.map(str::to_owned),
+        reason: why.or_else(|| standing.reason.map(str::to_owned)),
         since_seconds: standing.since.map(|d| d.as_secs_f64()),
         figures: view::Figures::new(
             &lately,
@@ -158,6 +171,7 @@ fn endpoint(windows: &Windows, endpoint: &endpoint::Endpoint) -> view::Endpoint 
 }
 
 pub(super) fn endpoints(handles: &Handles, windows: &Windows) -> view::Endpoints {
+    let failing = handles.capture.failures();
     let mut rows = Vec::new();
     let mut troubles: Vec<view::Trouble> = Vec::new();
     for cluster in handles.clusters.load().iter() {
@@ -181,7 +195,7 @@ pub(super) fn endpoints(handles: &Handles, windows: &Windows) -> view::Endpoints
             direction: info.direction.name().to_owned(),
             protocol: info.protocol.to_owned(),
             stale: stale.clone(),
-            endpoint: endpoint(windows, e),
+            endpoint: endpoint(windows, cluster, &failing, e),
         }));
     }
     view::Endpoints { endpoints: rows, troubles }

@@ -29,9 +29,9 @@ pub struct Stat {
 pub struct Caller {
     /// Name of the service.
     pub service: String,
-    /// The endpoint; none for connects that `allow` and `deny` refused.
+    /// The endpoint; none for connects that `allow` and `deny` refused, and for endpoints that are gone.
     pub endpoint: Option<SocketAddr>,
-    /// Control group of the programs.
+    /// Control group of the programs; `gone` for all that are gone.
     pub caller: String,
     /// Connects begun.
     pub connects: u64,
@@ -109,7 +109,7 @@ pub struct Endpoint {
     pub weight: u32,
     /// Whether it may be picked.
     pub available: bool,
-    /// `up`, `out`, or `weight 0`.
+    /// `up`, `passed over` (for a while, by the connect hooks), `out`, or `weight 0`.
     pub state: String,
     /// Why it is out.
     pub reason: Option<String>,

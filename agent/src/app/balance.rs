@@ -7,6 +7,8 @@ use std::{
     sync::{Arc, atomic::Ordering::Relaxed},
 };
 
+use ebpf_common::balance::Use;
+
 use super::{mesh::Mesh, plan::ClusterId};
 use crate::{
     capture::{
@@ -24,18 +26,32 @@ const BEATS_PER_LOOK: u32 = 5;
 #[derive(Default)]
 pub(super) struct Books {
     beats: u32,
-    counted: HashMap<(u32, Option<SocketAddr>, String), Counts>,
+    /// Nothing was entered yet: what failed before this agent began is not told again.
+    begun: bool,
+    services: HashMap<u32, Counts>,
+    endpoints: HashMap<(u32, SocketAddr), Counts>,
+    unsent: HashMap<(u32, SocketAddr), Unsent>,
     failures: HashMap<(u32, SocketAddr), u32>,
 }
 
+/// Counters of all callers together. These only grow: rows of what is gone are added to others.
 #[derive(Clone, Copy, Default)]
 struct Counts {
+    picked: u64,
     connects: u64,
     refused: u64,
     failed: u64,
     closed: u64,
     up: u64,
     down: u64,
+}
+
+/// Connects to an endpoint that ended before a SYN left.
+#[derive(Clone, Copy, Default)]
+struct Unsent {
+    /// As many as there seemed to be at the last look; some may just have been on their way.
+    seen: u64,
+    told: u64,
 }
 
 /// `service` with the endpoints that `cluster` has now.
@@ -63,41 +79,55 @@ impl Books {
     fn enter(&mut self, mesh: &Mesh, capture: &dyn Capture) {
         let clusters: HashMap<u32, &Arc<Cluster>> =
             mesh.straight.iter().filter_map(|(s, id)| Some((s.number, mesh.cluster(id)?))).collect();
+        let (mut services, mut endpoints) = (HashMap::new(), HashMap::new());
         for used in capture.uses() {
-            let Some(cluster) = clusters.get(&used.number) else { continue };
-            let now = Counts {
-                connects: used.count.connects,
-                refused: used.count.refused,
-                failed: used.count.failed,
-                closed: used.count.closed,
-                up: used.count.bytes_up,
-                down: used.count.bytes_down,
-            };
-            let before = self.counted.insert((used.number, used.endpoint, used.caller), now).unwrap_or_default();
-            let new = now.since(before);
+            services.entry(used.number).or_insert_with(Counts::default).add(&used.count);
+            if let Some(addr) = used.endpoint {
+                endpoints.entry((used.number, addr)).or_insert_with(Counts::default).add(&used.count);
+            }
+        }
+        for (number, now) in &services {
+            let Some(cluster) = clusters.get(number) else { continue };
+            let new = now.since(self.services.get(number));
             let stats = &cluster.info.stats;
             stats.started.fetch_add(new.connects + new.refused, Relaxed);
             stats.succeeded.fetch_add(new.closed.saturating_sub(new.failed), Relaxed);
             stats.failed.fetch_add(new.failed + new.refused, Relaxed);
             stats.request_bytes.fetch_add(new.up, Relaxed);
             stats.response_bytes.fetch_add(new.down, Relaxed);
-            let set = cluster.endpoints();
-            if let Some(endpoint) = set.endpoints.iter().find(|e| Some(e.addr) == used.endpoint) {
-                let stats = &endpoint.stats;
-                stats.started.fetch_add(new.connects, Relaxed);
-                stats.ended.fetch_add(new.closed, Relaxed);
-                stats.failed.fetch_add(new.failed, Relaxed);
-                // An endpoint that left and came back begins anew, while its old connections end.
-                let active = stats.started.load(Relaxed).saturating_sub(stats.ended.load(Relaxed));
-                stats.in_flight.store(active as u32, Relaxed);
-            }
         }
+        let mut unsent = HashMap::new();
+        for (key, now) in &endpoints {
+            let Some(cluster) = clusters.get(&key.0) else { continue };
+            let set = cluster.endpoints();
+            let Some(endpoint) = set.endpoints.iter().find(|e| e.addr == key.1) else { continue };
+            let new = now.since(self.endpoints.get(key));
+            let stats = &endpoint.stats;
+            let before = self.unsent.get(key).copied().unwrap_or_default();
+            let seen = now.picked.saturating_sub(now.connects);
+            let told = if self.begun { before.told.max(seen.min(before.seen)) } else { seen };
+            unsent.insert(*key, Unsent { seen, told });
+            let lost = if self.begun { told - before.told } else { 0 };
+            // One program that cannot go there says little as long as others can.
+            if lost > 0 && new.connects == 0 {
+                capture.failed(key.0, key.1);
+            }
+            cluster.info.stats.started.fetch_add(lost, Relaxed);
+            cluster.info.stats.failed.fetch_add(lost, Relaxed);
+            stats.started.fetch_add(new.connects + lost, Relaxed);
+            stats.ended.fetch_add(new.closed + lost, Relaxed);
+            stats.failed.fetch_add(new.failed + lost, Relaxed);
+            // An endpoint that left and came back begins anew, while its old connections end.
+            let active = stats.started.load(Relaxed).saturating_sub(stats.ended.load(Relaxed));
+            stats.in_flight.store(active as u32, Relaxed);
+        }
+        (self.services, self.endpoints, self.unsent, self.begun) = (services, endpoints, unsent, true);
         self.judge(&clusters, capture);
     }
 
     /// Tells the endpoints' health what connects came to.
     fn judge(&mut self, clusters: &HashMap<u32, &Arc<Cluster>>, capture: &dyn Capture) {
-        let now: HashMap<_, _> = capture.failures().into_iter().map(|(n, addr, count)| ((n, addr), count)).collect();
+        let now: HashMap<_, _> = capture.failures().into_iter().map(|f| ((f.number, f.endpoint), f.failures)).collect();
         let endpoint = |(number, addr): (u32, SocketAddr)| {
             let set = clusters.get(&number)?.endpoints();
             set.endpoints.iter().find(|e| e.addr == addr).cloned()
@@ -120,10 +150,22 @@ impl Books {
 }
 
 impl Counts {
+    fn add(&mut self, more: &Use) {
+        self.picked += more.picked;
+        self.connects += more.connects;
+        self.refused += more.refused;
+        self.failed += more.failed;
+        self.closed += more.closed;
+        self.up += more.bytes_up;
+        self.down += more.bytes_down;
+    }
+
     /// What was added since `before`; the whole when the kernel's counters began anew.
-    fn since(self, before: Self) -> Self {
+    fn since(self, before: Option<&Self>) -> Self {
+        let before = before.copied().unwrap_or_default();
         let new = |now: u64, before: u64| now.checked_sub(before).unwrap_or(now);
         Self {
+            picked: new(self.picked, before.picked),
             connects: new(self.connects, before.connects),
             refused: new(self.refused, before.refused),
             failed: new(self.failed, before.failed),

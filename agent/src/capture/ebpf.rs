@@ -52,6 +52,10 @@ const SWEEP_PER_BEAT: usize = 64;
 
 /// Beats between two looks for connections to endpoints that have left.
 const BEATS_PER_LOOK: u64 = 5;
+/// Beats between two looks for rows of callers and endpoints that are gone.
+const BEATS_PER_FOLD: u64 = 50;
+/// Beats between two looks for connections whose end was not told.
+const BEATS_PER_SWEEP: u64 = 100;
 
 /// The object that `cargo xtask build` left, if there was one when the agent was built.
 #[cfg(ebpf_object)]
@@ -387,12 +391,20 @@ impl Capture for Ebpf {
         if let Err(error) = result {
             tracing::warn!(error = format!("{error:#}"), "endpoints not written to the kernel, the last list stays");
         }
+        let told = |what: &str, result: io::Result<usize>| match result {
+            Ok(0) => {}
+            Ok(count) => tracing::info!(count, "{what}"),
+            Err(error) => tracing::warn!(%error, "failed: {what}"),
+        };
         if beat.is_multiple_of(BEATS_PER_LOOK) {
-            match self.balance.close_left(self.netns) {
-                Ok(0) => {}
-                Ok(closed) => tracing::info!(closed, "idle connections to endpoints that have left were closed"),
-                Err(error) => tracing::warn!(%error, "cannot close connections to endpoints that have left"),
-            }
+            told("idle connections to endpoints that have left were closed", self.balance.close_left(self.netns));
+        }
+        if beat % BEATS_PER_FOLD == 1 {
+            told("rows of callers and endpoints that are gone were added up", self.balance.fold().map(|()| 0));
+        }
+        if beat % BEATS_PER_SWEEP == 2 {
+            let swept = self.balance.sweep_connections(self.netns, monotonic_ns());
+            told("connections whose end was not seen were taken from the list", swept);
         }
     }
 
@@ -400,8 +412,14 @@ impl Capture for Ebpf {
         self.balance.uses()
     }
 
-    fn failures(&self) -> Vec<(u32, SocketAddr, u32)> {
-        self.balance.failures()
+    fn failures(&self) -> Vec<balance::Failing> {
+        self.balance.failures(monotonic_ns())
+    }
+
+    fn failed(&self, number: u32, endpoint: SocketAddr) {
+        if let Err(error) = self.balance.failed(number, endpoint, monotonic_ns()) {
+            tracing::warn!(%endpoint, %error, "cannot tell the kernel half that an endpoint is not reached");
+        }
     }
 
     fn connections(&self) -> Vec<balance::Connection> {

@@ -107,10 +107,13 @@ pub trait Capture: Send + Sync + 'static {
         Vec::new()
     }
 
-    /// Endpoints to which such connects failed, as service number, address and failures in a row.
-    fn failures(&self) -> Vec<(u32, SocketAddr, u32)> {
+    /// Endpoints to which such connects failed.
+    fn failures(&self) -> Vec<balance::Failing> {
         Vec::new()
     }
+
+    /// Such a connect failed before a SYN left, which the kernel half does not notice: service number, endpoint.
+    fn failed(&self, _number: u32, _endpoint: SocketAddr) {}
 
     /// Such connections that exist now.
     fn connections(&self) -> Vec<balance::Connection> {

@@ -77,6 +77,7 @@ pub(super) fn state(endpoint: &view::Endpoint) -> Cell {
     match (endpoint.state.as_str(), endpoint.since_seconds) {
         ("out", Some(since)) => Cell::styled(format!("out {}", units::age(since)), Style::Bad),
         ("up", _) => Cell::styled("up", Style::Good),
+        ("passed over", _) => Cell::styled("passed over", Style::Bad),
         (other, _) => Cell::styled(other, Style::Faint),
     }
 }
@@ -103,7 +104,7 @@ fn endpoint_table(page: &view::Endpoints) -> Table {
         let e = &row.endpoint;
         let style = match e.state.as_str() {
             "up" => Style::Good,
-            "out" => Style::Bad,
+            "out" | "passed over" => Style::Bad,
             _ => Style::Faint,
         };
         table.row(vec![

@@ -19,8 +19,10 @@ const DUMP: u16 = 0x300;
 const TCP: u8 = 6;
 const WITH_INFO: u8 = 1 << 1;
 const INFO: u16 = 2;
-const ESTABLISHED: u32 = 1 << 1;
-const CLOSE_WAIT: u32 = 1 << 8;
+/// Established, or closed by the other end only.
+const CARRYING: u32 = 1 << 1 | 1 << 8;
+/// Every state but listening, closed, and waiting for late segments, which has no socket of its own.
+const NOT_OVER: u32 = CARRYING | 1 << 2 | 1 << 3 | 1 << 4 | 1 << 5 | 1 << 9 | 1 << 11 | 1 << 12;
 
 const HEADER: usize = 16;
 const ID: usize = 48;
@@ -65,8 +67,22 @@ impl Diag {
         let mut all = Vec::new();
         for family in [AddressFamily::INET, AddressFamily::INET6] {
             let family = family.as_raw() as u8;
-            self.ask(BY_FAMILY, REQUEST | DUMP, family, WITH_INFO, &[0; ID])?;
+            self.ask(BY_FAMILY, REQUEST | DUMP, family, CARRYING, &[0; ID])?;
             self.answers(|message| all.extend(parse(message)))?;
+        }
+        Ok(all)
+    }
+
+    /// Cookies of all sockets that are connected, or begin or end a connection.
+    pub fn cookies(&self) -> io::Result<Vec<u64>> {
+        let mut all = Vec::new();
+        for family in [AddressFamily::INET, AddressFamily::INET6] {
+            self.ask(BY_FAMILY, REQUEST | DUMP, family.as_raw() as u8, NOT_OVER, &[0; ID])?;
+            self.answers(|message| {
+                if message.len() >= MESSAGE {
+                    all.push(cookie(&message[4..4 + ID]));
+                }
+            })?;
         }
         Ok(all)
     }
@@ -76,21 +92,22 @@ impl Diag {
     /// (EOPNOTSUPP without).
     pub fn destroy(&self, tcp: &Tcp) -> io::Result<()> {
         let (family, id) = &tcp.name;
-        self.ask(DESTROY, REQUEST | ACK, *family, 0, id)?;
+        self.ask(DESTROY, REQUEST | ACK, *family, CARRYING, id)?;
         match self.answers(|_| {}) {
             Err(e) if e.raw_os_error() == Some(libc::ENOENT) => Ok(()),
             other => other,
         }
     }
 
-    fn ask(&self, kind: u16, flags: u16, family: u8, ext: u8, id: &[u8; ID]) -> io::Result<()> {
+    fn ask(&self, kind: u16, flags: u16, family: u8, states: u32, id: &[u8; ID]) -> io::Result<()> {
         let mut message = Vec::with_capacity(HEADER + 8 + ID);
         message.extend((HEADER as u32 + 8 + ID as u32).to_ne_bytes());
         message.extend(kind.to_ne_bytes());
         message.extend(flags.to_ne_bytes());
         message.extend([0; 8]);
+        let ext = if kind == BY_FAMILY && states == CARRYING { WITH_INFO } else { 0 };
         message.extend([family, TCP, ext, 0]);
-        message.extend((ESTABLISHED | CLOSE_WAIT).to_ne_bytes());
+        message.extend(states.to_ne_bytes());
         message.extend(id);
         send(&self.0, &message, SendFlags::empty())?;
         Ok(())
@@ -129,6 +146,11 @@ fn half(bytes: &[u8], at: usize) -> u16 {
     bytes.get(at..at + 2).map_or(0, |b| u16::from_ne_bytes([b[0], b[1]]))
 }
 
+/// The cookie in a `struct inet_diag_sockid`.
+fn cookie(id: &[u8]) -> u64 {
+    u64::from(word(id, 44)) << 32 | u64::from(word(id, 40))
+}
+
 /// Reads `struct inet_diag_msg` and the attributes behind it.
 fn parse(message: &[u8]) -> Option<Tcp> {
     let id: [u8; ID] = message.get(4..4 + ID)?.try_into().ok()?;
@@ -155,7 +177,7 @@ fn parse(message: &[u8]) -> Option<Tcp> {
         local: SocketAddr::new(ip, u16::from_be_bytes([id[0], id[1]])),
         acked: long(120),
         received: long(128),
-        cookie: u64::from(word(&id, 44)) << 32 | u64::from(word(&id, 40)),
+        cookie: cookie(&id),
         queued: u64::from(word(message, 56)) + u64::from(word(message, 60)),
         last_sent: ago(44),
         last_received: ago(52),
@@ -186,6 +208,8 @@ mod tests {
             let now = diag.connections().unwrap();
             let new: Vec<_> = now.iter().filter(|c| !before.contains(&c.cookie)).collect();
             assert!(new.iter().any(|c| c.queued == 777 && c.received == 777), "{new:?}");
+            let cookies = diag.cookies().unwrap();
+            assert!(new.iter().all(|c| cookies.contains(&c.cookie)));
             assert!(new.iter().any(|c| c.local == a.local_addr().unwrap()), "{new:?}");
             b.read_exact(&mut [0; 777]).unwrap();
         }

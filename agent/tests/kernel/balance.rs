@@ -8,7 +8,9 @@ use agent::{
         balance::{Straight, Weighted},
     },
     config::{Caller, OnAgentLoss},
+    sys,
 };
+use ebpf_common::balance::{Use, UseKey};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpListener,
@@ -54,6 +56,50 @@ try:
     print('end' if s.recv(64) == b'' else 'more', flush=True)
 except OSError as e:
     print(errno.errorcode[e.errno], flush=True)
+";
+
+/// As `CALLS`, but gives a connect up after 0.3 s (`slow`).
+const IMPATIENT: &str = "
+import socket, sys
+for _ in range(int(sys.argv[3])):
+    s = socket.socket()
+    s.settimeout(0.3)
+    try:
+        s.connect((sys.argv[1], int(sys.argv[2])))
+        s.settimeout(10)
+        print(s.recv(64).decode())
+    except socket.timeout:
+        print('slow')
+    s.close()
+";
+
+/// Begins connects until one is not answered, then waits for a line with that one open.
+const PATIENT: &str = "
+import select, socket, sys
+held = []
+while True:
+    s = socket.socket()
+    s.setblocking(False)
+    s.connect_ex((sys.argv[1], int(sys.argv[2])))
+    held.append(s)
+    if not select.select([], [s], [], 0.3)[1]: break
+print('pending', flush=True)
+sys.stdin.readline()
+";
+
+/// Connects to argv[1]:argv[2] from an IPv6 socket that is bound to argv[3] (`-` for not) and IPv6-only if
+/// argv[4]; prints what comes, or the error.
+const BOUND: &str = "
+import errno, socket, sys
+s = socket.socket(socket.AF_INET6)
+s.settimeout(10)
+s.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, len(sys.argv) > 4)
+if sys.argv[3] != '-': s.bind((sys.argv[3], 0))
+try:
+    s.connect((sys.argv[1], int(sys.argv[2])))
+    print(s.recv(64).decode())
+except OSError as e:
+    print(errno.errorcode[e.errno])
 ";
 
 /// A server that says its name and waits until the other end closes.
@@ -107,6 +153,17 @@ async fn calls(bed: &Bed, address: &str, port: &str, calls: u32) -> HashMap<Stri
     count
 }
 
+/// Connects of all callers to all endpoints.
+fn connects(bed: &Bed) -> u64 {
+    bed.ebpf().uses().iter().map(|u| u.count.connects).sum()
+}
+
+/// Rows of counters in the kernel.
+fn rows(bed: &Bed) -> usize {
+    let map = sys::obj_get(&bed.pins().join("maps/MESH_USE")).unwrap();
+    sys::BpfMap::<UseKey, Use>::new(map).unwrap().keys(10_000).unwrap().len()
+}
+
 /// Beats until `done`.
 async fn beat_until(bed: &Bed, services: &[Straight], what: &str, mut done: impl FnMut() -> bool) {
     let start = Instant::now();
@@ -128,7 +185,7 @@ async fn connects_are_spread_by_weight() {
     // Four standard deviations: 35.
     assert!((265..=335).contains(&a), "{said:?}");
     assert_eq!((bed.counter("balanced"), bed.counter("captured")), (400, 0));
-    assert_eq!(bed.ebpf().uses().iter().map(|u| u.count.connects).sum::<u64>(), 400);
+    assert_eq!(connects(&bed), 400);
 }
 
 #[tokio::test]
@@ -201,9 +258,215 @@ async fn an_endpoint_that_does_not_answer_is_passed_over() {
     let failed = said["ECONNREFUSED"];
     assert!(failed <= 5 && said["240.1.0.1 80 a"] == 60 - failed, "{said:?}");
     let failures = bed.ebpf().failures();
-    assert!(matches!(failures[..], [(7, addr, n)] if addr == down && n == failed), "{failures:?}");
+    assert!(matches!(&failures[..], [f] if f.endpoint == down && f.failures == failed), "{failures:?}");
     let counted: u64 = bed.ebpf().uses().iter().map(|u| u.count.failed).sum();
     assert_eq!(counted, u64::from(failed));
+}
+
+/// A listener that answers no SYN: its queue is full. The connections that fill it are for the caller to keep.
+fn silent() -> (SocketAddr, socket2::Socket, Vec<socket2::Socket>) {
+    let new = || socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    let listener = new();
+    listener.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
+    listener.listen(1).unwrap();
+    let at = listener.local_addr().unwrap();
+    let fill = |_| {
+        let socket = new();
+        socket.connect_timeout(&at, Duration::from_millis(200)).ok().map(|()| socket)
+    };
+    let queued: Vec<_> = (0..8).map_while(fill).collect();
+    assert!(queued.len() < 8, "the queue never is full");
+    (at.as_socket().unwrap(), listener, queued)
+}
+
+#[tokio::test]
+async fn an_endpoint_that_is_silent_is_passed_over() {
+    need!("an_endpoint_that_is_silent_is_passed_over", "python3");
+    let a = named("127.0.0.1:0", "a").await;
+    let (down, _listener, _queued) = silent();
+    let bed = bed(vec![straight("240.1.0.1:80", &[(a, 1), (down, 1)])]).await;
+    let count = |said: &str, what: &str| said.lines().filter(|l| *l == what).count();
+    // Programs that give up soon: the next connect goes elsewhere.
+    let said = bed.python(IMPATIENT, &["240.1.0.1", "80", "40"]).done().await;
+    assert!(count(&said, "slow") <= 3 && count(&said, "a") >= 37, "{said}");
+}
+
+#[tokio::test]
+async fn a_program_that_waits_for_an_answer_warns_others() {
+    need!("a_program_that_waits_for_an_answer_warns_others", "python3");
+    let a = named("127.0.0.1:0", "a").await;
+    let (down, _listener, _queued) = silent();
+    let services = vec![straight("240.1.0.1:80", &[(a, 1), (down, 1)])];
+    let bed = bed(services.clone()).await;
+    let mut patient = bed.python(PATIENT, &["240.1.0.1", "80"]);
+    assert_eq!(patient.line().await, "pending");
+    let known = || bed.ebpf().failures().iter().any(|f| f.endpoint == down);
+    beat_until(&bed, &services, "the first SYN is repeated", known).await;
+    let failed: u64 = bed.ebpf().uses().iter().map(|u| u.count.failed).sum();
+    assert_eq!(failed, 0, "nobody has given up yet");
+    let said = bed.python(IMPATIENT, &["240.1.0.1", "80", "20"]).done().await;
+    assert!(said.lines().filter(|l| *l == "slow").count() <= 1, "{said}");
+    patient.go_on().await;
+    let _ = patient.done().await;
+}
+
+#[tokio::test]
+async fn an_endpoint_that_failed_is_tried_again() {
+    need!("an_endpoint_that_failed_is_tried_again", "python3");
+    let (a, down) = (named("127.0.0.1:0", "a").await, nobody().await);
+    let services = vec![straight("240.1.0.1:80", &[(a, 1), (down, 1)])];
+    let bed = bed(services.clone()).await;
+    let failed = || bed.ebpf().failures().iter().any(|f| f.endpoint == down);
+    while !failed() {
+        calls(&bed, "240.1.0.1", "80", 5).await;
+    }
+    named(&down.to_string(), "b").await;
+    let start = Instant::now();
+    while !calls(&bed, "240.1.0.1", "80", 5).await.contains_key("240.1.0.1 80 b") {
+        assert!(start.elapsed() < LIMIT, "never tried again");
+    }
+    assert!(!failed(), "nothing is held against it");
+    let said = calls(&bed, "240.1.0.1", "80", 100).await;
+    assert_eq!(said.len(), 2, "{said:?}");
+}
+
+#[tokio::test]
+async fn failures_lengthen_the_pause() {
+    need!("failures_lengthen_the_pause", "python3");
+    let down = nobody().await;
+    let bed = bed(vec![straight("240.1.0.1:80", &[(down, 1)])]).await;
+    // All of them dial it: there is no other.
+    let said = calls(&bed, "240.1.0.1", "80", 3).await;
+    assert_eq!(said["ECONNREFUSED"], 3);
+    bed.ebpf().failed(7, down);
+    let [failing] = &bed.ebpf().failures()[..] else { panic!("{:?}", bed.ebpf().failures()) };
+    assert_eq!(failing.failures, 4, "one after the other");
+    assert!(failing.pause > Duration::from_secs(2), "{failing:?}");
+}
+
+#[tokio::test]
+async fn sockets_that_are_bound_or_speak_one_family() {
+    need!("sockets_that_are_bound_or_speak_one_family", "python3");
+    let (v4, v6) = (named("127.0.0.1:0", "v4").await, named("[::1]:0", "v6").await);
+    // Where a connect that is left alone finds nobody.
+    let closed = TcpListener::bind("[::1]:0").await.unwrap().local_addr().unwrap();
+    let (mixed, strict) = ("[fd00:77::1]:80", "[fd00:77::3]:80");
+    let mut services = vec![
+        straight(mixed, &[(v4, 1), (v6, 1)]),
+        straight(&closed.to_string(), &[(v4, 1)]),
+        straight("240.1.0.1:80", &[(v4, 1), (v6, 1)]),
+        Straight { loss: OnAgentLoss::Refuse, ..straight(strict, &[(v4, 1)]) },
+    ];
+    for (number, service) in (1..).zip(&mut services) {
+        service.number = number;
+    }
+    let bed = bed(services).await;
+    let closed = closed.to_string();
+    for (to, from, only, said) in [
+        (mixed, "-", "", "v6"),
+        (mixed, "-", "only", "v6"),
+        (mixed, "::1", "", "v6"),
+        (&closed, "-", "", "v4"),
+        (&closed, "::", "", "v4"),
+        (&closed, "-", "only", "ECONNREFUSED"),
+        (&closed, "::1", "", "ECONNREFUSED"),
+        (strict, "-", "only", "EPERM"),
+        ("[::ffff:240.1.0.1]:80", "::ffff:127.0.0.1", "", "v4"),
+    ] {
+        let to: SocketAddr = to.parse().unwrap();
+        let (ip, port) = (to.ip().to_string(), to.port().to_string());
+        for _ in 0..4 {
+            let mut args = vec![ip.as_str(), &port, from];
+            args.extend(Some(only).filter(|o| !o.is_empty()));
+            let got = bed.python(BOUND, &args).done().await;
+            assert_eq!(got, said, "to {to} from {from} {only}");
+        }
+    }
+    assert_eq!((bed.counter("v6_only"), bed.counter("no_endpoint"), bed.counter("no_endpoint_refused")), (8, 4, 4));
+}
+
+#[tokio::test]
+async fn a_provider_that_calls_its_own_service_goes_round_no_loop() {
+    need!("a_provider_that_calls_its_own_service_goes_round_no_loop", "python3");
+    // Listens, then connects to itself by the address that is also the service's, bound first.
+    const OWN: &str = "
+import socket, sys
+l = socket.socket(); l.bind(('127.0.0.1', 0)); l.listen()
+print(l.getsockname()[1], flush=True)
+sys.stdin.readline()
+s = socket.socket(); s.settimeout(10); s.bind(('127.0.0.1', 0))
+s.connect(l.getsockname())
+a, _ = l.accept(); a.sendall(b'own')
+print('%s %s' % (s.recv(9).decode(), s.getpeername() == l.getsockname()))
+";
+    let mut bed = bed(Vec::new()).await;
+    let mut program = bed.python(OWN, &[]);
+    let own: SocketAddr = format!("127.0.0.1:{}", program.line().await).parse().unwrap();
+    let other = named("127.0.0.1:0", "other").await;
+    // A service at the provider's own address, and one whose endpoint is an address of yet another service.
+    let mut services = vec![
+        straight(&own.to_string(), &[(own, 1)]),
+        straight("240.1.0.1:80", &[(other, 1)]),
+        straight(&other.to_string(), &[(own, 1)]),
+    ];
+    for (number, service) in (1..).zip(&mut services) {
+        service.number = number;
+    }
+    bed.table.straight = services;
+    bed.apply();
+    program.go_on().await;
+    assert_eq!(program.done().await, "own True");
+    assert_eq!((bed.counter("balanced"), connects(&bed)), (1, 1), "sent once");
+    let said = calls(&bed, "240.1.0.1", "80", 1).await;
+    assert_eq!(said["240.1.0.1 80 other"], 1, "an endpoint is no service: {said:?}");
+    assert_eq!(bed.counter("balanced"), 2);
+}
+
+#[tokio::test]
+async fn rows_of_what_is_gone_are_added_up() {
+    need!("rows_of_what_is_gone_are_added_up", "python3");
+    let (a, b) = (named("127.0.0.1:0", "a").await, named("127.0.0.1:0", "b").await);
+    let both = vec![straight("240.1.0.1:80", &[(a, 1), (b, 1)])];
+    let bed = bed(both.clone()).await;
+    let connects_in = |group: std::path::PathBuf| async move {
+        run_in(&group, &["python3", "-c", CALLS, "240.1.0.1", "80", "20"]).done().await
+    };
+    for n in 0..4 {
+        let group = bed.cgroup(&bed.enrolled, &format!("short-{n}"));
+        connects_in(group.clone()).await;
+        std::fs::remove_dir(&group).unwrap();
+    }
+    let lasting = bed.cgroup(&bed.enrolled, "lasting");
+    connects_in(lasting).await;
+    let callers = || bed.ebpf().uses().iter().map(|u| u.caller.clone()).collect::<std::collections::BTreeSet<_>>();
+    beat_until(&bed, &both, "callers that are gone are one row", || rows(&bed) == 4).await;
+    assert!(callers().len() == 2 && callers().contains("gone"), "{:?}", callers());
+    assert_eq!(connects(&bed), 100);
+    let one = vec![straight("240.1.0.1:80", &[(b, 1)])];
+    beat_until(&bed, &one, "endpoints that are gone are one row", || {
+        bed.ebpf().uses().iter().all(|u| u.endpoint != Some(a)) && rows(&bed) == 4
+    })
+    .await;
+    assert_eq!(connects(&bed), 100);
+    assert_eq!(bed.ebpf().uses().iter().map(|u| u.count.closed).sum::<u64>(), 100);
+    beat_until(&bed, &[], "a service that is gone leaves nothing", || rows(&bed) == 0).await;
+}
+
+#[tokio::test]
+async fn connections_of_a_released_group_leave_the_list() {
+    need!("connections_of_a_released_group_leave_the_list", "python3");
+    let a = named("127.0.0.1:0", "a").await;
+    let services = vec![straight("240.1.0.1:80", &[(a, 1)])];
+    let mut bed = bed(services.clone()).await;
+    let mut program = bed.python(HOLD, &["240.1.0.1", "80"]);
+    assert_eq!(program.line().await, "a");
+    bed.table.enroll = Vec::new();
+    bed.apply();
+    program.go_on().await;
+    let _ = program.done().await;
+    assert_eq!(bed.ebpf().connections().len(), 1, "nobody told");
+    beat_until(&bed, &services, "its end is found out", || bed.ebpf().connections().is_empty()).await;
+    assert_eq!(bed.ebpf().uses()[0].count.closed, 1);
 }
 
 #[tokio::test]
@@ -282,5 +545,5 @@ async fn goes_on_without_an_agent_and_is_taken_over() {
     bed.ebpf().balance(&[straight("240.1.0.1:80", &[(b, 1)])]);
     let said = calls(&bed, "240.1.0.1", "80", 20).await;
     assert_eq!(said["240.1.0.1 80 b"], 20, "{said:?}");
-    assert_eq!(bed.ebpf().uses().iter().map(|u| u.count.connects).sum::<u64>(), 20, "of `a` nothing is known here");
+    assert_eq!(connects(&bed), 60, "what the agent before counted is still there");
 }

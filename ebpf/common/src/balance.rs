@@ -1,6 +1,6 @@
 //! The kernel way: what the connect hooks need to bring a connect straight to an endpoint.
 
-use crate::{Address, normalise};
+use crate::{Address, normalise, words};
 
 /// Key of one slot of a service's table. A pick is one random slot of the first `Service::slots`; behind
 /// these stand `Service::endpoints` slots, one for each endpoint, which are walked when that one will not do.
@@ -73,7 +73,9 @@ pub struct EndpointKey {
 pub struct EndpointState {
     /// It is passed over until then, `CLOCK_MONOTONIC` in ns.
     pub failed_until_ns: u64,
-    /// Connects in a row that were never established.
+    /// When the last failure was counted, the same clock.
+    pub failed_ns: u64,
+    /// Connects in a row that were never established, of which each began after the one before had failed.
     pub failures: u32,
     /// Always 0.
     pub reserved: u32,
@@ -91,10 +93,19 @@ pub struct UseKey {
     pub endpoint: u32,
 }
 
+impl UseKey {
+    /// In the place of `cgroup`: all control groups that are gone.
+    pub const GONE_CALLERS: u64 = 0;
+    /// In the place of `endpoint`: all endpoints that are in no list any more.
+    pub const GONE_ENDPOINTS: u32 = u32::MAX;
+}
+
 /// Counters of one caller of one endpoint.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Use {
+    /// Connects sent to the endpoint. What is more than `connects` never left: the socket had no way there.
+    pub picked: u64,
     /// Connects begun: a SYN left.
     pub connects: u64,
     /// Connects refused by policy; they are no `connects`.
@@ -116,17 +127,54 @@ pub const FURTHER_TRIES: u32 = 8;
 /// Ancestors of a control group that rules are looked up for.
 pub const ANCESTORS: i32 = 12;
 
+/// After a pause one connect tries the endpoint, and nobody else for so long: longer than the kernel waits
+/// before it repeats a SYN.
+pub const TRIAL_NS: u64 = 3_000_000_000;
+
 const FIRST_PAUSE_NS: u64 = 1_000_000_000;
 const MAX_DOUBLINGS: u32 = 5;
 
-/// Whether a socket can dial an endpoint at `addr`. `v6_socket`: an IPv6 socket, which reaches IPv4 in
-/// mapped form; `v6_only`: it must not, because the program asked for an IPv6 address and may have forbidden
-/// its socket to speak IPv4.
-#[inline(always)]
-pub fn suits(addr: &Address, v6_socket: bool, v6_only: bool) -> bool {
-    match normalise(addr) {
-        Some(_) => !v6_only,
-        None => v6_socket,
+/// Which endpoints a socket can dial.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Reach {
+    /// IPv4: an IPv4 socket, or an IPv6 one that is bound to an IPv4 address.
+    V4 = 0,
+    /// Both, IPv4 in mapped form: an IPv6 socket that was told an IPv4 address.
+    Both = 1,
+    /// IPv6 first: an IPv6 socket that was told an IPv6 address, and may have been forbidden IPv4.
+    V6First = 2,
+    /// IPv6: such a socket that is bound to an IPv6 address.
+    V6 = 3,
+}
+
+impl Reach {
+    /// `bound`: the socket's own address, IPv4 in mapped form.
+    #[inline(always)]
+    pub fn of(v6_socket: bool, v6_asked: bool, bound: &Address) -> Self {
+        let any = words(bound) == [0; 4];
+        let bound4 = normalise(bound).is_some();
+        if !v6_socket || bound4 {
+            Self::V4
+        } else if !any {
+            Self::V6
+        } else if v6_asked {
+            Self::V6First
+        } else {
+            Self::Both
+        }
+    }
+
+    /// Whether an endpoint at `addr` can be dialled at all.
+    #[inline(always)]
+    pub fn allows(self, addr: &Address) -> bool {
+        if normalise(addr).is_some() { self as u32 != Self::V6 as u32 } else { self as u32 != Self::V4 as u32 }
+    }
+
+    /// Whether it is of the kind that comes last.
+    #[inline(always)]
+    pub fn is_last(self, addr: &Address) -> bool {
+        self as u32 == Self::V6First as u32 && normalise(addr).is_some()
     }
 }
 
@@ -190,11 +238,15 @@ pub mod tcp {
     pub const CLOSING: u32 = 11;
 }
 
-/// What is known of an endpoint after one more connect to it was never established.
+/// What is known of an endpoint after a connect that began at `since_ns` was not established. Connects that
+/// were on their way when it failed before tell nothing new.
 #[inline(always)]
-pub const fn after_failure(before: EndpointState, now_ns: u64) -> EndpointState {
+pub const fn after_failure(before: EndpointState, since_ns: u64, now_ns: u64) -> EndpointState {
+    if since_ns < before.failed_ns {
+        return before;
+    }
     let failures = before.failures.saturating_add(1);
-    EndpointState { failed_until_ns: now_ns + pause_ns(failures), failures, reserved: 0 }
+    EndpointState { failed_until_ns: now_ns + pause_ns(failures), failed_ns: now_ns, failures, reserved: 0 }
 }
 
 // No hidden padding: the fields' sizes add up to the type's.
@@ -203,9 +255,9 @@ const _: () = {
     assert!(size_of::<Slot>() == 16 + 4 + 2 + 2);
     assert!(size_of::<RuleKey>() == 8 + 4 * 4);
     assert!(size_of::<EndpointKey>() == 4 * 2);
-    assert!(size_of::<EndpointState>() == 8 + 4 * 2);
+    assert!(size_of::<EndpointState>() == 8 * 2 + 4 * 2);
     assert!(size_of::<UseKey>() == 8 + 4 * 2);
-    assert!(size_of::<Use>() == 8 * 7);
+    assert!(size_of::<Use>() == 8 * 8);
 };
 
 #[cfg(feature = "user")]
@@ -234,12 +286,14 @@ mod tests {
 
     #[test]
     fn endpoints_must_suit_the_socket() {
-        let (v4, v6) = (mapped([10, 0, 0, 1]), [0xfd; 16]);
-        assert!(suits(&v4, false, false));
-        assert!(!suits(&v6, false, false), "an IPv4 socket cannot dial IPv6");
-        assert!(suits(&v4, true, false), "in mapped form");
-        assert!(!suits(&v4, true, true));
-        assert!(suits(&v6, true, true));
+        let (v4, v6, any) = (mapped([10, 0, 0, 1]), [0xfd; 16], [0; 16]);
+        let of = |reach: Reach| [reach.allows(&v4), reach.is_last(&v4), reach.allows(&v6), reach.is_last(&v6)];
+        assert_eq!(of(Reach::of(false, false, &any)), [true, false, false, false], "an IPv4 socket");
+        assert_eq!(of(Reach::of(false, false, &v4)), [true, false, false, false]);
+        assert_eq!(of(Reach::of(true, false, &any)), [true, false, true, false], "IPv4 in mapped form");
+        assert_eq!(of(Reach::of(true, true, &any)), [true, true, true, false], "it may be IPv6-only");
+        assert_eq!(of(Reach::of(true, true, &v6)), [false, false, true, false], "bound to an IPv6 address");
+        assert_eq!(of(Reach::of(true, false, &v4)), [true, false, false, false], "bound to an IPv4 address");
     }
 
     #[test]
@@ -247,9 +301,10 @@ mod tests {
         let seconds: Vec<u64> = (0..8).map(|n| pause_ns(n) / 1_000_000_000).collect();
         assert_eq!(seconds, [1, 1, 2, 4, 8, 16, 32, 32]);
         assert_eq!(pause_ns(u32::MAX), pause_ns(8));
-        let once = after_failure(EndpointState::default(), 5);
+        let once = after_failure(EndpointState::default(), 2, 5);
         assert_eq!((once.failures, once.failed_until_ns), (1, 5 + pause_ns(1)));
-        assert_eq!(after_failure(once, 5).failed_until_ns, 5 + pause_ns(2));
+        assert_eq!(after_failure(once, 5, 7).failed_until_ns, 7 + pause_ns(2));
+        assert_eq!(after_failure(once, 4, 7), once, "it was on its way when the first one failed");
     }
 
     #[test]

@@ -72,6 +72,8 @@ outcomes! {
     NoEndpoint = "no_endpoint",
     /// connect: as before, but the service says `on_agent_loss: refuse`, refused.
     NoEndpointRefused = "no_endpoint_refused",
+    /// connect: as before, because the socket is IPv6-only and the service has IPv4 endpoints only.
+    V6Only = "v6_only",
     /// TCP: no room in the list of connections that went straight to an endpoint; it works all the same.
     Unlisted = "unlisted",
     /// TCP: no room for the counters of one more caller.

@@ -94,6 +94,16 @@ impl Cgroup {
     }
 }
 
+/// Number of the control group (v2) that the configuration calls `path`, if there is one; `mount` is where they
+/// are mounted.
+pub fn number(path: &Path, mount: &Path) -> Option<u64> {
+    let below = mount.join(below_mount(path, mount));
+    [path, &below].into_iter().find_map(|candidate| {
+        let is_group = rustix::fs::statfs(candidate).is_ok_and(|fs| fs.f_type as u64 == CGROUP2_SUPER_MAGIC);
+        fs::metadata(candidate).ok().filter(|_| is_group).map(|meta| meta.ino())
+    })
+}
+
 /// The part of `path` below the mount of cgroup v2 at `mount`, however the configuration writes it.
 fn below_mount<'a>(path: &'a Path, mount: &Path) -> &'a Path {
     let below = path.strip_prefix(mount).or_else(|_| path.strip_prefix("/sys/fs/cgroup"));

@@ -1,12 +1,14 @@
 //! The kernel way as the agent sees it: tables of endpoints written for the connect hooks, what these count,
 //! and connections to endpoints that have left.
 
+mod counts;
+mod live;
+
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
-    fs, io,
+    io,
     net::SocketAddr,
-    os::unix::fs::MetadataExt as _,
-    path::Path,
+    path::PathBuf,
     time::{Duration, Instant},
 };
 
@@ -18,29 +20,27 @@ use ebpf_common::{
 use model::ServiceKey as Name;
 use parking_lot::Mutex;
 
+pub use self::{
+    counts::{Failing, Used},
+    live::Connection,
+};
 use super::{
-    convert::{self, octets, service_key, socket_addr},
+    convert::{octets, service_key},
     enroll,
 };
 use crate::{
     config::{Caller, OnAgentLoss, VirtualAddress},
-    sys::{
-        BpfMap,
-        diag::{Diag, Tcp},
-    },
+    sys::BpfMap,
 };
 
 /// Slots of a small service: shares are right to half a percent.
 const FEWEST_SLOTS: usize = 256;
 /// Slots for one endpoint of a large one.
 const SLOTS_PER_ENDPOINT: usize = 4;
-/// A connection whose endpoint spoke last is idle after this time.
-const IDLE_AFTER_ANSWER: Duration = Duration::from_secs(1);
-/// A connection whose program spoke last may wait for an answer.
-const IDLE_AFTER_QUESTION: Duration = Duration::from_secs(60);
-
 /// No hook runs for so long.
 const RETIRE_AFTER: Duration = Duration::from_millis(50);
+/// How old the numbers of control groups that rules name may be.
+const RESOLVE_EVERY: Duration = Duration::from_secs(1);
 
 /// A service whose connects are sent straight to an endpoint.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -72,42 +72,6 @@ pub struct Weighted {
     pub available: bool,
 }
 
-/// What one caller did with one endpoint.
-#[derive(Clone, Debug)]
-pub struct Used {
-    /// The service's number.
-    pub number: u32,
-    /// The service.
-    pub service: Name,
-    /// The endpoint; `None` for connects refused by policy.
-    pub endpoint: Option<SocketAddr>,
-    /// Control group of the caller, below the mount of cgroup v2.
-    pub caller: String,
-    /// The counters.
-    pub count: Use,
-}
-
-/// A connection that goes straight to its endpoint.
-#[derive(Clone, Debug)]
-pub struct Connection {
-    /// Service, as above.
-    pub service: Name,
-    /// Where it goes.
-    pub endpoint: SocketAddr,
-    /// Where it wanted to go.
-    pub destination: SocketAddr,
-    /// The program's end; unknown in another network namespace.
-    pub local: Option<SocketAddr>,
-    /// Bytes from the program and to it, 0 where unknown.
-    pub bytes: (u64, u64),
-    /// Process that connected.
-    pub pid: u32,
-    /// Its name.
-    pub process: String,
-    /// Age.
-    pub age: Duration,
-}
-
 /// The tables.
 pub struct Balance {
     slots: BpfMap<SlotKey, Slot>,
@@ -116,6 +80,8 @@ pub struct Balance {
     uses: BpfMap<UseKey, Use>,
     connections: BpfMap<u64, Origin>,
     inner: Mutex<Inner>,
+    /// Where cgroup v2 is mounted.
+    mount: Option<PathBuf>,
 }
 
 #[derive(Default)]
@@ -130,9 +96,22 @@ struct Inner {
     swept: bool,
     /// Names of numbers, kept for counters of endpoints that are gone.
     names: HashMap<u32, (Name, HashMap<u32, SocketAddr>)>,
+    /// Rules as the kernel knows them, and when they were looked up.
+    resolved: HashMap<u32, Resolved>,
     /// Some connections may go to endpoints that have left.
     leaving: bool,
-    callers: HashMap<u64, String>,
+    /// Control groups that were seen in counters, by number, below the mount.
+    callers: HashMap<u64, PathBuf>,
+    /// Numbers in counters that no control group has any more.
+    strange: HashSet<u64>,
+    /// Listed connections that did not exist when they were last looked for.
+    missing: HashSet<u64>,
+}
+
+struct Resolved {
+    at: Instant,
+    of: (Vec<Caller>, Vec<Caller>),
+    rules: Vec<(u32, u64)>,
 }
 
 struct Written {
@@ -180,7 +159,7 @@ impl Balance {
     /// Nothing written yet.
     pub fn new(maps: Maps) -> Self {
         let Maps { slots, rules, states, uses, connections } = maps;
-        Self { slots, rules, states, uses, connections, inner: Mutex::default() }
+        Self { slots, rules, states, uses, connections, inner: Mutex::default(), mount: enroll::mount() }
     }
 
     /// Writes the tables of `services` and returns what the table of services must say of each of their
@@ -206,6 +185,7 @@ impl Balance {
             values.extend(keys.into_iter().map(|key| (key, value)));
         }
         inner.numbers = services.iter().map(|s| s.number).collect();
+        inner.resolved.retain(|number, _| inner.numbers.contains(number));
         let gone: Vec<u32> = inner.written.keys().filter(|n| !inner.numbers.contains(n)).copied().collect();
         for number in gone {
             let old = inner.written.remove(&number);
@@ -222,7 +202,8 @@ impl Balance {
         known: Option<Service>,
     ) -> anyhow::Result<Service> {
         let number = service.number;
-        let content = Content { flags: flags(service), endpoints: endpoints.to_vec(), rules: rules(service) };
+        let rules = self.resolve(inner, service);
+        let content = Content { flags: flags(service), endpoints: endpoints.to_vec(), rules };
         if let Some(written) = inner.written.get(&number)
             && written.content == content
         {
@@ -283,6 +264,30 @@ impl Balance {
         Ok(value)
     }
 
+    /// The rules of `service` as the kernel knows them. A control group that does not exist has no number:
+    /// nobody is in it. One that is made later counts within a second.
+    fn resolve(&self, inner: &mut Inner, service: &Straight) -> Vec<(u32, u64)> {
+        if service.allow.is_empty() && service.deny.is_empty() {
+            return Vec::new();
+        }
+        if let Some(known) = inner.resolved.get(&service.number)
+            && known.at.elapsed() < RESOLVE_EVERY
+            && (&known.of.0, &known.of.1) == (&service.allow, &service.deny)
+        {
+            return known.rules.clone();
+        }
+        let rule = |caller: &Caller, uid: u32, cgroup: u32| match caller {
+            Caller::Uid(value) => Some((uid, u64::from(*value))),
+            Caller::Cgroup(path) => Some((cgroup, enroll::number(path, self.mount.as_deref()?)?)),
+        };
+        let allow = service.allow.iter().filter_map(|c| rule(c, RuleKey::ALLOW_UID, RuleKey::ALLOW_CGROUP));
+        let deny = service.deny.iter().filter_map(|c| rule(c, RuleKey::DENY_UID, RuleKey::DENY_CGROUP));
+        let rules: Vec<_> = allow.chain(deny).collect();
+        let of = (service.allow.clone(), service.deny.clone());
+        inner.resolved.insert(service.number, Resolved { at: Instant::now(), of, rules: rules.clone() });
+        rules
+    }
+
     /// Removes what [`write`](Self::write) replaced at least one beat ago.
     pub fn retire(&self) {
         let inner = &mut *self.inner.lock();
@@ -320,110 +325,6 @@ impl Balance {
         }
         Ok(())
     }
-
-    /// Ends idle connections to endpoints that are in no list any more. Connections of other network
-    /// namespaces are left alone. Costs nothing when no list has changed.
-    pub fn close_left(&self, netns: u64) -> io::Result<usize> {
-        let inner = &mut *self.inner.lock();
-        if !inner.leaving {
-            return Ok(0);
-        }
-        let mut left = HashSet::new();
-        for cookie in self.connections.keys(ebpf_common::MAX_TUPLES)? {
-            let Some(origin) = self.connections.get(&cookie)? else { continue };
-            let Some(written) = inner.written.get(&origin.service) else { continue };
-            let to = socket_addr(origin.to, origin.to_port);
-            if origin.netns == netns && written.content.endpoints.iter().all(|e| e.addr != to) {
-                left.insert(cookie);
-            }
-        }
-        inner.leaving = !left.is_empty();
-        if left.is_empty() {
-            return Ok(0);
-        }
-        let diag = Diag::open()?;
-        let mut closed = 0;
-        for tcp in diag.connections()?.iter().filter(|c| left.contains(&c.cookie)) {
-            let answered = tcp.last_received <= tcp.last_sent;
-            let quiet = tcp.last_received.min(tcp.last_sent);
-            let patience = if answered { IDLE_AFTER_ANSWER } else { IDLE_AFTER_QUESTION };
-            if tcp.queued == 0 && quiet >= patience {
-                diag.destroy(tcp)?;
-                closed += 1;
-            }
-        }
-        Ok(closed)
-    }
-
-    /// Connects in a row that were never established, by service and endpoint.
-    pub fn failures(&self) -> Vec<(u32, SocketAddr, u32)> {
-        let inner = self.inner.lock();
-        let keys = self.states.keys(ebpf_common::MAX_SERVICES).unwrap_or_default();
-        keys.into_iter()
-            .filter_map(|key| {
-                let state = self.states.get(&key).ok()??;
-                let addr = inner.names.get(&key.service)?.1.get(&key.endpoint)?;
-                Some((key.service, *addr, state.failures))
-            })
-            .collect()
-    }
-
-    /// What was counted. Callers whose control group is gone keep the name they had, or show its number.
-    pub fn uses(&self) -> Vec<Used> {
-        let inner = &mut *self.inner.lock();
-        let mut used = Vec::new();
-        for key in self.uses.keys(ebpf_common::MAX_USES).unwrap_or_default() {
-            let Ok(Some(count)) = self.uses.get(&key) else { continue };
-            let Some((service, endpoints)) = inner.names.get(&key.service) else { continue };
-            let endpoint = endpoints.get(&key.endpoint).copied();
-            // An endpoint that left before this agent started has no name any more.
-            if endpoint.is_none() && key.endpoint != 0 {
-                continue;
-            }
-            used.push((key, service.clone(), endpoint, count));
-        }
-        if used.iter().any(|(key, ..)| !inner.callers.contains_key(&key.cgroup))
-            && let Some(mount) = enroll::mount()
-        {
-            groups(&mount, &mount, &mut inner.callers);
-        }
-        let caller = |cgroup: u64| inner.callers.get(&cgroup).cloned().unwrap_or_else(|| format!("#{cgroup}"));
-        used.into_iter()
-            .map(|(key, service, endpoint, count)| Used {
-                number: key.service,
-                service,
-                endpoint,
-                caller: caller(key.cgroup),
-                count,
-            })
-            .collect()
-    }
-
-    /// Connections that exist now.
-    pub fn connections(&self, now_ns: u64) -> Vec<Connection> {
-        let keys = self.connections.keys(ebpf_common::MAX_TUPLES).unwrap_or_default();
-        if keys.is_empty() {
-            return Vec::new();
-        }
-        let listed = Diag::open().and_then(|diag| diag.connections()).unwrap_or_default();
-        let listed: HashMap<u64, &Tcp> = listed.iter().map(|tcp| (tcp.cookie, tcp)).collect();
-        let inner = self.inner.lock();
-        keys.into_iter()
-            .filter_map(|cookie| {
-                let origin = self.connections.get(&cookie).ok()??;
-                Some(Connection {
-                    service: inner.names.get(&origin.service)?.0.clone(),
-                    endpoint: socket_addr(origin.to, origin.to_port),
-                    destination: socket_addr(origin.addr, origin.port),
-                    local: listed.get(&cookie).map(|tcp| tcp.local),
-                    bytes: listed.get(&cookie).map_or((0, 0), |tcp| (tcp.acked.saturating_sub(1), tcp.received)),
-                    pid: origin.pid,
-                    process: convert::name(&origin.comm),
-                    age: Duration::from_nanos(now_ns.saturating_sub(origin.since_ns)),
-                })
-            })
-            .collect()
-    }
 }
 
 fn flags(service: &Straight) -> u32 {
@@ -431,18 +332,6 @@ fn flags(service: &Straight) -> u32 {
     when(service.loss == OnAgentLoss::Refuse, Service::REFUSE_ON_LOSS)
         | when(!service.allow.is_empty(), Service::HAS_ALLOW)
         | when(!service.deny.is_empty(), Service::HAS_DENY)
-}
-
-/// Rules as the kernel knows them. A control group that does not exist now has no number: nobody is in it.
-fn rules(service: &Straight) -> Vec<(u32, u64)> {
-    let number = |path: &Path| enroll::Cgroup::open(path).ok().map(|group| group.id);
-    let rule = |caller: &Caller, uid: u32, cgroup: u32| match caller {
-        Caller::Uid(value) => Some((uid, u64::from(*value))),
-        Caller::Cgroup(path) => number(path).map(|value| (cgroup, value)),
-    };
-    let allow = service.allow.iter().filter_map(|c| rule(c, RuleKey::ALLOW_UID, RuleKey::ALLOW_CGROUP));
-    let deny = service.deny.iter().filter_map(|c| rule(c, RuleKey::DENY_UID, RuleKey::DENY_CGROUP));
-    allow.chain(deny).collect()
 }
 
 /// Slots for each of `weights` (none is 0) by largest remainder, at least one each.
@@ -471,7 +360,7 @@ fn shares(weights: &[u32]) -> Vec<u32> {
 /// Number of the endpoint at `addr`, not 0 and the same after a restart unless two addresses meet in one.
 fn number_of(known: &mut HashMap<u32, SocketAddr>, addr: SocketAddr) -> u32 {
     let mut number = stable(addr.to_string().as_bytes());
-    while known.get(&number).is_some_and(|other| *other != addr) || number == 0 {
+    while known.get(&number).is_some_and(|other| *other != addr) || [0, UseKey::GONE_ENDPOINTS].contains(&number) {
         number = number.wrapping_add(1);
     }
     known.insert(number, addr);
@@ -496,19 +385,6 @@ pub fn numbers(names: &[Name]) -> Vec<u32> {
         number
     };
     names.iter().map(number).collect()
-}
-
-/// Notes the paths of all control groups below `dir`.
-fn groups(mount: &Path, dir: &Path, found: &mut HashMap<u64, String>) {
-    if let Ok(meta) = fs::metadata(dir) {
-        let below = dir.strip_prefix(mount).unwrap_or(dir);
-        found.insert(meta.ino(), format!("/{}", below.display()));
-    }
-    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
-        if entry.file_type().is_ok_and(|t| t.is_dir()) {
-            groups(mount, &entry.path(), found);
-        }
-    }
 }
 
 #[cfg(test)]
