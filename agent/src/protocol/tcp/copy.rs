@@ -59,6 +59,8 @@ pub fn both_ways(
     report: Report,
 ) -> impl Future<Output = Result<(), CallError>> + Send + 'static {
     let Report { live, watch, idle_timeout } = report;
+    keep_urgent(&caller.io);
+    keep_urgent(&endpoint.io);
     let mut pair = Pair {
         caller: caller.io,
         endpoint: endpoint.io,
@@ -76,6 +78,13 @@ pub fn both_ways(
         }
         result
     }
+}
+
+/// Has urgent data read in its place in the stream. Else a byte sent with `MSG_OOB` would be dropped here,
+/// which its sender could not know.
+fn keep_urgent(io: &TcpStream) {
+    // Fails only on a socket that is gone already.
+    let _ = socket2::SockRef::from(io).set_out_of_band_inline(true);
 }
 
 /// Makes the coming close of `io` a reset, so that its peer sees a failure and no clean end.

@@ -169,6 +169,19 @@ async fn big_transfers_arrive_intact_both_ways() {
 }
 
 #[tokio::test]
+async fn urgent_bytes_keep_their_place() {
+    for caller_first in [true, false] {
+        let (_front, caller, endpoint) = pair().await;
+        let (mut a, mut b) = if caller_first { (caller, endpoint) } else { (endpoint, caller) };
+        a.write_all(b"abc").await.unwrap();
+        socket2::SockRef::from(&a).send_out_of_band(b"!").unwrap();
+        a.write_all(b"def").await.unwrap();
+        a.shutdown().await.unwrap();
+        assert_eq!(read_all(&mut b).await.unwrap(), b"abc!def");
+    }
+}
+
+#[tokio::test]
 async fn nobody_there_is_a_reset() {
     let front = front(NAME, &[closed_port().await], Settings::default()).await;
     let mut caller = front.connect().await;
