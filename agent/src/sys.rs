@@ -67,6 +67,8 @@ pub enum Hook {
     Recvmsg4 = 19,
     /// Datagrams received by IPv6 sockets.
     Recvmsg6 = 20,
+    /// `setsockopt()`.
+    SetSockopt = 22,
     /// New connections of a network namespace, before a listening socket is looked for.
     SkLookup = 36,
     /// `getpeername()` of IPv4 sockets.

@@ -41,6 +41,8 @@ mod peername;
 mod selftest;
 #[cfg(target_arch = "bpf")]
 mod sockops;
+#[cfg(target_arch = "bpf")]
+mod sockopt;
 
 #[cfg(target_arch = "bpf")]
 #[panic_handler]

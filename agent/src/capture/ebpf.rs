@@ -569,6 +569,7 @@ pub fn load_program(ebpf: &mut aya::Ebpf, name: &str) -> Result<OwnedFd, Program
     match program {
         Program::CgroupSockAddr(p) => p.load()?,
         Program::SockOps(p) => p.load()?,
+        Program::CgroupSockopt(p) => p.load()?,
         Program::SkLookup(p) => p.load()?,
         Program::SkMsg(p) => p.load()?,
         Program::SchedClassifier(p) => p.load()?,

@@ -16,3 +16,4 @@ mod failures;
 mod lifecycle;
 mod redirect;
 mod semantics;
+mod sockopt;

@@ -5,6 +5,7 @@
 //! compiled) and keep addresses and ports in network byte order.
 #![cfg_attr(not(test), no_std)]
 
+mod asked;
 pub mod balance;
 mod decide;
 pub mod dns;
@@ -14,6 +15,7 @@ mod pair;
 mod types;
 mod workload;
 
+pub use asked::Asked;
 pub use decide::{
     Admission, address, control, first_look, is_redirected, is_sent_to, loopback, mapped, normalise, now_stale, words,
 };
@@ -113,6 +115,8 @@ pub mod program {
     pub const RECVMSG4: &str = "mesh_recvmsg4";
     /// Datagrams received by IPv6 sockets.
     pub const RECVMSG6: &str = "mesh_recvmsg6";
+    /// Options of sockets.
+    pub const SETSOCKOPT: &str = "mesh_setsockopt";
     /// TCP state changes.
     pub const SOCKOPS: &str = "mesh_sockops";
     /// Redirects the self-test's bytes.

@@ -106,6 +106,8 @@ outcomes! {
     RedirectFull = "redirect_full",
     /// message: by TCP, one of the two programs asked for something that redirect cannot keep.
     RedirectAsked = "redirect_asked",
+    /// setsockopt: a program asked for something that redirect cannot keep.
+    OptionAsked = "option_asked",
 }
 
 impl Outcome {

@@ -30,7 +30,7 @@ pub use self::{
 use crate::sys::{self, Hook};
 
 /// Every program with the hook it is for.
-pub const PROGRAMS: [(&str, Hook); 9] = [
+pub const PROGRAMS: [(&str, Hook); 10] = [
     // Recording comes first and is removed last, so that no connect is rewritten without being recorded.
     (program::SOCKOPS, Hook::SockOps),
     (program::PEERNAME4, Hook::Peername4),
@@ -40,6 +40,7 @@ pub const PROGRAMS: [(&str, Hook); 9] = [
     (program::RECVMSG6, Hook::Recvmsg6),
     (program::SENDMSG4, Hook::Sendmsg4),
     (program::SENDMSG6, Hook::Sendmsg6),
+    (program::SETSOCKOPT, Hook::SetSockopt),
     (program::CONNECT4, Hook::Connect4),
     (program::CONNECT6, Hook::Connect6),
 ];

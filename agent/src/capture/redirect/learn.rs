@@ -343,6 +343,8 @@ impl Memory {
 mod tests {
     use std::net::{TcpListener, TcpStream};
 
+    use ebpf_common::Asked;
+
     use super::*;
 
     const FILE: File = File { device: 1, inode: 2 };
@@ -383,6 +385,14 @@ mod tests {
             assert_eq!(Reason::ALL.iter().filter(|r| r.text() == reason.text()).count(), 1);
         }
         assert_eq!(Reason::from_number(0), None);
+        for (asked, reason) in [
+            (Asked::Zerocopy, Reason::Zerocopy),
+            (Asked::LowWater, Reason::LowWater),
+            (Asked::Ulp, Reason::Ulp),
+            (Asked::Inquiry, Reason::Inquiry),
+        ] {
+            assert_eq!(asked as u32, reason as u32, "the kernel half gives the agent's numbers");
+        }
     }
 
     #[test]

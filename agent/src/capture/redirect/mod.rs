@@ -20,8 +20,8 @@ use std::{
 
 use anyhow::Context as _;
 use ebpf_common::{
-    AcceptorKey, End, Executable, ExecutableKey, MAX_ACCEPTORS, MAX_EXECUTABLES, Offsets, SocketKey, Way, control, map,
-    program, redirect,
+    AcceptorKey, Asked, End, Executable, ExecutableKey, MAX_ACCEPTORS, MAX_EXECUTABLES, Offsets, SocketKey, Way,
+    control, map, program, redirect,
 };
 use parking_lot::Mutex;
 use tokio::net::TcpStream;
@@ -195,8 +195,13 @@ impl Redirect {
         keys.into_iter().filter_map(|k| self.executables.get(&k).map(|e| e.map(|e| (k, e))).transpose()).collect()
     }
 
-    /// Gives the verdict on a program file: it holds for connects from now on.
+    /// Gives the verdict on a program file: it holds for connects from now on. A program that has asked for what
+    /// redirect cannot keep stays refused.
     pub fn set_executable(&self, key: &ExecutableKey, executable: &Executable) -> io::Result<()> {
+        let known = self.executables.get(key)?;
+        if known.is_some_and(|known| known.verdict == Executable::OFF && Asked::from_number(known.reason).is_some()) {
+            return Ok(());
+        }
         self.executables.insert(key, executable)
     }
 
