@@ -11,7 +11,7 @@ use aya_ebpf::{
     macros::{classifier, sk_msg},
     programs::{SkMsgContext, TcContext},
 };
-use ebpf_common::{End, Flow, Look, Outcome, SocketKey, Way, control, redirect};
+use ebpf_common::{End, Flow, Look, Outcome, SocketKey, Way, control, may_send, redirect};
 
 use crate::{
     exe::read,
@@ -44,7 +44,10 @@ fn message(ctx: &SkMsgContext) {
     // SAFETY: not null; the socket is locked by its sender.
     let flow = unsafe { &mut *flow };
     let mut peer = flow.peer;
-    let mut way = decide(flow, &peer);
+    // SAFETY: not null; the verifier checks the read.
+    let state = unsafe { (*sk).state };
+    // Redirecting asks nothing of the sender's state: after its own end TCP has to refuse what it sends.
+    let mut way = if may_send(state) { decide(flow, &peer) } else { Way::NoPeer };
     if way == Way::Redirect {
         // SAFETY: the map's key is such a key.
         let verdict = unsafe {

@@ -279,6 +279,28 @@ async fn ends_are_ends_and_resets_are_resets() {
     assert!(bed.counter("redirected") >= 2);
 }
 
+/// Ends its half and sends all the same.
+const SHUT: &str = "
+import errno, socket, sys
+s = socket.create_connection((sys.argv[1], 80))
+s.sendall(b'x' * 10)
+s.shutdown(socket.SHUT_WR)
+try: print(s.send(b'y'))
+except OSError as e: print(errno.errorcode[e.errno])
+";
+
+#[tokio::test]
+async fn nothing_is_sent_after_the_end() {
+    need!("nothing_is_sent_after_the_end", "python3");
+    let bed = redirecting(&["240.0.0.1:80"]).await;
+    let program = bed.python(SHUT, &["240.0.0.1"]);
+    let (mut io, _) = bed.accept().await;
+    assert_eq!(program.done().await, "EPIPE");
+    let mut all = Vec::new();
+    timeout(LIMIT, io.read_to_end(&mut all)).await.expect("no end").unwrap();
+    assert_eq!((all.len(), bed.counter("redirected")), (10, 1));
+}
+
 /// Says how many were served and how many of them wrongly; a reset is no corruption.
 /// Twenty at once, again and again until argv[2] have been: each sends two lines and reads both back.
 const BURST: &str = "

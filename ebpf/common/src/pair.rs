@@ -183,6 +183,14 @@ impl Look {
     }
 }
 
+/// Whether TCP takes bytes from a socket in this state: established, or ended by the other side only.
+#[inline(always)]
+pub const fn may_send(state: u32) -> bool {
+    const ESTABLISHED: u32 = 1;
+    const CLOSE_WAIT: u32 = 8;
+    state == ESTABLISHED || state == CLOSE_WAIT
+}
+
 /// Whether a connection between these addresses stays on this host: loopback, or an address of its own,
 /// which the kernel then takes for both ends.
 #[inline(always)]
@@ -335,6 +343,12 @@ mod tests {
         assert!(is_local(&mapped([127, 0, 0, 1]), &mapped([127, 0, 0, 9])));
         assert!(!is_local(&mapped([10, 0, 0, 1]), &mapped([10, 0, 0, 2])));
         assert!(is_local(&v6(1), &v6(1)) && !is_local(&v6(1), &v6(2)));
+    }
+
+    #[test]
+    fn only_open_halves_send() {
+        let states: Vec<u32> = (0..14).filter(|state| may_send(*state)).collect();
+        assert_eq!(states, [1, 8]);
     }
 
     #[test]
