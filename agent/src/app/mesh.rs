@@ -12,19 +12,20 @@ use anyhow::Context;
 use arc_swap::ArcSwap;
 use model::Snapshot;
 use tokio::{
-    runtime::Handle,
     sync::watch,
     task::{AbortHandle, JoinSet},
 };
 
-use super::plan::{AddressPlan, ClusterId, Plan, SourcePlan};
+use super::{
+    plan::{AddressPlan, ClusterId, Plan, SourcePlan},
+    serving::{self, Served, Serving},
+};
 use crate::{
-    accept::{Acceptor, Target},
+    accept::Target,
     admin::StaleReasons,
     capture::balance::Straight,
     cluster::{Cluster, Parts},
     config::{self, Config, RegistryConfig},
-    drain::Drain,
     endpoint,
     filter::Direction,
     kind::{self, BuildCx},
@@ -52,11 +53,8 @@ pub(super) struct Mesh {
     pub(super) view: Arc<ArcSwap<Vec<Arc<Cluster>>>>,
     /// Why endpoint lists are old, for admin.
     pub(super) stale: Arc<StaleReasons>,
-    data: Handle,
-    acceptor: Arc<Acceptor>,
+    serving: Serving,
     cx: BuildCx,
-    /// Taken when the agent stops: listeners end by their drain handle.
-    drain: Option<Drain>,
 }
 
 /// Names a route across reloads.
@@ -77,7 +75,7 @@ struct Running {
 
 struct Listening {
     destination: Arc<ArcSwap<Destination>>,
-    stop: watch::Sender<bool>,
+    served: Served,
 }
 
 struct AbortOnDrop(AbortHandle);
@@ -97,13 +95,7 @@ struct Prepared {
 
 impl Mesh {
     /// An empty mesh; [`Mesh::apply`] fills it.
-    pub(super) fn new(
-        data: Handle,
-        acceptor: Arc<Acceptor>,
-        captured: Arc<ArcSwap<Routes>>,
-        cx: BuildCx,
-        drain: Drain,
-    ) -> Self {
+    pub(super) fn new(serving: Serving, captured: Arc<ArcSwap<Routes>>, cx: BuildCx) -> Self {
         Self {
             registries: BTreeMap::new(),
             clusters: HashMap::new(),
@@ -114,10 +106,8 @@ impl Mesh {
             inbound: Arc::default(),
             view: Arc::default(),
             stale: Arc::default(),
-            data,
-            acceptor,
+            serving,
             cx,
-            drain: Some(drain),
         }
     }
 
@@ -151,14 +141,14 @@ impl Mesh {
         }
         let mut bound = HashMap::new();
         for at in plan.listeners.keys().filter(|at| !self.listeners.contains_key(at)) {
-            let listener = bind(*at)?;
+            let listener = serving::bind(*at)?;
             bound.insert(*at, listener);
         }
         Ok(Prepared { registries, fresh, bound })
     }
 
     fn build(&self, id: &ClusterId, config: &config::Cluster) -> anyhow::Result<Cluster> {
-        let protocol = self.acceptor.protocols.iter().find(|(name, _)| *name == id.protocol);
+        let protocol = self.serving.acceptor().protocols.iter().find(|(name, _)| *name == id.protocol);
         let (protocol, kind) = protocol.expect("plans name only protocols of KINDS");
         let cx = BuildCx { service: id.key.service.as_str().into(), ..self.cx.clone() };
         Cluster::build(Parts {
@@ -167,7 +157,7 @@ impl Mesh {
             protocol,
             config,
             connector: kind.connector(config, &cx)?,
-            mark: self.acceptor.capture.mark(),
+            mark: self.serving.acceptor().capture.mark(),
             cx: &cx,
         })
     }
@@ -224,7 +214,7 @@ impl Mesh {
             self.listeners.insert(*at, listening);
         }
         for gone in old_listeners.into_values() {
-            gone.stop.send_replace(true);
+            gone.served.stop();
         }
     }
 
@@ -264,12 +254,8 @@ impl Mesh {
 
     fn listen(&self, listener: TcpListener, destination: Destination) -> Listening {
         let destination = Arc::new(ArcSwap::from_pointee(destination));
-        let (stop, stopped) = watch::channel(false);
-        if let Some(drain) = self.drain.clone() {
-            let target = Target::Fixed(destination.clone());
-            self.data.spawn(serve(self.acceptor.clone(), listener, target, stopped, drain));
-        }
-        Listening { destination, stop }
+        let served = self.serving.start(listener, Target::Fixed(destination.clone()));
+        Listening { destination, served }
     }
 
     /// Starts following the registries of a cluster.
@@ -298,11 +284,6 @@ impl Mesh {
         self.clusters.get(id).map(|running| &running.cluster)
     }
 
-    /// Lets the drain complete: the mesh itself holds nothing that must finish.
-    pub(super) fn release_drain(&mut self) {
-        self.drain = None;
-    }
-
     /// Waits until every cluster has heard from its registries once, or `patience` is over.
     pub(super) async fn first_snapshots(&self, patience: Duration) -> bool {
         let all = async {
@@ -313,38 +294,6 @@ impl Mesh {
         };
         tokio::time::timeout(patience, all).await.is_ok()
     }
-}
-
-/// Runs a listener bound elsewhere on the data runtime.
-pub(super) async fn serve(
-    acceptor: Arc<Acceptor>,
-    listener: TcpListener,
-    target: Target,
-    stop: watch::Receiver<bool>,
-    drain: Drain,
-) {
-    match tokio::net::TcpListener::from_std(listener) {
-        Ok(listener) => acceptor.listen(listener, target, stop, drain).await,
-        Err(error) => tracing::error!(%error, "a listener cannot be served"),
-    }
-}
-
-/// Binds a data listener.
-pub(super) fn bind(at: SocketAddr) -> anyhow::Result<TcpListener> {
-    let bind = || -> std::io::Result<TcpListener> {
-        let domain = socket2::Domain::for_address(at);
-        let socket = socket2::Socket::new(domain, socket2::Type::STREAM, Some(socket2::Protocol::TCP))?;
-        socket.set_reuse_address(true)?;
-        if at.is_ipv6() {
-            socket.set_only_v6(true)?;
-        }
-        socket.set_nonblocking(true)?;
-        socket.bind(&at.into())?;
-        // The kernel caps it at net.core.somaxconn; a burst must not meet a short queue here.
-        socket.listen(4096)?;
-        Ok(socket.into())
-    };
-    bind().with_context(|| format!("cannot listen on {at}: free the port or name another one in the configuration"))
 }
 
 /// Brings a cluster what its registries say.

@@ -3,10 +3,11 @@
 mod balance;
 mod mesh;
 mod plan;
+mod serving;
 mod spaces;
 
 use std::{
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     path::{Path, PathBuf},
     process::ExitCode,
     sync::{
@@ -16,7 +17,7 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use arc_swap::ArcSwap;
 use tokio::{
     runtime,
@@ -24,14 +25,20 @@ use tokio::{
     sync::{Semaphore, mpsc, watch},
 };
 
-use self::{balance::Books, mesh::Mesh, plan::Plan, spaces::Spaces};
+use self::{
+    balance::Books,
+    mesh::Mesh,
+    plan::Plan,
+    serving::{Serving, bind_both},
+    spaces::Spaces,
+};
 use crate::{
     accept::{self, Acceptor, Target},
     admin::{self, Command, ConfigInfo, Handles},
     capture::{self, Capture, CaptureTable, enroll::Roster},
     cluster::{Cluster, Parts},
     config::{self, Config},
-    drain::{self, Drain, Drainer},
+    drain::{self, Drainer},
     filter::Direction,
     kind::BuildCx,
     metrics::{AccessLogWriter, AgentCounters, LiveTable},
@@ -99,6 +106,7 @@ struct App {
     mesh: Mesh,
     books: Books,
     capture: Arc<dyn Capture>,
+    serving: Serving,
     inbound: Inbound,
     names: Arc<Names>,
     /// Where captured connections arrive.
@@ -137,7 +145,7 @@ impl App {
             hup: signal(SignalKind::hangup())?,
         };
         // Everything that can be refused comes before the first thing that others could notice.
-        let admin = mesh::bind(config.ports.admin).context("ports.admin")?;
+        let admin = serving::bind(config.ports.admin).context("ports.admin")?;
         let access_log = open_access_log(&config)?;
         let chosen = capture::choose(&config, options.kernel_log)?;
         tracing::info!(capture = chosen.capture.name(), reason = chosen.reason, "capture chosen");
@@ -160,18 +168,18 @@ impl App {
             passthrough: passthrough(&config.limits, chosen.capture.mark()),
         });
         let captured = Arc::new(ArcSwap::from_pointee(Routes::default()));
-        let mut mesh = Mesh::new(data.clone(), acceptor.clone(), captured.clone(), cx, drain.clone());
+        let serving = Serving::new(data.clone(), acceptor, drain.clone());
+        let mut mesh = Mesh::new(serving.clone(), captured.clone(), cx);
         mesh.apply(&config)?;
         let captured_at = match chosen.capture.needs_listener() {
             true => {
                 let target = || Target::Captured(captured.clone());
                 let listeners = bind_both(LOOPBACK, config.ports.outbound).context("ports.outbound")?;
-                serve_loopback(listeners, target, &data, &acceptor, &drain)
+                serving.keep(listeners, target)
             }
             false => Vec::new(),
         };
-        let mut inbound =
-            Inbound { data: data.clone(), acceptor: acceptor.clone(), drain: Some(drain.clone()), open: false };
+        let mut inbound = Inbound { serving: serving.clone(), open: false };
         inbound.open_for(&config, &mesh)?;
         if !mesh.first_snapshots(FIRST_SNAPSHOT).await {
             tracing::warn!("serving, though not every registry has answered yet");
@@ -182,8 +190,7 @@ impl App {
         chosen.capture.beat();
         let enrolled = Arc::new(ArcSwap::from_pointee(Roster::of(&config.capture.enroll)));
         let port = captured_at.first().map_or(config.ports.outbound, SocketAddr::port);
-        let mut spaces =
-            Spaces::new(chosen.capture.clone(), acceptor.clone(), captured.clone(), data.clone(), port, drain.clone());
+        let mut spaces = Spaces::new(chosen.capture.clone(), serving.clone(), captured.clone(), port);
         spaces.update(true);
         let names = names::start(&config, &chosen.capture, &counters, &data, &drain);
 
@@ -235,6 +242,7 @@ impl App {
             mesh,
             books: Books::default(),
             capture: chosen.capture,
+            serving,
             inbound,
             names,
             captured_at,
@@ -409,9 +417,7 @@ impl App {
         tracing::info!(deadline = ?self.config.drain, "stopping: no new connections, finishing those that are here");
         self.ready.send_replace(false);
         self.capture.stop_capturing();
-        self.mesh.release_drain();
-        self.spaces.release_drain();
-        self.inbound.drain = None;
+        self.serving.release_drain();
         let finish = self.drainer.drain(self.config.drain);
         tokio::pin!(finish);
         // The beat goes on: connections that were captured before the stop must still find us alive.
@@ -438,64 +444,25 @@ impl App {
 
 /// Listens for connections from elsewhere once the first service asks for it.
 struct Inbound {
-    data: runtime::Handle,
-    acceptor: Arc<Acceptor>,
-    /// Taken when the agent stops.
-    drain: Option<Drain>,
+    serving: Serving,
     open: bool,
 }
 
 impl Inbound {
     fn open_for(&mut self, config: &Config, mesh: &Mesh) -> anyhow::Result<()> {
-        let (false, true, Some(drain)) = (self.open, config.has_inbound(), &self.drain) else { return Ok(()) };
-        let listeners = bind_both(self.acceptor.capture.inbound_at(), config.ports.inbound).context("ports.inbound")?;
-        self.acceptor.capture.listen_inbound(&listeners)?;
-        let target = || Target::Inbound(mesh.inbound.clone());
-        serve_loopback(listeners, target, &self.data, &self.acceptor, drain);
+        if self.open || !config.has_inbound() || !self.serving.is_open() {
+            return Ok(());
+        }
+        let capture = &self.serving.acceptor().capture;
+        let listeners = bind_both(capture.inbound_at(), config.ports.inbound).context("ports.inbound")?;
+        capture.listen_inbound(&listeners)?;
+        self.serving.keep(listeners, || Target::Inbound(mesh.inbound.clone()));
         self.open = true;
         Ok(())
     }
 }
 
 const LOOPBACK: [IpAddr; 2] = [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)];
-
-/// Binds `port` on both addresses, IPv4 and IPv6, or on the only one that the host has.
-fn bind_both(ips: [IpAddr; 2], port: u16) -> anyhow::Result<Vec<TcpListener>> {
-    let mut listeners = Vec::new();
-    for ip in ips {
-        match mesh::bind(SocketAddr::new(ip, port)) {
-            Ok(listener) => listeners.push(listener),
-            Err(error) if ip.is_ipv6() && !Path::new("/proc/net/if_inet6").exists() => {
-                tracing::info!(%error, "no IPv6 on this host: IPv6 connections are left alone");
-            }
-            Err(error) => return Err(error),
-        }
-    }
-    if listeners.is_empty() {
-        bail!("no address to listen on");
-    }
-    Ok(listeners)
-}
-
-/// Serves listeners for as long as the agent lives; only the drain ends them. Returns their addresses.
-fn serve_loopback(
-    listeners: Vec<TcpListener>,
-    target: impl Fn() -> Target,
-    data: &runtime::Handle,
-    acceptor: &Arc<Acceptor>,
-    drain: &Drain,
-) -> Vec<SocketAddr> {
-    let at = listeners.iter().filter_map(|l| l.local_addr().ok()).collect();
-    for listener in listeners {
-        let (stop, stopped) = watch::channel(false);
-        let serving = mesh::serve(acceptor.clone(), listener, target(), stopped, drain.clone());
-        data.spawn(async move {
-            let _stop = stop;
-            serving.await;
-        });
-    }
-    at
-}
 
 fn open_access_log(config: &Config) -> anyhow::Result<Option<Arc<AccessLogWriter>>> {
     let clusters = config.referers.iter().map(|r| &r.cluster).chain(config.services.iter().map(|s| &s.cluster));

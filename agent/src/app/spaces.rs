@@ -8,28 +8,23 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-use tokio::{runtime, sync::watch};
 
-use super::mesh;
+use super::serving::{self, Served, Serving};
 use crate::{
-    accept::{Acceptor, Target},
+    accept::Target,
     admin,
     capture::{Capture, enroll::space::Space},
-    drain::Drain,
     route::Routes,
 };
 
 /// The agent's presence in other namespaces.
 pub(super) struct Spaces {
     capture: Arc<dyn Capture>,
-    acceptor: Arc<Acceptor>,
+    serving: Serving,
     routes: Arc<ArcSwap<Routes>>,
-    data: runtime::Handle,
     /// The port that is taken in every namespace where it is free.
     port: u16,
     open: HashMap<u64, Open>,
-    /// Taken when the agent stops: listeners end by their drain handle.
-    drain: Option<Drain>,
     /// What `/enrolled` shows.
     pub(super) view: Arc<ArcSwap<Vec<admin::view::Space>>>,
 }
@@ -39,20 +34,12 @@ struct Open {
     at: Vec<SocketAddr>,
     /// Why it does not listen there, or not on both addresses.
     trouble: Option<String>,
-    stops: Vec<watch::Sender<bool>>,
+    served: Vec<Served>,
 }
 
 impl Spaces {
-    pub(super) fn new(
-        capture: Arc<dyn Capture>,
-        acceptor: Arc<Acceptor>,
-        routes: Arc<ArcSwap<Routes>>,
-        data: runtime::Handle,
-        port: u16,
-        drain: Drain,
-    ) -> Self {
-        let (open, view) = (HashMap::new(), Arc::default());
-        Self { capture, acceptor, routes, data, port, open, drain: Some(drain), view }
+    pub(super) fn new(capture: Arc<dyn Capture>, serving: Serving, routes: Arc<ArcSwap<Routes>>, port: u16) -> Self {
+        Self { capture, serving, routes, port, open: HashMap::new(), view: Arc::default() }
     }
 
     /// Listens where enrolled programs live and no longer where none do. With `all` every program is looked
@@ -92,13 +79,15 @@ impl Spaces {
     }
 
     fn listen(&self, space: Space) -> Open {
-        let mut open = Open { space, at: Vec::new(), trouble: None, stops: Vec::new() };
-        let Some(drain) = &self.drain else { return open };
+        let mut open = Open { space, at: Vec::new(), trouble: None, served: Vec::new() };
+        if !self.serving.is_open() {
+            return open;
+        }
         for ip in [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)] {
             let port = self.port;
             // Errors of a thread in there keep their text; that is all that is done with them.
             let bound = open.space.enter(|| {
-                let bind = |port| mesh::bind(SocketAddr::new(ip, port)).map_err(std::io::Error::other);
+                let bind = |port| serving::bind(SocketAddr::new(ip, port)).map_err(std::io::Error::other);
                 if ip.is_ipv6() && !Path::new("/proc/net/if_inet6").exists() {
                     return Err(std::io::Error::other("no IPv6"));
                 }
@@ -108,11 +97,8 @@ impl Spaces {
             });
             match bound {
                 Ok((listener, at)) => {
-                    let (stop, stopped) = watch::channel(false);
-                    let target = Target::Captured(self.routes.clone());
-                    self.data.spawn(mesh::serve(self.acceptor.clone(), listener, target, stopped, drain.clone()));
                     open.at.push(at);
-                    open.stops.push(stop);
+                    open.served.push(self.serving.start(listener, Target::Captured(self.routes.clone())));
                 }
                 Err(error) => open.trouble = Some(format!("{ip}: {error}")),
             }
@@ -130,15 +116,8 @@ impl Spaces {
         if let Err(error) = self.capture.set_space(&open.space, &[]) {
             tracing::warn!(%error, "cannot take a listener from the kernel's table");
         }
-        for stop in &open.stops {
-            stop.send_replace(true);
-        }
+        open.served.into_iter().for_each(Served::stop);
         tracing::info!(namespace = open.space.label, cookie, "nobody enrolled lives there any more");
-    }
-
-    /// Lets the drain complete: nothing here must finish.
-    pub(super) fn release_drain(&mut self) {
-        self.drain = None;
     }
 }
 

@@ -1,0 +1,115 @@
+//! Listeners of the data runtime: bound, served, told to stop.
+
+use std::{
+    net::{IpAddr, SocketAddr, TcpListener},
+    path::Path,
+    sync::Arc,
+};
+
+use anyhow::{Context as _, bail};
+use parking_lot::Mutex;
+use tokio::{runtime::Handle, sync::watch};
+
+use crate::{
+    accept::{Acceptor, Target},
+    drain::Drain,
+};
+
+/// Runs listeners on the data runtime.
+#[derive(Clone)]
+pub(super) struct Serving {
+    data: Handle,
+    acceptor: Arc<Acceptor>,
+    /// Taken when the agent stops: what is served holds its own.
+    drain: Arc<Mutex<Option<Drain>>>,
+}
+
+/// A listener that is served until it is stopped. Dropped, it is served for as long as the agent lives.
+pub(super) struct Served(watch::Sender<bool>);
+
+impl Served {
+    /// No further connection is accepted; those that exist go on.
+    pub(super) fn stop(self) {
+        self.0.send_replace(true);
+    }
+}
+
+impl Serving {
+    pub(super) fn new(data: Handle, acceptor: Arc<Acceptor>, drain: Drain) -> Self {
+        Self { data, acceptor, drain: Arc::new(Mutex::new(Some(drain))) }
+    }
+
+    /// What accepts.
+    pub(super) fn acceptor(&self) -> &Acceptor {
+        &self.acceptor
+    }
+
+    /// Whether the agent has not begun to stop.
+    pub(super) fn is_open(&self) -> bool {
+        self.drain.lock().is_some()
+    }
+
+    /// Serves `listener`; closes it when the agent stops already.
+    pub(super) fn start(&self, listener: TcpListener, target: Target) -> Served {
+        let (stop, stopped) = watch::channel(false);
+        let Some(drain) = self.drain.lock().clone() else { return Served(stop) };
+        let acceptor = self.acceptor.clone();
+        self.data.spawn(async move {
+            match tokio::net::TcpListener::from_std(listener) {
+                Ok(listener) => acceptor.listen(listener, target, stopped, drain).await,
+                Err(error) => tracing::error!(%error, "a listener cannot be served"),
+            }
+        });
+        Served(stop)
+    }
+
+    /// Serves `listeners` for as long as the agent lives and returns their addresses.
+    pub(super) fn keep(&self, listeners: Vec<TcpListener>, target: impl Fn() -> Target) -> Vec<SocketAddr> {
+        let at = listeners.iter().filter_map(|l| l.local_addr().ok()).collect();
+        for listener in listeners {
+            self.start(listener, target());
+        }
+        at
+    }
+
+    /// Lets the drain complete: nothing but what is served must finish.
+    pub(super) fn release_drain(&self) {
+        self.drain.lock().take();
+    }
+}
+
+/// Binds `port` on both addresses, IPv4 and IPv6, or on the only one that the host has.
+pub(super) fn bind_both(ips: [IpAddr; 2], port: u16) -> anyhow::Result<Vec<TcpListener>> {
+    let mut listeners = Vec::new();
+    for ip in ips {
+        match bind(SocketAddr::new(ip, port)) {
+            Ok(listener) => listeners.push(listener),
+            Err(error) if ip.is_ipv6() && !Path::new("/proc/net/if_inet6").exists() => {
+                tracing::info!(%error, "no IPv6 on this host: IPv6 connections are left alone");
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    if listeners.is_empty() {
+        bail!("no address to listen on");
+    }
+    Ok(listeners)
+}
+
+/// Binds a data listener.
+pub(super) fn bind(at: SocketAddr) -> anyhow::Result<TcpListener> {
+    let bind = || -> std::io::Result<TcpListener> {
+        let domain = socket2::Domain::for_address(at);
+        let socket = socket2::Socket::new(domain, socket2::Type::STREAM, Some(socket2::Protocol::TCP))?;
+        socket.set_reuse_address(true)?;
+        if at.is_ipv6() {
+            socket.set_only_v6(true)?;
+        }
+        socket.set_nonblocking(true)?;
+        socket.bind(&at.into())?;
+        // The kernel caps it at net.core.somaxconn; a burst must not meet a short queue here.
+        socket.listen(4096)?;
+        Ok(socket.into())
+    };
+    bind().with_context(|| format!("cannot listen on {at}: free the port or name another one in the configuration"))
+}
