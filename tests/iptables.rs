@@ -169,6 +169,35 @@ fn comes_and_goes(backend: &str) {
     assert_eq!(world.own_routes(), "");
 }
 
+/// The lines for operators in docs/operate.md, after an agent that will not come back.
+fn by_hand(backend: &str) {
+    let Some(mut world) = World::new(backend, |_| String::new()) else { return };
+    let page = std::fs::read_to_string(host::top_dir().join("docs/operate.md")).unwrap();
+    let (_, lines) = page.split_once("remove the rules by hand:\n\n```sh\n").unwrap();
+    let lines = lines.split_once("```").unwrap().0;
+    let foreign: Vec<_> = world.rules();
+    let foreign: Vec<_> = foreign.iter().filter(|l| !ours(std::slice::from_ref(*l)).contains(l)).collect();
+    world.agent.kill9();
+    assert!(!ours(&world.rules()).is_empty() && !world.own_routes().is_empty());
+    for _ in 0..2 {
+        Cmd::line("sh -c").arg(lines).run();
+        assert_eq!(world.rules().iter().collect::<Vec<_>>(), foreign, "nothing of ours, all of theirs");
+        assert_eq!(world.own_routes(), "");
+    }
+    world.agent.again();
+    assert_eq!(world.call(WEB).as_deref(), Ok("meshed"));
+}
+
+#[test]
+fn iptables_rules_can_be_removed_by_hand_as_written_with_nft() {
+    by_hand("nft");
+}
+
+#[test]
+fn iptables_rules_can_be_removed_by_hand_as_written_with_iptables() {
+    by_hand("iptables");
+}
+
 #[test]
 fn iptables_rules_of_nft_come_and_go_as_a_whole() {
     comes_and_goes("nft");

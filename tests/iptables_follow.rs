@@ -159,6 +159,22 @@ fn iptables_reloads_without_a_gap_with_iptables() {
 }
 
 #[test]
+fn iptables_brings_the_kernel_way_to_the_agent_unless_it_has_a_policy() {
+    let Some(world) = World::new("iptables", "iptables: auto") else { return };
+    let group = Cgroup::new("callers");
+    world.agent.cli(&format!("enroll {}", group.path().display())).ok();
+    let services = world.services.replace("protocol: http", "protocol: tcp, path: kernel");
+    world.agent.rewrite(&services);
+    world.agent.cli("reload").ok();
+    assert_eq!(world.who(&group, 0), "meshed");
+    assert_eq!(world.agent.metric("sockmesh_capture_total", &["outcome=\"redirected\""]), 1.0);
+    world.agent.rewrite(&services.replace("path: kernel", "path: kernel, deny: [{uid: 12345}]"));
+    let said = world.agent.cli("reload").failed();
+    assert!(said.contains("`web`") && said.contains("needs `capture: ebpf`"), "{said}");
+    assert_eq!(world.who(&group, 0), "meshed", "what was in force stays");
+}
+
+#[test]
 fn iptables_is_what_auto_takes_where_hooks_cannot_be_and_it_says_why() {
     // Maps and links have nowhere to be kept: the hooks cannot be used.
     let Some(mut world) = World::new("auto", "bpffs: /dev/null") else { return };

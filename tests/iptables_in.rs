@@ -65,7 +65,7 @@ impl World {
     }
 
     fn brought(&self) -> f64 {
-        self.agent.metric("sockmesh_capture_total", &["outcome=\"redirected\""])
+        self.agent.metric("sockmesh_capture_total", &["outcome=\"inbound\""])
     }
 
     /// The port on which the agent takes callers from elsewhere.
@@ -181,7 +181,8 @@ fn both_ways(backend: &str) {
     let settings =
         Settings { net: Some(net), enroll: &[&group], mode: "iptables", capture: &capture, ..Settings::default() };
     let agent = Agent::with(&settings, &services);
-    let brought = || agent.metric("sockmesh_capture_total", &["outcome=\"redirected\""]);
+    let counted = |outcome: &str| agent.metric("sockmesh_capture_total", &[&format!("outcome=\"{outcome}\"")]);
+    let brought = || (counted("redirected"), counted("inbound"));
     let curl = |to: &str| {
         let line = format!("curl -sf --noproxy * --max-time 10 http://{to}/");
         Cmd::line(&line).netns(net).cgroup(&group).run().ok()
@@ -190,10 +191,10 @@ fn both_ways(backend: &str) {
     assert_eq!(curl("240.0.0.1"), "provider");
     assert_eq!(curl(&at.to_string()), "provider");
     assert_eq!(curl("240.0.0.2"), "far");
-    assert_eq!(brought(), 3.0);
+    assert_eq!(brought(), (3.0, 0.0));
     assert_eq!(agent.access_log().len(), 0, "nobody came from elsewhere");
     assert_eq!(answer(at).unwrap(), "provider");
-    assert_eq!(brought(), 4.0);
+    assert_eq!(brought(), (3.0, 1.0));
 }
 
 #[test]

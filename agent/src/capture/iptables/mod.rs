@@ -43,6 +43,7 @@ pub struct Iptables {
     /// What is in the kernel is as it should be, also when this is dropped.
     settled: AtomicBool,
     redirected: AtomicU64,
+    inbound: AtomicU64,
     not_redirected: AtomicU64,
     // Last, so that namespace and name are free only when everything above is gone.
     _locks: [NameLock; 2],
@@ -98,6 +99,7 @@ impl Iptables {
             }),
             settled: AtomicBool::new(false),
             redirected: AtomicU64::new(0),
+            inbound: AtomicU64::new(0),
             not_redirected: AtomicU64::new(0),
             _locks: [lock, space],
         })
@@ -304,7 +306,7 @@ impl Capture for Iptables {
     }
 
     fn inbound_destination(&self, conn: &TcpStream) -> io::Result<SocketAddr> {
-        self.redirected_from(conn)
+        self.redirected_from(conn, &self.inbound)
     }
 
     fn can_enroll(&self) -> bool {
@@ -327,7 +329,7 @@ impl Capture for Iptables {
     }
 
     fn origin(&self, conn: &TcpStream) -> io::Result<Origin> {
-        let destination = self.redirected_from(conn)?;
+        let destination = self.redirected_from(conn, &self.redirected)?;
         Ok(Origin { destination, pid: 0, uid: 0, process: String::new() })
     }
 
@@ -350,7 +352,7 @@ impl Capture for Iptables {
     }
 
     fn counters(&self) -> BTreeMap<&'static str, u64> {
-        [("redirected", &self.redirected), ("not_redirected", &self.not_redirected)]
+        [("redirected", &self.redirected), ("inbound", &self.inbound), ("not_redirected", &self.not_redirected)]
             .map(|(name, count)| (name, count.load(Relaxed)))
             .into()
     }
@@ -358,11 +360,11 @@ impl Capture for Iptables {
 
 impl Iptables {
     /// Where `conn`, accepted by a listener of the agent, wanted to go; an error when no rule brought it.
-    fn redirected_from(&self, conn: &TcpStream) -> io::Result<SocketAddr> {
+    fn redirected_from(&self, conn: &TcpStream, count: &AtomicU64) -> io::Result<SocketAddr> {
         let local = conn.local_addr()?;
         match original_destination(conn, local) {
             Ok(destination) if destination != local => {
-                self.redirected.fetch_add(1, Relaxed);
+                count.fetch_add(1, Relaxed);
                 Ok(destination)
             }
             asked => {
