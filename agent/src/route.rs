@@ -179,6 +179,7 @@ mod tests {
             config: &config,
             connector: Arc::new(Nobody),
             mark: None,
+            introduce: None,
             cx: &BuildCx::default(),
         };
         Arc::new(Cluster::build(parts).unwrap())

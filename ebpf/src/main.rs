@@ -20,6 +20,8 @@
 #[cfg(target_arch = "bpf")]
 mod balance;
 #[cfg(target_arch = "bpf")]
+mod client;
+#[cfg(target_arch = "bpf")]
 mod connect;
 #[cfg(target_arch = "bpf")]
 mod dns;

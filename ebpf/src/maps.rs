@@ -10,9 +10,9 @@ use aya_ebpf::{
     programs::SockOpsContext,
 };
 use ebpf_common::{
-    AcceptorKey, Address, End, Executable, ExecutableKey, Flow, Listener, MAX_ACCEPTORS, MAX_EXECUTABLES, MAX_INBOUND,
-    MAX_LISTENERS, MAX_MEMBERS, MAX_RULES, MAX_SERVICES, MAX_SLOTS, MAX_SOCKETS, MAX_STRANGERS, MAX_TUPLES, MAX_USES,
-    MAX_WORKLOADS, Origin, Outcome, Service, ServiceKey, SocketKey, TupleKey, Workload,
+    AcceptorKey, Address, Client, End, Executable, ExecutableKey, Flow, Listener, MAX_ACCEPTORS, MAX_EXECUTABLES,
+    MAX_INBOUND, MAX_LISTENERS, MAX_MEMBERS, MAX_RULES, MAX_SERVICES, MAX_SLOTS, MAX_SOCKETS, MAX_STRANGERS,
+    MAX_TUPLES, MAX_USES, MAX_WORKLOADS, Origin, Outcome, Service, ServiceKey, SocketKey, TupleKey, Workload,
     balance::{EndpointKey, EndpointState, RuleKey, Slot, SlotKey, Use, UseKey},
     control,
     dns::{DnsListener, MAX_RESOLVERS},
@@ -66,6 +66,12 @@ pub static MESH_INBOUND: HashMap<ServiceKey, u32, MAX_INBOUND> = HashMap::new();
 /// The agent's listeners for connections from elsewhere, by family. Put in by the agent, gone with them.
 #[btf_map]
 pub static MESH_IN_SOCKETS: SockMap<{ inbound::LISTENERS }> = SockMap::new();
+
+/// Callers from elsewhere, kept with the agent's socket that was opened for them and with the program's that
+/// asked; gone with each. Written by the agent and the getpeername hooks.
+#[btf_map]
+pub static MESH_CLIENTS: SkStorage<Client> = SkStorage::new();
+
 /// Where questions for names are answered, by cookie of the network namespace. Written by the agent.
 #[btf_map]
 pub static MESH_DNS: HashMap<u64, DnsListener, MAX_LISTENERS> = HashMap::new();

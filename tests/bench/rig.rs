@@ -81,6 +81,7 @@ impl Rig {
             config: &config,
             connector: protocol.connector(&config, &cx).unwrap(),
             mark: None,
+            introduce: None,
             cx: &cx,
         });
         let cluster = Arc::new(cluster.unwrap());

@@ -88,15 +88,22 @@ impl Net {
 
     /// Gives the link IPv6 addresses too; returns the one at the far end.
     pub fn add_ipv6(&self) -> IpAddr {
-        // Unique local addresses (RFC 4193), one network for each link.
-        let [.., c, d] = self.here.octets();
-        let ip =
-            |last| Ipv6Addr::new(0xfd00, 0x5eed, std::process::id() as u16, u16::from_be_bytes([c, d]), 0, 0, 0, last);
-        let (ns, here, there) = (&self.name, ip(1), ip(2));
+        let (ns, here, there) = (&self.name, self.ip6(1), self.ip6(2));
         // At once, without asking the link whether somebody has them.
         ip_do(&format!("addr add {here}/64 dev o{ns} nodad"));
         ip_do(&format!("-n {ns} addr add {there}/64 dev i{ns} nodad"));
         there.into()
+    }
+
+    /// Our end's address after [`Net::add_ipv6`].
+    pub fn here6(&self) -> IpAddr {
+        self.ip6(1).into()
+    }
+
+    /// Unique local addresses (RFC 4193), one network for each link.
+    fn ip6(&self, last: u16) -> Ipv6Addr {
+        let [.., c, d] = self.here.octets();
+        Ipv6Addr::new(0xfd00, 0x5eed, std::process::id() as u16, u16::from_be_bytes([c, d]), 0, 0, 0, last)
     }
 
     /// From now on nothing comes back from there: no answer, no refusal.

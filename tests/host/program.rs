@@ -109,6 +109,31 @@ http {{
     server
 }
 
+/// An nginx that answers everything with `name` on each of `listen`, written as in its configuration, and writes a
+/// line for each request to `access.log` in its folder: address and port of the peer that it sees, number of the
+/// connection, path. It is ready when it accepts at `wait_at`.
+pub fn nginx_seeing(name: &str, listen: &[&str], wait_at: SocketAddr, place: &Place<'_>) -> Server {
+    let dir = Temp::new();
+    let (path, user) = (dir.path().display(), if rustix::process::geteuid().is_root() { "user root;" } else { "" });
+    fs::create_dir(dir.file("tmp")).unwrap();
+    let listen: String = listen.iter().map(|at| format!("listen {at}; ")).collect();
+    let config = format!(
+        "daemon off; master_process off; {user} pid {path}/pid; error_log stderr warn;
+events {{ worker_connections 1024; }}
+http {{
+  log_format peer '$remote_addr $remote_port $connection $request_uri';
+  access_log {path}/access.log peer;
+  client_body_temp_path {path}/tmp; proxy_temp_path {path}/tmp; fastcgi_temp_path {path}/tmp;
+  uwsgi_temp_path {path}/tmp; scgi_temp_path {path}/tmp;
+  server {{ {listen} location / {{ return 200 '{name}'; }} }}
+}}
+"
+    );
+    let file = dir.write("nginx.conf", config);
+    let cmd = Cmd::new(which("nginx").expect("asked for before")).args(["-e", "stderr", "-p"]).arg(path).arg("-c");
+    Server::start(wait_at, dir, place.put(cmd.arg(file.display())))
+}
+
 /// A redis server without persistence.
 pub fn redis(place: &Place<'_>) -> Server {
     let (dir, addr) = (Temp::new(), SocketAddr::new(place.ip(), free_port()));

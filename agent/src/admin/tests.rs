@@ -50,6 +50,7 @@ fn cluster(service: &str, version: &str, ports: &[u16]) -> Arc<Cluster> {
         config: &config,
         connector: Arc::new(OddAnswers),
         mark: None,
+        introduce: None,
         cx: &BuildCx::default(),
     });
     let cluster = Arc::new(cluster.unwrap());

@@ -4,6 +4,7 @@
 use std::{
     collections::{BTreeMap, HashMap},
     net::{SocketAddr, TcpListener},
+    os::fd::BorrowedFd,
     sync::Arc,
     time::Duration,
 };
@@ -26,7 +27,7 @@ use crate::{
     capture::balance::Straight,
     cluster::{Cluster, Parts},
     config::{self, Config, RegistryConfig},
-    endpoint,
+    endpoint::{self, Introduce},
     filter::Direction,
     kind::{self, BuildCx},
     protocol,
@@ -158,8 +159,24 @@ impl Mesh {
             config,
             connector: kind.connector(config, &cx)?,
             mark: self.serving.acceptor().capture.mark(),
+            introduce: self.introduce(&id.key, config),
             cx: &cx,
         })
+    }
+
+    /// Shows programs their callers, where the configuration asks for it and the capture can.
+    fn introduce(&self, key: &model::ServiceKey, config: &config::Cluster) -> Option<Introduce> {
+        let capture = self.serving.acceptor().capture.clone();
+        if !config.client_address {
+            return None;
+        }
+        if !capture.can_introduce() {
+            let capture = capture.name();
+            tracing::warn!(service = %key, capture,
+                "client_address: the program sees the agent as its peer: this needs `capture: ebpf`");
+            return None;
+        }
+        Some(Arc::new(move |socket: BorrowedFd<'_>, caller| capture.introduce(socket, caller)))
     }
 
     fn commit(&mut self, plan: Plan, mut prepared: Prepared) {

@@ -505,6 +505,7 @@ fn passthrough(limits: &config::Limits, mark: Option<u32>) -> Box<dyn Fn(SocketA
             config: &plain,
             connector: tcp.connector(&plain, &BuildCx::default()).expect("defaults are valid"),
             mark,
+            introduce: None,
             cx: &BuildCx::default(),
         })
         .expect("defaults are valid");

@@ -134,8 +134,10 @@ impl Plan {
         let destinations = agents.flat_map(|r| r.addresses.iter().map(|a| (*a, r.on_agent_loss))).collect();
         let straight = self.straight.iter().map(|(straight, _)| straight.clone()).collect();
         let inbound = self.inbound.iter().map(|(at, _)| *at).collect();
+        let introduced = config.services.iter().filter(|s| s.cluster.client_address);
+        let clients = introduced.map(|s| s.local).collect();
         let config::Capture { enroll, exempt, redirect, .. } = config.capture.clone();
-        CaptureTable { destinations, straight, listeners, inbound, enroll, exempt, redirect }
+        CaptureTable { destinations, straight, listeners, inbound, clients, enroll, exempt, redirect }
     }
 }
 

@@ -6,7 +6,7 @@ use std::{
     collections::{BTreeMap, HashMap},
     io,
     net::{IpAddr, SocketAddr, TcpListener},
-    os::fd::{AsFd as _, OwnedFd},
+    os::fd::{AsFd as _, BorrowedFd, OwnedFd},
     path::PathBuf,
     sync::{
         Arc,
@@ -31,6 +31,7 @@ use tracing::{Level, info};
 use super::{
     Capture, CaptureTable, Origin,
     balance::{self, Balance, Straight},
+    clients::Clients,
     convert::{self, octets, service_key, socket_addr},
     enroll::{Matched, Members, PROGRAMS, space::Space},
     inbound::Inbound,
@@ -77,6 +78,7 @@ pub struct Ebpf {
     programs: Vec<(Hook, OwnedFd)>,
     inbound: Inbound,
     redirect: Arc<Redirect>,
+    clients: Clients,
     /// Held while services, listeners or links change, so that two changes do not mix.
     change: Mutex<Members>,
     pins: Pins,
@@ -175,6 +177,7 @@ impl Ebpf {
         let inbound = Inbound::load(&mut ebpf, pins)?;
         let sockops = programs.iter().find(|(hook, _)| *hook == Hook::SockOps).context("no program for TCP")?;
         let redirect = Redirect::load(&mut ebpf, pins, name, sockops.1.as_fd(), config, unusable)?;
+        let clients = Clients::new(pins, &programs)?;
         let counters = ebpf.take_map(map::COUNTERS).context("the eBPF object has no counters")?;
         let kernel_log = match kernel_log {
             Some(_) => Some(KernelLog::start(&mut ebpf)?),
@@ -205,6 +208,7 @@ impl Ebpf {
             programs,
             inbound,
             redirect,
+            clients,
             kernel_log,
         })
     }
@@ -216,6 +220,7 @@ impl Ebpf {
             (control::BEAT_NS, 0),
             (control::STALE_AFTER_NS, stale_after),
             (control::DRAINING, 0),
+            (control::CLIENTS, 0),
             (control::PID, u64::from(std::process::id())),
             (control::LAYOUT, LAYOUT_VERSION),
         ] {
@@ -316,6 +321,7 @@ impl Capture for Ebpf {
         self.inbound.set(&table.inbound)?;
         members.set(&self.control, &self.programs, &table.enroll, resolved)?;
         self.redirect.set_mode(table.redirect).context("cannot write the control map")?;
+        self.clients.set(&self.control, &table.clients, &members.attached())?;
         drop(members);
         self.settled.store(true, Relaxed);
         self.beat();
@@ -353,7 +359,9 @@ impl Capture for Ebpf {
     }
 
     fn refresh(&self) {
-        self.change.lock().refresh(&self.control, &self.programs);
+        let mut members = self.change.lock();
+        members.refresh(&self.control, &self.programs);
+        self.clients.follow(&members.attached());
     }
 
     fn spaces(&self, all: bool) -> Vec<Space> {
@@ -463,6 +471,14 @@ impl Capture for Ebpf {
         self.names.resolver(number)
     }
 
+    fn can_introduce(&self) -> bool {
+        true
+    }
+
+    fn introduce(&self, socket: BorrowedFd<'_>, client: SocketAddr) -> io::Result<()> {
+        self.clients.introduce(socket, client)
+    }
+
     fn mark(&self) -> Option<u32> {
         Some(AGENT_MARK)
     }
@@ -519,6 +535,7 @@ struct Parts {
     members: Members,
     inbound: Inbound,
     redirect: Redirect,
+    clients: Clients,
     kernel_log: Option<KernelLog>,
 }
 
@@ -535,6 +552,7 @@ impl Parts {
             beats: AtomicU64::new(0),
             programs: self.programs,
             inbound: self.inbound,
+            clients: self.clients,
             change: Mutex::new(self.members),
             redirect: Arc::new(self.redirect),
             pins,

@@ -1,6 +1,7 @@
 //! How connections of local programs come to the agent.
 
 pub mod balance;
+pub mod clients;
 mod convert;
 pub mod ebpf;
 pub mod enroll;
@@ -17,6 +18,7 @@ use std::{
     collections::BTreeMap,
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener},
+    os::fd::BorrowedFd,
     sync::Arc,
 };
 
@@ -142,6 +144,17 @@ pub trait Capture: Send + Sync + 'static {
         None
     }
 
+    /// Whether programs can be shown the addresses of the callers that the agent calls them for.
+    fn can_introduce(&self) -> bool {
+        false
+    }
+
+    /// Has whoever accepts the connection that `socket` is about to open see `client` as its peer. For services
+    /// of [`CaptureTable::clients`].
+    fn introduce(&self, _socket: BorrowedFd<'_>, _client: SocketAddr) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
     /// Mark that the agent's own sockets must carry to be left alone by this capture.
     fn mark(&self) -> Option<u32> {
         None
@@ -169,6 +182,8 @@ pub struct CaptureTable {
     pub listeners: Vec<SocketAddr>,
     /// Destinations of callers from elsewhere; the address `0.0.0.0` stands for every local one.
     pub inbound: Vec<VirtualAddress>,
+    /// Where programs listen that are shown the addresses of the callers that the agent calls them for.
+    pub clients: Vec<SocketAddr>,
     /// Whose connections.
     pub enroll: Vec<Enroll>,
     /// What rules leave alone; the mode `iptables` only.
@@ -228,7 +243,7 @@ pub fn choose(config: &Config, kernel_log: Option<tracing::Level>) -> anyhow::Re
             Ok(captured(ebpf))
         }
         CaptureMode::Iptables => rules().context("capture: iptables"),
-        CaptureMode::Auto if config.capture.enroll.is_empty() && !config.has_inbound() => {
+        CaptureMode::Auto if config.capture.enroll.is_empty() && !config.has_inbound() && !config.has_introduced() => {
             remove_rules_left(config);
             Ok(port("nothing is enrolled".to_owned()))
         }

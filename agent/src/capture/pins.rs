@@ -14,7 +14,7 @@ use std::{
 use anyhow::{Context as _, bail};
 use aya::maps::{MapInfo, MapType};
 use ebpf_common::{
-    AcceptorKey, Address, End, Executable, ExecutableKey, Flow, LAYOUT_VERSION, Listener, MAX_ACCEPTORS,
+    AcceptorKey, Address, Client, End, Executable, ExecutableKey, Flow, LAYOUT_VERSION, Listener, MAX_ACCEPTORS,
     MAX_EXECUTABLES, MAX_INBOUND, MAX_LISTENERS, MAX_MEMBERS, MAX_RULES, MAX_SERVICES, MAX_SLOTS, MAX_STRANGERS,
     MAX_TUPLES, MAX_USES, MAX_WORKLOADS, Origin, Outcome, Service, ServiceKey, SocketKey, TupleKey, Workload,
     balance::{EndpointKey, EndpointState, RuleKey, Slot, SlotKey, Use, UseKey},
@@ -67,6 +67,7 @@ fn shapes(max_connections: u32) -> Vec<(&'static str, Shape)> {
         (map::STRANGERS, (MapType::Hash, 8, 4, MAX_STRANGERS)),
         (map::INBOUND, (MapType::Hash, size_of::<ServiceKey>(), 4, MAX_INBOUND)),
         (map::IN_SOCKETS, (MapType::SockMap, 4, 4, inbound::LISTENERS)),
+        (map::CLIENTS, (MapType::SkStorage, 4, size_of::<Client>(), 0)),
         (map::DNS, (MapType::Hash, 8, size_of::<DnsListener>(), MAX_LISTENERS)),
         (map::RESOLVERS, (MapType::Hash, 4, size_of::<Address>(), MAX_RESOLVERS)),
         (map::SOCKETS, (MapType::SockHash, size_of::<SocketKey>(), 4, sockets)),
@@ -102,7 +103,7 @@ impl Pins {
                 pins.remove_root()?;
             }
         }
-        for dir in [pins.root.join("maps"), pins.root.join("links")] {
+        for dir in [pins.root.join("maps"), pins.root.join("links"), pins.root.join("clients")] {
             fs::create_dir_all(&dir)
                 .with_context(|| format!("cannot create {}: bpffs must be writable, run as root", dir.display()))?;
         }
@@ -134,6 +135,11 @@ impl Pins {
     /// The links.
     pub fn links(&self) -> Links {
         Links::new(self.root.join("links"))
+    }
+
+    /// The links that only show programs their callers.
+    pub fn client_links(&self) -> Links {
+        Links::new(self.root.join("clients"))
     }
 
     /// Names of the maps that are pinned.

@@ -13,6 +13,7 @@ use serde::Serialize;
 
 use crate::{
     capture::{
+        clients::{Listens, who_listens},
         ebpf,
         enroll::{self, Cgroup, PROGRAMS},
         iptables::{self, Backend},
@@ -116,6 +117,7 @@ pub fn all(config: Option<&Config>) -> Vec<Check> {
     report.host(&asked.capture.bpffs);
     report.programs();
     report.enrolled(&asked.capture);
+    report.introduced(asked);
     report.rules(asked);
     if asked.capture.mode == CaptureMode::Auto {
         report.auto(config);
@@ -277,6 +279,31 @@ impl Report {
             && let Some(root) = capture.root.clone().or_else(enroll::mount)
         {
             self.group(&root);
+        }
+    }
+
+    /// Whether the programs that are to see their callers can be shown them.
+    fn introduced(&mut self, config: &Config) {
+        for service in config.services.iter().filter(|s| s.cluster.client_address) {
+            let name = format!("client_address of {}", service.key);
+            let cannot = match config.capture.mode {
+                CaptureMode::Port => Some("`capture: port` cannot show a program its callers"),
+                CaptureMode::Iptables => Some("`capture: iptables` cannot show a program its callers"),
+                CaptureMode::Auto | CaptureMode::Ebpf => None,
+            };
+            if let Some(found) = cannot {
+                self.bad(State::Warning, name, found, "set `capture: ebpf`, or take `client_address` out");
+                continue;
+            }
+            match who_listens(service.local, &[]) {
+                Listens::In(groups) => {
+                    let paths: Vec<_> = groups.iter().map(|group| group.path.display().to_string()).collect();
+                    self.ok(name, format!("who listens on {} is in {}", service.local, paths.join(", ")));
+                }
+                Listens::Unreachable(reason) => {
+                    self.bad(State::Warning, name, reason, "until then the program sees the agent as its peer");
+                }
+            }
         }
     }
 

@@ -19,7 +19,7 @@ use self::end::End;
 use crate::{
     call::{Call, CallError, ErrorKind, Request, Response, Text},
     config,
-    endpoint::{Connector, DialOptions, Endpoint},
+    endpoint::{Connector, DialOptions, Endpoint, Introduce},
     filter::{self, CallCx, ClusterInfo, Direction, Filter},
     ha::{self, Attempt, Attempts, HaStrategy, Sent},
     kind::{self, BuildCx},
@@ -59,6 +59,8 @@ pub struct Parts<'a> {
     pub connector: Arc<dyn Connector>,
     /// Mark for the agent's own sockets.
     pub mark: Option<u32>,
+    /// Shows endpoints the callers, for clusters whose configuration says so.
+    pub introduce: Option<Introduce>,
     /// For the kinds it is made of.
     pub cx: &'a BuildCx,
 }
@@ -66,7 +68,7 @@ pub struct Parts<'a> {
 impl Cluster {
     /// Builds a cluster without endpoints. Errors name the kind that is unknown or badly configured.
     pub fn build(parts: Parts<'_>) -> anyhow::Result<Self> {
-        let Parts { key, direction, protocol, config, connector, mark, cx } = parts;
+        let Parts { key, direction, protocol, config, connector, mark, introduce, cx } = parts;
         let filters: anyhow::Result<Vec<_>> =
             config.filters.iter().map(|f| kind::build("filter", filter::KINDS, &f.name, &f.options, cx)).collect();
         let lb = kind::build("load balancer", lb::KINDS, &config.lb.name, &config.lb.options, cx)?;
@@ -83,7 +85,11 @@ impl Cluster {
             ha: kind::build("HA strategy", ha::KINDS, &config.ha.name, &config.ha.options, cx)?,
             lb,
             connector,
-            dial: DialOptions { connect_timeout: config.connect_timeout, mark },
+            dial: DialOptions {
+                connect_timeout: config.connect_timeout,
+                mark,
+                introduce: introduce.filter(|_| config.client_address),
+            },
             set: ArcSwap::from_pointee(none),
             config: config.clone(),
         })
@@ -155,6 +161,13 @@ impl Cluster {
         let set = self.set.load();
         if let Some(endpoint) = set.endpoints.iter().find(|e| e.addr == addr) {
             self.connector.adopt(endpoint, io);
+        }
+    }
+
+    /// The connection of `caller` has ended, and with it the use of connections that were opened for it alone.
+    pub fn left(&self, caller: SocketAddr) {
+        if self.dial.introduce.is_some() {
+            self.set.load().endpoints.iter().for_each(|endpoint| self.connector.left(endpoint, caller));
         }
     }
 

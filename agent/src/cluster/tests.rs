@@ -92,6 +92,7 @@ fn bench(endpoints: usize, config: config::Cluster, steps: Vec<Step>) -> Bench {
         config: &config,
         connector: script.clone(),
         mark: None,
+        introduce: None,
         cx: &BuildCx::default(),
     })
     .unwrap();
@@ -305,6 +306,7 @@ fn unknown_kinds_are_named() {
         config: &config,
         connector: Arc::new(Script::default()),
         mark: None,
+        introduce: None,
         cx: &BuildCx::default(),
     })
     .err()

@@ -218,6 +218,8 @@ fn capture(config: &Config, seen: &Seen, report: &mut Report) {
     let place = &seen.capture;
     let mode = if config.capture.mode == CaptureMode::Iptables { "iptables" } else { "ebpf" };
     match config.capture.mode {
+        // Callers from elsewhere are captured, whoever is enrolled.
+        CaptureMode::Ebpf if config.has_inbound() || config.has_introduced() => {}
         CaptureMode::Ebpf | CaptureMode::Iptables if config.capture.enroll.is_empty() => {
             let remedy = "add `enroll: [{cgroup: /sys/fs/cgroup/...}]` under `capture`, or ask `sockmesh enroll` later";
             report.warn(place.problem(format!("`{mode}` with nobody enrolled captures nothing"), remedy));

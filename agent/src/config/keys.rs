@@ -346,6 +346,12 @@ pub(crate) const SERVICE: Section = Section {
             "Addresses of the program itself: callers from other hosts or network namespaces that dial them are brought to the agent. A port alone means every local address. Loopback is left alone. Needs `capture: ebpf` or `iptables`.",
         ),
         key("local", "address with port", Required, "The local program, the only endpoint."),
+        key(
+            "client_address",
+            "boolean",
+            Yaml("false"),
+            "The program sees the caller's address as its peer (`accept`, `getpeername`) instead of the agent's. For `http` and `tcp`; callers share no connection then. Needs `capture: ebpf` and a program in a control group of its own.",
+        ),
     ],
 };
 

@@ -304,6 +304,8 @@ pub struct Cluster {
     pub eject: Eject,
     /// Motan2: bodies longer than this are compressed towards the endpoint; zero means never.
     pub gzip_over: usize,
+    /// The endpoint, a local program, sees the caller as its peer. Only of services that local programs provide.
+    pub client_address: bool,
 }
 
 /// A kind chosen by name, with its own options.
@@ -350,6 +352,11 @@ impl Config {
     /// Whether any service captures callers from elsewhere.
     pub fn has_inbound(&self) -> bool {
         self.services.iter().any(|s| !s.inbound.is_empty())
+    }
+
+    /// Whether any program is to see the callers that the agent calls it for.
+    pub fn has_introduced(&self) -> bool {
+        self.services.iter().any(|s| s.cluster.client_address)
     }
 }
 
@@ -429,6 +436,7 @@ impl Default for Cluster {
             max_in_flight: 10_000,
             eject: Eject::default(),
             gzip_over: 0,
+            client_address: false,
         }
     }
 }

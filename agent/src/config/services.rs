@@ -174,7 +174,13 @@ pub(super) fn service(node: &Node, path: &str, cx: &BuildCx, seen: &mut Seen, re
         report.mistake(place.problem("no caller can reach it", remedy));
     }
     seen.service(Role::Service, &key, place, report);
-    let cluster = cluster(&map, &cx, report);
+    let mut cluster = cluster(&map, &cx, report);
+    map.set("client_address", boolean, &mut cluster.client_address, report);
+    if cluster.client_address && !matches!(protocol.as_deref(), Some("http" | "tcp")) {
+        let problem = "needs a protocol in which callers share no connection, declared as `protocol: http` or `tcp`";
+        let remedy = "declare it; Motan2 programs find the caller's address in the call's metadata";
+        report.mistake(map.place("client_address").problem(problem, remedy));
+    }
     Some(Service { key, protocol, export, inbound, local: local?, cluster })
 }
 

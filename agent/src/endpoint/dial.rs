@@ -1,6 +1,12 @@
 //! Opening a connection to an endpoint.
 
-use std::{io, net::SocketAddr, time::Duration};
+use std::{
+    fmt, io,
+    net::SocketAddr,
+    os::fd::{AsFd as _, BorrowedFd},
+    sync::Arc,
+    time::Duration,
+};
 
 use tokio::net::{TcpSocket, TcpStream};
 
@@ -9,25 +15,58 @@ use crate::{
     sys,
 };
 
+/// Has whoever accepts the connection that a socket is about to open see a caller's address as its peer.
+pub type Introduce = Arc<dyn Fn(BorrowedFd<'_>, SocketAddr) -> io::Result<()> + Send + Sync>;
+
 /// How connections to an endpoint are opened.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct DialOptions {
     /// Time to establish the connection.
     pub connect_timeout: Duration,
     /// Mark on the socket by which the kernel half recognises the agent's own connections; `None`
     /// without the right to set one.
     pub mark: Option<u32>,
+    /// Shows the endpoint the callers; `None` where it sees the agent.
+    pub introduce: Option<Introduce>,
+}
+
+impl DialOptions {
+    /// The caller that the endpoint is to see, and for which alone a connection to it is good; `None` when
+    /// connections are for everybody.
+    pub fn client(&self, caller: Option<SocketAddr>) -> Option<SocketAddr> {
+        self.introduce.as_ref().and(caller)
+    }
 }
 
 impl Default for DialOptions {
     fn default() -> Self {
-        Self { connect_timeout: Duration::from_millis(250), mark: None }
+        Self { connect_timeout: Duration::from_millis(250), mark: None, introduce: None }
+    }
+}
+
+impl fmt::Debug for DialOptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let introduce = self.introduce.is_some();
+        f.debug_struct("DialOptions")
+            .field("connect_timeout", &self.connect_timeout)
+            .field("mark", &self.mark)
+            .field("introduce", &introduce)
+            .finish()
     }
 }
 
 /// Opens a connection. Every error is [`Retry::NotSent`]: nothing of the call has left.
 pub async fn dial(addr: SocketAddr, options: &DialOptions) -> Result<TcpStream, CallError> {
-    let failed = |kind, what: &str, error: &dyn std::fmt::Display| {
+    dial_for(addr, options, None).await
+}
+
+/// Opens a connection for a `caller`, whom the endpoint sees if the options say so. Errors as of [`dial`].
+pub async fn dial_for(
+    addr: SocketAddr,
+    options: &DialOptions,
+    caller: Option<SocketAddr>,
+) -> Result<TcpStream, CallError> {
+    let failed = |kind, what: &str, error: &dyn fmt::Display| {
         CallError::upstream(kind, Retry::NotSent, format!("{what} {addr}: {error}"))
     };
     let connect = async {
@@ -36,6 +75,12 @@ pub async fn dial(addr: SocketAddr, options: &DialOptions) -> Result<TcpStream, 
             socket2::SockRef::from(&socket).set_mark(mark)?;
         }
         socket.set_nodelay(true)?;
+        if let (Some(introduce), Some(caller)) = (&options.introduce, caller)
+            && let Err(error) = introduce(socket.as_fd(), caller)
+        {
+            // A call from an address that is not shown is better than none.
+            tracing::debug!(%addr, %caller, %error, "the program sees the agent as its peer");
+        }
         socket.connect(addr).await
     };
     match tokio::time::timeout(options.connect_timeout, connect).await {

@@ -19,7 +19,7 @@ use futures_util::future::BoxFuture;
 use tokio::net::TcpStream;
 
 pub use self::{
-    dial::{DialOptions, dial},
+    dial::{DialOptions, Introduce, dial, dial_for},
     ewma::Ewma,
     health::{Health, Standing, probe_forever},
 };
@@ -126,6 +126,9 @@ pub trait Connector: Send + Sync + 'static {
     /// [`crate::call::Retry::NotSent`] the request is whole and can be sent elsewhere. Implementations
     /// whose requests are replayable leave the body in place (a clone of `Bytes`).
     fn call<'a>(&'a self, to: &'a Arc<Endpoint>, req: &'a mut Request) -> BoxFuture<'a, Result<Response, CallError>>;
+
+    /// The connection of `caller` has ended: connections to `to` that are good for nobody else may go.
+    fn left(&self, _to: &Arc<Endpoint>, _caller: SocketAddr) {}
 
     /// Takes a connection to `to` that someone else dialled (detection dials on accept), or drops it.
     fn adopt(&self, _to: &Arc<Endpoint>, _io: TcpStream) {}

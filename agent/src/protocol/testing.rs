@@ -57,6 +57,8 @@ fn cluster(
         config,
         connector: protocol.connector(config, &cx).unwrap(),
         mark: None,
+        // For those whose settings ask for it.
+        introduce: Some(Arc::new(|_, _| Ok(()))),
         cx: &cx,
     })
     .unwrap();

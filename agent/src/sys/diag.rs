@@ -19,6 +19,8 @@ const DUMP: u16 = 0x300;
 const TCP: u8 = 6;
 const WITH_INFO: u8 = 1 << 1;
 const INFO: u16 = 2;
+const CGROUP: u16 = 21;
+const LISTEN: u32 = 1 << 10;
 /// Established, or closed by the other end only.
 const CARRYING: u32 = 1 << 1 | 1 << 8;
 /// Every state but listening, closed, and waiting for late segments, which has no socket of its own.
@@ -47,6 +49,15 @@ pub struct Tcp {
     pub last_received: Duration,
     /// `struct inet_diag_sockid` with the family before it: what names it to the kernel.
     name: (u8, [u8; ID]),
+}
+
+/// A socket that listens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listening {
+    /// Where, IPv4 in its plain form.
+    pub local: SocketAddr,
+    /// Number of the control group (v2) that it was made in; `None` before Linux 5.8.
+    pub cgroup: Option<u64>,
 }
 
 /// A conversation with the kernel about sockets.
@@ -83,6 +94,18 @@ impl Diag {
                     all.push(cookie(&message[4..4 + ID]));
                 }
             })?;
+        }
+        Ok(all)
+    }
+
+    /// Sockets that listen on `port` of any address. Blocks for as long as the kernel needs to list them.
+    pub fn listeners(&self, port: u16) -> io::Result<Vec<Listening>> {
+        let mut all = Vec::new();
+        let mut id = [0; ID];
+        id[..2].copy_from_slice(&port.to_be_bytes());
+        for family in [AddressFamily::INET, AddressFamily::INET6] {
+            self.ask(BY_FAMILY, REQUEST | DUMP, family.as_raw() as u8, LISTEN, &id)?;
+            self.answers(|message| all.extend(listening(message)))?;
         }
         Ok(all)
     }
@@ -154,27 +177,12 @@ fn cookie(id: &[u8]) -> u64 {
 /// Reads `struct inet_diag_msg` and the attributes behind it.
 fn parse(message: &[u8]) -> Option<Tcp> {
     let id: [u8; ID] = message.get(4..4 + ID)?.try_into().ok()?;
-    let mut attributes = message.get(MESSAGE..)?;
-    let mut info = None;
-    while attributes.len() >= 4 {
-        let len = usize::from(half(attributes, 0));
-        if half(attributes, 2) == INFO {
-            info = attributes.get(4..len);
-        }
-        attributes = attributes.get(len.max(4).next_multiple_of(4)..).unwrap_or_default();
-    }
     // `struct tcp_info`, which only ever grows at its end.
-    let info = info?;
+    let info = attribute(message, INFO)?;
     let ago = |at| Duration::from_millis(word(info, at).into());
     let long = |at| info.get(at..at + 8).and_then(|b| b.try_into().ok()).map_or(0, u64::from_ne_bytes);
-    let source: [u8; 16] = id[4..20].try_into().ok()?;
-    let ip = if message[0] == AddressFamily::INET.as_raw() as u8 {
-        IpAddr::V4(Ipv4Addr::new(source[0], source[1], source[2], source[3]))
-    } else {
-        Ipv6Addr::from(source).to_canonical()
-    };
     Some(Tcp {
-        local: SocketAddr::new(ip, u16::from_be_bytes([id[0], id[1]])),
+        local: source(message[0], &id)?,
         acked: long(120),
         received: long(128),
         cookie: cookie(&id),
@@ -183,6 +191,37 @@ fn parse(message: &[u8]) -> Option<Tcp> {
         last_received: ago(52),
         name: (message[0], id),
     })
+}
+
+fn listening(message: &[u8]) -> Option<Listening> {
+    let id: [u8; ID] = message.get(4..4 + ID)?.try_into().ok()?;
+    let cgroup =
+        attribute(message, CGROUP).and_then(|value| Some(u64::from_ne_bytes(value.get(..8)?.try_into().ok()?)));
+    Some(Listening { local: source(message[0], &id)?, cgroup })
+}
+
+/// The attribute with this number behind a `struct inet_diag_msg`.
+fn attribute(message: &[u8], number: u16) -> Option<&[u8]> {
+    let mut attributes = message.get(MESSAGE..)?;
+    while attributes.len() >= 4 {
+        let len = usize::from(half(attributes, 0));
+        if half(attributes, 2) == number {
+            return attributes.get(4..len);
+        }
+        attributes = attributes.get(len.max(4).next_multiple_of(4)..).unwrap_or_default();
+    }
+    None
+}
+
+/// This end's address and port in a `struct inet_diag_sockid`.
+fn source(family: u8, id: &[u8; ID]) -> Option<SocketAddr> {
+    let source: [u8; 16] = id[4..20].try_into().ok()?;
+    let ip = if family == AddressFamily::INET.as_raw() as u8 {
+        IpAddr::V4(Ipv4Addr::new(source[0], source[1], source[2], source[3]))
+    } else {
+        Ipv6Addr::from(source).to_canonical()
+    };
+    Some(SocketAddr::new(ip, u16::from_be_bytes([id[0], id[1]])))
 }
 
 #[cfg(test)]
@@ -216,7 +255,20 @@ mod tests {
     }
 
     #[test]
+    fn lists_who_listens_on_a_port() {
+        let diag = Diag::open().unwrap();
+        for at in ["127.0.0.1:0", "0.0.0.0:0", "[::1]:0", "[::]:0"] {
+            let Ok(listener) = TcpListener::bind(at) else { continue };
+            let at = listener.local_addr().unwrap();
+            let found = diag.listeners(at.port()).unwrap();
+            let this = found.iter().find(|l| l.local.ip() == at.ip().to_canonical()).unwrap();
+            assert!(this.cgroup.is_some() && this.local.port() == at.port(), "{found:?}");
+        }
+    }
+
+    #[test]
     fn noise_is_no_connection() {
+        assert_eq!((listening(&[0; 40]), listening(&[0xff; 100]).and_then(|l| l.cgroup)), (None, None));
         assert_eq!(parse(&[0; 40]), None);
         assert_eq!(parse(&[0; 100]), None);
         assert_eq!(parse(&[0xff; 100]), None);

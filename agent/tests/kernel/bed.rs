@@ -114,6 +114,7 @@ impl Bed {
             straight: Vec::new(),
             listeners: vec![listener4.local_addr().unwrap(), listener6.local_addr().unwrap()],
             inbound: Vec::new(),
+            clients: Vec::new(),
             enroll: config.enroll.clone(),
             redirect: config.redirect,
             ..CaptureTable::default()

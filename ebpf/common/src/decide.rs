@@ -19,8 +19,10 @@ pub mod control {
     pub const MEMBERS: u32 = 5;
     /// A value of [`redirect`](crate::redirect).
     pub const REDIRECT: u32 = 6;
+    /// 1 while programs are shown the addresses of callers from elsewhere.
+    pub const CLIENTS: u32 = 7;
     /// How many slots there are.
-    pub const SLOTS: usize = 7;
+    pub const SLOTS: usize = 8;
 }
 
 const IPPROTO_TCP: u32 = 6;

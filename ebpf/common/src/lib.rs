@@ -7,6 +7,7 @@
 
 mod asked;
 pub mod balance;
+mod client;
 mod decide;
 pub mod dns;
 pub mod inbound;
@@ -16,6 +17,7 @@ mod types;
 mod workload;
 
 pub use asked::Asked;
+pub use client::{Client, is_within};
 pub use decide::{
     Admission, address, control, first_look, is_redirected, is_sent_to, loopback, mapped, normalise, now_stale, words,
 };
@@ -63,6 +65,8 @@ pub mod map {
     pub const INBOUND: &str = "MESH_INBOUND";
     /// The agent's listeners for them.
     pub const IN_SOCKETS: &str = "MESH_IN_SOCKETS";
+    /// Callers, by the socket that the agent opened for them.
+    pub const CLIENTS: &str = "MESH_CLIENTS";
     /// Where questions for names are answered, by network namespace.
     pub const DNS: &str = "MESH_DNS";
     /// Resolvers that programs asked, by number.

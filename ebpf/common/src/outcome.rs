@@ -64,6 +64,8 @@ outcomes! {
     InboundNoListener = "inbound_no_listener",
     /// getpeername: answered with the address that the program asked for.
     Peername = "peername",
+    /// getpeername, accept: answered with the address of the caller on whose behalf the agent called.
+    ClientShown = "client_shown",
     /// connect: sent straight to an endpoint.
     Balanced = "balanced",
     /// connect: the service's rules do not let this program through, refused.

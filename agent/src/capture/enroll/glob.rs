@@ -74,7 +74,7 @@ fn walk(at: &Path, parts: &[&OsStr], found: &mut Vec<PathBuf>) {
 }
 
 /// Folders in `at`; none when it is gone.
-pub(super) fn children(at: &Path) -> Vec<PathBuf> {
+pub(crate) fn children(at: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(at).into_iter().flatten().flatten();
     entries.filter(|e| e.file_type().is_ok_and(|t| t.is_dir())).map(|e| e.path()).collect()
 }

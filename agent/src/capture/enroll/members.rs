@@ -1,6 +1,12 @@
 //! Keeps the kernel's tables and links in step with who is enrolled.
 
-use std::{collections::HashMap, hash::Hash, os::fd::OwnedFd, path::PathBuf, time::Instant};
+use std::{
+    collections::{BTreeSet, HashMap},
+    hash::Hash,
+    os::fd::OwnedFd,
+    path::PathBuf,
+    time::Instant,
+};
 
 use anyhow::{Context as _, bail};
 use aya::Pod;
@@ -174,6 +180,11 @@ impl Members {
             self.spaces.forget(now);
         }
         self.spaces.all()
+    }
+
+    /// Numbers of the control groups to which the programs are attached.
+    pub fn attached(&self) -> BTreeSet<u64> {
+        self.now.attached()
     }
 
     /// What each entry stands for.

@@ -21,6 +21,7 @@ use std::{
 use anyhow::{Context as _, bail};
 use ebpf_common::program;
 
+pub(super) use self::glob::children as subgroups;
 pub use self::{
     links::Links,
     members::Members,

@@ -1,6 +1,7 @@
 //! The client half: a pool of connections per endpoint, one call at a time on each.
 
 use std::{
+    net::SocketAddr,
     sync::{Arc, Weak},
     time::Duration,
 };
@@ -24,7 +25,7 @@ use crate::{
         Body, CallError, ErrorKind, Head, HttpResponseHead, Request, Response, ResponseHead, Retry, Status, Upgrade,
     },
     config,
-    endpoint::{Connector, Endpoint, dial},
+    endpoint::{Connector, Endpoint, dial_for},
 };
 
 /// Time up to the head of an answer when the configuration does not say.
@@ -46,15 +47,16 @@ impl HttpConnector {
 
     async fn exchange(&self, to: &Arc<Endpoint>, req: &mut Request) -> Result<Response, CallError> {
         let pool = Pool::of(to, &self.config);
+        let client = to.dial.client(req.call.peer);
         let mut only_fresh = false;
         loop {
-            let pooled = if only_fresh { None } else { pool.take().await };
+            let pooled = if only_fresh { None } else { pool.take(client).await };
             let reused = pooled.is_some();
             let mut conn = match pooled {
                 Some(conn) => conn,
                 None => {
-                    let io = dial(to.addr, &to.dial).await?;
-                    pool.open(&self.builder, io).await.map_err(|error| failed(to, &error, Retry::NotSent))?
+                    let io = dial_for(to.addr, &to.dial, client).await?;
+                    pool.open(&self.builder, io, client).await.map_err(|error| failed(to, &error, Retry::NotSent))?
                 }
             };
             let replayable = !matches!(req.body, Body::Stream(_));
@@ -149,10 +151,14 @@ impl Connector for HttpConnector {
         })
     }
 
+    fn left(&self, to: &Arc<Endpoint>, caller: SocketAddr) {
+        Pool::of(to, &self.config).left(caller);
+    }
+
     fn adopt(&self, to: &Arc<Endpoint>, io: TcpStream) {
         let pool = Pool::of(to, &self.config);
         // The handshake of HTTP/1 only makes state, it waits for nothing.
-        if let Some(Ok(conn)) = pool.open(&self.builder, io).now_or_never() {
+        if let Some(Ok(conn)) = pool.open(&self.builder, io, None).now_or_never() {
             pool.put(conn);
         }
     }

@@ -52,6 +52,14 @@ struct Idle {
     keeper: Keeper,
 }
 
+impl Idle {
+    /// The connection for `client` that was used last.
+    fn take(&mut self, client: Option<SocketAddr>) -> Option<Conn> {
+        let at = self.conns.iter().rposition(|waiting| waiting.conn.client == client)?;
+        Some(self.conns.remove(at).conn)
+    }
+}
+
 /// A connection that nobody uses.
 struct Waiting {
     conn: Conn,
@@ -81,10 +89,10 @@ impl Pool {
         })
     }
 
-    /// A connection that was used before and looks good.
-    pub(super) async fn take(&self) -> Option<Conn> {
+    /// A connection for `client` that was used before and looks good.
+    pub(super) async fn take(&self, client: Option<SocketAddr>) -> Option<Conn> {
         loop {
-            let mut conn = self.idle.lock().conns.pop()?.conn;
+            let mut conn = self.idle.lock().take(client)?;
             // Without anyone to wake: who sends the next request polls it again.
             conn.driver.drive(&mut Context::from_waker(Waker::noop()));
             if conn.sender.is_ready() {
@@ -94,6 +102,13 @@ impl Pool {
                 return Some(conn);
             }
         }
+    }
+
+    /// Closes the connections that were kept for `client`.
+    pub(super) fn left(&self, client: SocketAddr) {
+        let its = |waiting: &mut Waiting| waiting.conn.client == Some(client);
+        let ended: Vec<_> = self.idle.lock().conns.extract_if(.., its).collect();
+        drop(ended);
     }
 
     /// Puts a connection on which nothing is under way back, or closes it when there are enough.
@@ -124,11 +139,16 @@ impl Pool {
         }
     }
 
-    /// Speaks HTTP on a connection just opened.
-    pub(super) async fn open(&self, builder: &Builder, io: TcpStream) -> hyper::Result<Conn> {
+    /// Speaks HTTP on a connection just opened, for `client` alone if there is one.
+    pub(super) async fn open(
+        &self,
+        builder: &Builder,
+        io: TcpStream,
+        client: Option<SocketAddr>,
+    ) -> hyper::Result<Conn> {
         let io = TokioIo::new(ToServer { io, broken: None });
         let (sender, connection) = builder.handshake(io).await?;
-        Ok(Conn { driver: Driver::User(Box::new(connection)), sender })
+        Ok(Conn { driver: Driver::User(Box::new(connection)), sender, client })
     }
 
     /// Closes connections whose time is over or whose endpoint has ended them, and waits for the next.
@@ -193,6 +213,8 @@ pub(super) struct Conn {
     // First, because a driver that is gone needs not be told that the sender is.
     driver: Driver,
     sender: SendRequest<ToEndpoint>,
+    /// The caller that the endpoint sees as its peer; the connection is good for no other.
+    client: Option<SocketAddr>,
 }
 
 /// Who moves a connection's bytes.

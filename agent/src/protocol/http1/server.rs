@@ -129,6 +129,12 @@ struct Session {
     tunnel: Mutex<Option<Upgrade>>,
 }
 
+impl Drop for Session {
+    fn drop(&mut self) {
+        self.route.clusters().iter().for_each(|cluster| cluster.left(self.peer));
+    }
+}
+
 /// What must be known of a request when its answer is written.
 struct Asked {
     version: Version,

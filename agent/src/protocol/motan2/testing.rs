@@ -178,6 +178,7 @@ pub(super) fn cluster(
         config: &config,
         connector: protocol.connector(&config, &cx).unwrap(),
         mark: None,
+        introduce: None,
         cx: &cx,
     });
     let cluster = Arc::new(cluster.unwrap());

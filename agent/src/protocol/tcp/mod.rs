@@ -15,7 +15,7 @@ use crate::{
     call::{Body, Call, CallError, Head, Request, Response, ResponseHead, Status, Text},
     config,
     drain::Drain,
-    endpoint::{Connector, Endpoint, dial},
+    endpoint::{Connector, Endpoint, dial_for},
     kind::BuildCx,
     metrics::LiveGuard,
     route::Route,
@@ -111,9 +111,9 @@ async fn reach(route: &Route, peer: SocketAddr) -> Result<Response, CallError> {
 struct TcpConnector;
 
 impl Connector for TcpConnector {
-    fn call<'a>(&'a self, to: &'a Arc<Endpoint>, _: &'a mut Request) -> BoxFuture<'a, Result<Response, CallError>> {
+    fn call<'a>(&'a self, to: &'a Arc<Endpoint>, req: &'a mut Request) -> BoxFuture<'a, Result<Response, CallError>> {
         Box::pin(async move {
-            let io = dial(to.addr, &to.dial).await?;
+            let io = dial_for(to.addr, &to.dial, req.call.peer).await?;
             let head = ResponseHead::Raw(crate::call::Raw { io, watch: None });
             Ok(Response { status: Status::Ok, head, body: Body::Empty, endpoint: Some(to.addr) })
         })

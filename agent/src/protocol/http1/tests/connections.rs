@@ -200,6 +200,28 @@ async fn idle_connections_are_closed_after_their_time() {
 }
 
 #[tokio::test]
+async fn callers_that_endpoints_see_share_no_connection() {
+    let backend = Backend::answering(|_| ok("done")).await;
+    let cluster = config::Cluster { client_address: true, ..Default::default() };
+    let mesh = backend.mesh_with(Settings { cluster, ..Default::default() }).await;
+    let (mut one, mut other) = (mesh.caller().await, mesh.caller().await);
+    for _ in 0..3 {
+        assert_eq!(one.ask(GET).await.status(), 200);
+        assert_eq!(other.ask(GET).await.status(), 200);
+    }
+    assert_eq!((backend.connections(), mesh.pooled()), (2, 2));
+    drop(one);
+    within(async {
+        while mesh.pooled() > 1 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    assert_eq!(other.ask(GET).await.status(), 200);
+    assert_eq!(backend.connections(), 2, "the other's connection is still there");
+}
+
+#[tokio::test]
 async fn connections_that_endpoints_close_do_not_stay() {
     let backend = Backend::start(|_, mut peer, _| async move {
         peer.message().await.unwrap();
