@@ -178,8 +178,8 @@ mod tests {
             protocol: "motan2",
             config: &config,
             connector: Arc::new(Nobody),
-            mark: None,
             introduce: None,
+            own: crate::stream::OwnSockets::default(),
             cx: &BuildCx::default(),
         };
         Arc::new(Cluster::build(parts).unwrap())

@@ -2,10 +2,10 @@
 //!
 //! Where bytes are redirected from socket to socket the kernel holds no sender back. This does: after every
 //! [`CHECK_BYTES`] written it asks how much the other end has not read, and waits while that is above
-//! [`BOUND_BYTES`]. Where nothing is redirected it is the plain connection.
+//! [`BOUND_BYTES`]. Where nothing can be redirected it is the plain connection.
 
 use std::{
-    io,
+    fmt, io,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
@@ -24,6 +24,8 @@ use tokio::{
 
 /// After so many bytes the reader's unread ones are asked for.
 pub const CHECK_BYTES: usize = 256 * 1024;
+/// A message costs the kernel about this many bytes however short it is, and counts as at least so many.
+pub const MESSAGE_BYTES: usize = 1024;
 /// Unread bytes in the reader above which the writer waits.
 pub const BOUND_BYTES: u32 = 2 * 1024 * 1024;
 /// First wait; each one after it is twice as long.
@@ -31,16 +33,59 @@ const FIRST_WAIT: Duration = Duration::from_millis(1);
 /// Longest wait, and so the longest time until an error of the socket is noticed meanwhile.
 const LONGEST_WAIT: Duration = Duration::from_millis(50);
 
-/// Knows how much a reader has not read.
+/// Knows of connections whose bytes may go past TCP.
 pub trait Meter: Send + Sync + 'static {
     /// The key of `io`'s own end.
     fn key(&self, io: &TcpStream) -> io::Result<SocketKey>;
 
-    /// Bytes that the end `reader` has not read; none when nothing is redirected to it.
+    /// Bytes that the end `reader` has not read, a message counting as at least [`MESSAGE_BYTES`]; none when
+    /// nothing is redirected to it.
     fn unread(&self, reader: &SocketKey) -> Option<u32>;
 
-    /// Whether anything can be redirected at all.
-    fn is_on(&self) -> bool;
+    /// Whether anything can be redirected on this host, now or after a change of its settings.
+    fn is_possible(&self) -> bool;
+
+    /// The agent has dialled `io`. Told once for each connection, on the data path: must not wait.
+    fn dialled(&self, io: &TcpStream);
+}
+
+/// The agent's end of a connection with a program.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Socket {
+    /// Its key in the kernel half's tables.
+    pub key: SocketKey,
+    /// Flags of the kernel half's [`Origin`](ebpf_common::Origin).
+    pub flags: u32,
+}
+
+/// What the capture of this host wants of the agent's own sockets. Cheap to clone.
+#[derive(Clone, Default)]
+pub struct OwnSockets {
+    /// Mark by which the kernel half recognises them; `None` without the right to set one.
+    pub mark: Option<u32>,
+    /// To be asked about readers; `None` where nothing can be redirected.
+    pub meter: Option<Arc<dyn Meter>>,
+}
+
+impl OwnSockets {
+    /// Wraps a connection that was accepted.
+    pub fn accepted(&self, io: TcpStream) -> Stream {
+        Stream::new(io, self.meter.as_ref())
+    }
+
+    /// Wraps a connection that the agent has dialled.
+    pub fn dialled(&self, io: TcpStream) -> Stream {
+        if let Some(meter) = &self.meter {
+            meter.dialled(&io);
+        }
+        Stream::new(io, self.meter.as_ref())
+    }
+}
+
+impl fmt::Debug for OwnSockets {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("OwnSockets").field("mark", &self.mark).finish_non_exhaustive()
+    }
 }
 
 /// A connection, see the module.
@@ -52,7 +97,7 @@ pub struct Stream {
 impl Stream {
     /// Wraps `io`; without a meter, or where nothing can be redirected, it is just that.
     pub fn new(io: TcpStream, meter: Option<&Arc<dyn Meter>>) -> Self {
-        let gate = meter.filter(|m| m.is_on()).map(|m| Box::new(Gate::new(m.clone())));
+        let gate = meter.filter(|m| m.is_possible()).map(|m| Box::new(Gate::new(m.clone())));
         Self { io, gate }
     }
 
@@ -65,6 +110,12 @@ impl Stream {
     pub fn split(&mut self) -> (ReadHalf<'_>, Writer<'_>) {
         let (read, write) = self.io.split();
         (read, Writer { io: write, gate: self.gate.as_deref_mut() })
+    }
+}
+
+impl fmt::Debug for Stream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.io.fmt(f)
     }
 }
 
@@ -190,7 +241,7 @@ fn pass(gate: Option<&mut Gate>, io: &TcpStream, cx: &mut Context<'_>) -> Poll<i
 
 fn wrote(gate: Option<&mut Gate>, n: usize) -> usize {
     if let Some(gate) = gate {
-        gate.left = gate.left.saturating_sub(n);
+        gate.left = gate.left.saturating_sub(n.max(MESSAGE_BYTES));
     }
     n
 }
@@ -224,9 +275,11 @@ mod tests {
             Some(now)
         }
 
-        fn is_on(&self) -> bool {
+        fn is_possible(&self) -> bool {
             true
         }
+
+        fn dialled(&self, _: &TcpStream) {}
     }
 
     #[tokio::test]

@@ -117,7 +117,7 @@ fn capture(
             None => return Err(Outcome::NotService),
         },
     };
-    let _workload = enrolled::workload(netns)?;
+    let workload = enrolled::workload(netns)?;
     if service.number != 0 {
         let asked = Asked { addr, port, netns, v6_socket, v6_asked: normalise(&addr).is_none() };
         return balance::pick(ctx, sk, &service, &asked).map(|(to, port)| (to, port, Outcome::Balanced));
@@ -150,7 +150,7 @@ fn capture(
     origin.state = OriginState::Rewritten as u32;
     // SAFETY: helper without side effects.
     let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
-    origin.flags = exe::redirect(ctx);
+    origin.flags = exe::redirect(ctx, workload);
     if MESH_TUPLES.insert(TupleKey::reservation(netns, cookie), &*origin, 0).is_err() {
         forget_origin(sk);
         return Err(Outcome::Full);

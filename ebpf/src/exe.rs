@@ -1,4 +1,5 @@
-//! Whether a connection is to be redirected: by the host's switch, else by the verdict on the program file.
+//! Whether a connection is to be redirected: by the host's switch and the workload's, else by the verdict on the
+//! program file.
 //!
 //! A program file is known by device, inode and the inode's generation, read from the calling process with
 //! offsets of the running kernel.
@@ -9,30 +10,38 @@ use aya_ebpf::{
     helpers::{bpf_probe_read_kernel, generated::bpf_get_current_task},
     programs::SockAddrContext,
 };
-use ebpf_common::{Executable, ExecutableKey, Origin, Outcome, control, redirect};
+use ebpf_common::{Executable, ExecutableKey, Origin, Outcome, Workload, control, redirect};
 
 use crate::{
     maps::{MESH_EXECUTABLE, control_slot, count},
     pair::offset,
 };
 
-/// Flags of the origin: [`Origin::REDIRECT`], or why not, or 0 where redirect is off.
+/// Flags of the origin: [`Origin::REDIRECT`], or why not, or 0 where redirect is off on this host.
 #[inline(always)]
-pub fn redirect(ctx: &SockAddrContext) -> u32 {
+pub fn redirect(ctx: &SockAddrContext, workload: Workload) -> u32 {
     if offset!(sockets) == 0 {
         return 0;
     }
-    match control_slot(control::REDIRECT) {
-        Some(redirect::ON) => Origin::REDIRECT,
-        Some(redirect::AUTO) => match verdict(ctx) {
-            Executable::ON => Origin::REDIRECT,
-            Executable::OFF => Origin::REFUSED_PROGRAM,
-            _ => {
-                count(Outcome::UnknownProgram);
-                Origin::UNKNOWN_PROGRAM
-            }
-        },
-        _ => 0,
+    let host = control_slot(control::REDIRECT).unwrap_or(redirect::OFF);
+    if host == redirect::OFF {
+        return 0;
+    }
+    if workload.flags & Workload::REDIRECT_OFF != 0 {
+        return Origin::REFUSED_WORKLOAD;
+    }
+    let by_file = workload.flags & Workload::REDIRECT_AUTO != 0
+        || (host == redirect::AUTO && workload.flags & Workload::REDIRECT_ON == 0);
+    if !by_file {
+        return Origin::REDIRECT;
+    }
+    match verdict(ctx) {
+        Executable::ON => Origin::REDIRECT,
+        Executable::OFF => Origin::REFUSED_PROGRAM,
+        _ => {
+            count(Outcome::UnknownProgram);
+            Origin::UNKNOWN_PROGRAM
+        }
     }
 }
 

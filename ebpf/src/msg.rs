@@ -11,7 +11,7 @@ use aya_ebpf::{
     macros::{classifier, sk_msg},
     programs::{SkMsgContext, TcContext},
 };
-use ebpf_common::{End, Flow, Look, Outcome, SocketKey, Way, control, may_send, redirect};
+use ebpf_common::{End, Flow, Look, Outcome, SocketKey, Way, control, may_send, redirect, unread_messages};
 
 use crate::{
     exe::read,
@@ -46,24 +46,34 @@ fn message(ctx: &SkMsgContext) {
     let mut peer = flow.peer;
     // SAFETY: not null; the verifier checks the read.
     let state = unsafe { (*sk).state };
+    let mut way = Way::NoPeer;
     // Redirecting asks nothing of the sender's state: after its own end TCP has to refuse what it sends.
-    let mut way = if may_send(state) { decide(flow, &peer) } else { Way::NoPeer };
-    if way == Way::Redirect {
-        // SAFETY: the map's key is such a key.
-        let verdict = unsafe {
-            bpf_msg_redirect_hash(
-                ctx.msg,
-                ptr::from_ref(&MESH_SOCKETS).cast_mut().cast(),
-                (&raw mut peer).cast(),
-                BPF_F_INGRESS.into(),
-            )
-        };
-        if verdict == i64::from(PASS) {
-            flow.redirected += u64::from(ctx.size());
-            flow.messages = flow.messages.saturating_add(1);
-        } else {
-            // Closed, or about to be: TCP knows what its sender must be told.
-            way = Way::NoPeer;
+    if may_send(state)
+        && let Some(reader) = MESH_ENDS.get_ptr_mut(peer)
+    {
+        way = decide(flow, reader);
+        if way == Way::Redirect {
+            // SAFETY: the map's key is such a key.
+            let verdict = unsafe {
+                bpf_msg_redirect_hash(
+                    ctx.msg,
+                    ptr::from_ref(&MESH_SOCKETS).cast_mut().cast(),
+                    (&raw mut peer).cast(),
+                    BPF_F_INGRESS.into(),
+                )
+            };
+            if verdict == i64::from(PASS) {
+                let size = u64::from(ctx.size());
+                flow.redirected += size;
+                // SAFETY: an element lives as long as the program runs; only this sender writes these words.
+                unsafe {
+                    (*reader).bytes += size;
+                    (*reader).messages += 1;
+                }
+            } else {
+                // Closed, or about to be: TCP knows what its sender must be told.
+                way = Way::NoPeer;
+            }
         }
     }
     count(match way {
@@ -83,23 +93,31 @@ fn message(ctx: &SkMsgContext) {
     }
 }
 
+/// How a message goes from the sender `flow` to `reader`, an element of the table of ends.
 #[inline(always)]
-fn decide(flow: &mut Flow, peer: &SocketKey) -> Way {
-    // SAFETY: copied at once.
-    let Some(End { sk, flags, .. }) = (unsafe { MESH_ENDS.get(*peer) }).copied() else { return Way::NoPeer };
+fn decide(flow: &Flow, reader: *mut End) -> Way {
+    // SAFETY: an element lives as long as the program runs.
+    let (sk, other) =
+        unsafe { ((&raw const (*reader).sk).read_volatile(), (&raw const (*reader).flags).read_volatile()) };
     let Some(fill) = read::<u32>(sk, offset!(rmem_alloc)) else { return Way::NoPeer };
-    flow.fill = fill;
-    if fill == 0 {
-        flow.messages = 0;
-    }
+    // SAFETY: as above; only this sender writes these words.
+    let messages = unsafe {
+        if fill == 0 {
+            (*reader).bytes = 0;
+            (*reader).messages = 0;
+            0
+        } else {
+            unread_messages(fill, (*reader).bytes, (*reader).messages)
+        }
+    };
     let look = Look {
         switch: control_slot(control::REDIRECT).unwrap_or(redirect::OFF),
         own: flow.flags,
-        other: flags,
+        other,
         before: flow.way,
         caught_up: flow.way == Way::Redirect as u32 || caught_up(flow.sk, sk),
         fill,
-        messages: flow.messages,
+        messages,
     };
     look.decide()
 }
@@ -112,8 +130,8 @@ fn caught_up(sender: u64, reader: u64) -> bool {
     written.is_some() && written == copied
 }
 
-/// Told a [`SocketKey`], answers how many bytes that end has not read, all ones when it is not in the table.
-/// Attached nowhere; the agent runs it by number.
+/// Told a [`SocketKey`], answers how many bytes that end has not read, each message counting as 1 KiB at least,
+/// and all ones when it is not in the table. Attached nowhere; the agent runs it by number.
 #[classifier]
 pub fn mesh_fill(ctx: TcContext) -> i32 {
     const UNKNOWN: i32 = -1;
@@ -122,6 +140,8 @@ pub fn mesh_fill(ctx: TcContext) -> i32 {
     }
     let Ok(key) = ctx.load::<SocketKey>(0) else { return UNKNOWN };
     // SAFETY: copied at once.
-    let Some(sk) = unsafe { MESH_ENDS.get(key) }.map(|end| end.sk) else { return UNKNOWN };
-    read::<u32>(sk, offset!(rmem_alloc)).map_or(UNKNOWN, |fill| fill as i32)
+    let Some(End { sk, bytes, messages, .. }) = (unsafe { MESH_ENDS.get(key) }).copied() else { return UNKNOWN };
+    let Some(fill) = read::<u32>(sk, offset!(rmem_alloc)) else { return UNKNOWN };
+    let kernel = unread_messages(fill, bytes, messages).saturating_mul(1024);
+    fill.max(kernel).min(i32::MAX as u32) as i32
 }

@@ -16,8 +16,8 @@ use aya_ebpf::{
     programs::SockOpsContext,
 };
 use ebpf_common::{
-    AGENT_MARK, AcceptorKey, End, Flow, Offsets, Origin, Outcome, SocketKey, Way, address, control, is_local, mapped,
-    normalise, redirect,
+    AGENT_MARK, AcceptorKey, End, Executable, Flow, Offsets, Origin, Outcome, SocketKey, Way, address, control,
+    is_local, mapped, normalise, redirect,
 };
 
 use crate::maps::{
@@ -73,7 +73,7 @@ pub fn established(ctx: &SockOpsContext, passive: bool) {
     let flags = if passive { passive_end(&own, &peer) } else { active_end(sk, &own) };
     let Some(flags) = flags else { return };
 
-    let mut flow = Flow { peer, sk: sk as u64, redirected: 0, fill: 0, messages: 0, way: Way::Idle as u32, flags };
+    let mut flow = Flow { peer, sk: sk as u64, redirected: 0, way: Way::Idle as u32, flags };
     // SAFETY: the verifier checks that `sk` is a socket; the value has the size of the map's values.
     let stored =
         unsafe { bpf_sk_storage_get(flows(), sk.cast(), (&raw mut flow).cast(), BPF_SK_STORAGE_GET_F_CREATE.into()) };
@@ -100,7 +100,7 @@ pub fn established(ctx: &SockOpsContext, passive: bool) {
         });
     }
     // Last: from here on the other end redirects to it.
-    if MESH_ENDS.insert(own, End { sk: sk as u64, flags, way: Way::Idle as u32 }, 0).is_err() {
+    if MESH_ENDS.insert(own, End { sk: sk as u64, flags, way: Way::Idle as u32, bytes: 0, messages: 0 }, 0).is_err() {
         return count(Outcome::PairFull);
     }
     // SAFETY: the flags of before and one more.
@@ -155,8 +155,16 @@ fn passive_end(own: &SocketKey, peer: &SocketKey) -> Option<u32> {
     if other & End::AGENT != 0 {
         let acceptor = AcceptorKey { netns: own.netns, addr: own.local, port: own.local_port, reserved: [0; 3] };
         // SAFETY: one word, copied at once.
-        let on = unsafe { MESH_ACCEPTORS.get(acceptor) }.is_some_and(|on| *on != 0);
-        return on.then_some(0);
+        let verdict = match unsafe { MESH_ACCEPTORS.get(acceptor) } {
+            Some(verdict) => *verdict,
+            None => {
+                // For the agent to look at; without room it stays on TCP.
+                let _ = MESH_ACCEPTORS.insert(acceptor, Executable::UNKNOWN, BPF_NOEXIST.into());
+                Executable::UNKNOWN
+            }
+        };
+        let always = control_slot(control::REDIRECT) == Some(redirect::ON) && verdict != Executable::OFF;
+        return (always || verdict == Executable::ON).then_some(0);
     }
     // SAFETY: copied at once.
     let listener = unsafe { MESH_LISTENERS.get(own.netns) }.copied()?;

@@ -80,8 +80,8 @@ impl Rig {
             protocol: kind.name,
             config: &config,
             connector: protocol.connector(&config, &cx).unwrap(),
-            mark: None,
             introduce: None,
+            own: agent::stream::OwnSockets::default(),
             cx: &cx,
         });
         let cluster = Arc::new(cluster.unwrap());
@@ -91,8 +91,8 @@ impl Rig {
         runtime.spawn(async move {
             let live = Arc::new(LiveTable::default());
             while let Ok((io, peer)) = listener.accept().await {
-                let guard = live.add(peer, agent, (0, String::new()), false);
-                let io = Downstream::new(io, bytes::Bytes::new(), guard.live.clone());
+                let guard = live.add(peer, agent, (0, String::new()), false, None);
+                let io = Downstream::new(io.into(), bytes::Bytes::new(), guard.live.clone());
                 let accepted = Accepted { io, peer, guard, dialled: None };
                 tokio::spawn(protocol.clone().serve(accepted, route.clone(), drain.clone()));
             }

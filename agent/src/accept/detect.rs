@@ -10,6 +10,7 @@ use crate::{
     call::{CallError, Response, ResponseHead},
     protocol::{ConnError, Detect, tcp},
     route::{Destination, Route},
+    stream::Stream,
 };
 
 /// More than any protocol needs to be told from the others.
@@ -72,7 +73,7 @@ impl Acceptor {
                     }
                     dialled = Some(result);
                 }
-                () = server_speaks(server) => break tcp::NAME,
+                () = server_speaks(server.map(Stream::socket)) => break tcp::NAME,
                 () = tokio::time::sleep_until(deadline) => break tcp::NAME,
             }
         };

@@ -13,30 +13,30 @@ use tokio::{
     net::TcpStream,
 };
 
-use crate::metrics::Live;
+use crate::{metrics::Live, stream::Stream};
 
 /// A program's connection: what detection read comes first again, and every byte is counted.
 pub struct Downstream {
-    io: TcpStream,
+    io: Stream,
     prefix: Bytes,
     live: Arc<Live>,
 }
 
 impl Downstream {
     /// Puts `prefix` back in front of `io`.
-    pub fn new(io: TcpStream, prefix: Bytes, live: Arc<Live>) -> Self {
+    pub fn new(io: Stream, prefix: Bytes, live: Arc<Live>) -> Self {
         live.received.fetch_add(prefix.len() as u64, Relaxed);
         Self { io, prefix, live }
     }
 
     /// The socket and what was read of it but not consumed. Whoever takes it counts bytes itself.
-    pub fn into_parts(self) -> (TcpStream, Bytes) {
+    pub fn into_parts(self) -> (Stream, Bytes) {
         (self.io, self.prefix)
     }
 
     /// The socket, for its options and addresses.
     pub const fn socket(&self) -> &TcpStream {
-        &self.io
+        self.io.socket()
     }
 }
 

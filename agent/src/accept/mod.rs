@@ -27,6 +27,7 @@ use crate::{
     metrics::{AgentCounters, Live, LiveGuard, LiveTable},
     protocol::{self, ConnError, Protocol, tcp},
     route::{Destination, Routes},
+    stream::OwnSockets,
     sys,
 };
 
@@ -73,6 +74,8 @@ pub struct Acceptor {
     pub limits: config::Limits,
     /// What is counted of the agent itself.
     pub counters: Arc<AgentCounters>,
+    /// What the capture wants of the agent's own sockets.
+    pub own: OwnSockets,
     /// Makes the destination of a captured connection whose service is gone: straight to where it wanted to go.
     pub passthrough: Box<dyn Fn(SocketAddr) -> Destination + Send + Sync>,
 }
@@ -170,7 +173,7 @@ impl Acceptor {
         let (destination, origin) = match target {
             Target::Fixed(fixed) => {
                 let destination = io.local_addr()?;
-                (Destination::clone(&fixed.load()), Origin { destination, pid: 0, uid: 0, process: String::new() })
+                (Destination::clone(&fixed.load()), Origin::of(destination))
             }
             Target::Inbound(routes) => {
                 let dialed = match self.capture.inbound_destination(&io) {
@@ -183,7 +186,7 @@ impl Acceptor {
                     self.counters.passed_through.fetch_add(1, Relaxed);
                     (self.passthrough)(destination)
                 });
-                (route, Origin { destination, pid: 0, uid: 0, process: String::new() })
+                (route, Origin::of(destination))
             }
             Target::Captured(routes) => {
                 let origin = match self.capture.origin(&io) {
@@ -199,14 +202,14 @@ impl Acceptor {
             }
         };
         let captured = !matches!(target, Target::Fixed(_));
-        let guard = self.live.add(peer, origin.destination, (origin.pid, origin.process), captured);
+        let guard = self.live.add(peer, origin.destination, (origin.pid, origin.process), captured, origin.socket);
         let (route, prefix, dialled) = match &destination {
             Destination::Declared(route) => (route.clone(), Bytes::new(), None),
             // Boxed: most connections need no detection, and those that do need its room for a moment only.
             Destination::Undeclared(_) => Box::pin(self.detect(&io, &destination)).await?,
         };
         guard.live.set_protocol(route.protocol);
-        let io = Downstream::new(io, prefix, guard.live.clone());
+        let io = Downstream::new(self.own.accepted(io), prefix, guard.live.clone());
         let conn = Accepted { io, peer, guard, dialled };
         self.protocol(route.protocol).serve(conn, route, drain).await
     }

@@ -68,7 +68,8 @@ fn caller(used: &Used) -> view::Caller {
 
 /// Connections of programs, those that go straight to an endpoint last.
 pub(super) fn sockets(handles: &Handles) -> view::Sockets {
-    let mut sockets = handles.live.rows();
+    let redirect = handles.capture.redirect();
+    let mut sockets = handles.live.rows_with(|socket, pid| Some(redirect.as_ref()?.describe(socket, pid)));
     sockets.extend(handles.capture.connections().into_iter().map(|c| {
         let unspecified =
             if c.destination.is_ipv4() { IpAddr::V4(Ipv4Addr::UNSPECIFIED) } else { Ipv6Addr::UNSPECIFIED.into() };
@@ -85,6 +86,7 @@ pub(super) fn sockets(handles: &Handles) -> view::Sockets {
             received_bytes: c.bytes.0,
             sent_bytes: c.bytes.1,
             age_seconds: c.age.as_secs_f64(),
+            redirect: None,
         }
     }));
     view::Sockets { sockets }

@@ -49,8 +49,8 @@ fn cluster(service: &str, version: &str, ports: &[u16]) -> Arc<Cluster> {
         protocol: "motan2",
         config: &config,
         connector: Arc::new(OddAnswers),
-        mark: None,
         introduce: None,
+        own: crate::stream::OwnSockets::default(),
         cx: &BuildCx::default(),
     });
     let cluster = Arc::new(cluster.unwrap());
@@ -217,7 +217,7 @@ async fn tells_what_it_is_and_whether_it_serves() {
     let config: view::Config = get(bench.at, "/config").await;
     assert_eq!((config.path.as_str(), config.generation, config.capture.as_str()), ("mesh.yaml", 3, "port"));
     let peer = SocketAddr::from(([127, 0, 0, 1], 4000));
-    let _live = bench.handles.live.add(peer, peer, (7, "curl".to_owned()), true);
+    let _live = bench.handles.live.add(peer, peer, (7, "curl".to_owned()), true, None);
     let sockets: view::Sockets = get(bench.at, "/sockets").await;
     assert_eq!((sockets.sockets[0].pid, sockets.sockets[0].captured), (7, true));
 

@@ -158,7 +158,7 @@ impl Mesh {
             protocol,
             config,
             connector: kind.connector(config, &cx)?,
-            mark: self.serving.acceptor().capture.mark(),
+            own: self.serving.acceptor().own.clone(),
             introduce: self.introduce(&id.key, config),
             cx: &cx,
         })

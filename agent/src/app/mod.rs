@@ -45,6 +45,7 @@ use crate::{
     names::{self, Names},
     protocol::tcp,
     route::{Destination, Route, Routes},
+    stream::OwnSockets,
 };
 
 /// What the command line adds to the configuration.
@@ -158,6 +159,7 @@ impl App {
             access_log: access_log.clone(),
             ..BuildCx::default()
         };
+        let own = chosen.capture.own_sockets();
         let acceptor = Arc::new(Acceptor {
             protocols: accept::protocols(&config.limits),
             capture: chosen.capture.clone(),
@@ -165,7 +167,8 @@ impl App {
             permits: Arc::new(Semaphore::new(permits(&config.limits, room))),
             limits: config.limits.clone(),
             counters: counters.clone(),
-            passthrough: passthrough(&config.limits, chosen.capture.mark()),
+            passthrough: passthrough(&config.limits, own.clone()),
+            own,
         });
         let captured = Arc::new(ArcSwap::from_pointee(Routes::default()));
         let serving = Serving::new(data.clone(), acceptor, drain.clone());
@@ -192,6 +195,9 @@ impl App {
         let port = captured_at.first().map_or(config.ports.outbound, SocketAddr::port);
         let mut spaces = Spaces::new(chosen.capture.clone(), serving.clone(), captured.clone(), port);
         spaces.update(true);
+        if let Some(redirect) = chosen.capture.redirect() {
+            redirect.start();
+        }
         let names = names::start(&config, &chosen.capture, &counters, &data, &drain);
 
         let (ready, ready_rx) = watch::channel(false);
@@ -493,7 +499,7 @@ fn permits(limits: &config::Limits, descriptors: usize) -> usize {
 }
 
 /// Carries a captured connection whose service has gone since to where it wanted to go.
-fn passthrough(limits: &config::Limits, mark: Option<u32>) -> Box<dyn Fn(SocketAddr) -> Destination + Send + Sync> {
+fn passthrough(limits: &config::Limits, own: OwnSockets) -> Box<dyn Fn(SocketAddr) -> Destination + Send + Sync> {
     let plain = config::Cluster { filters: Vec::new(), ..config::Cluster::default() };
     let protocols = accept::protocols(limits);
     Box::new(move |destination| {
@@ -504,8 +510,8 @@ fn passthrough(limits: &config::Limits, mark: Option<u32>) -> Box<dyn Fn(SocketA
             protocol: tcp::NAME,
             config: &plain,
             connector: tcp.connector(&plain, &BuildCx::default()).expect("defaults are valid"),
-            mark,
             introduce: None,
+            own: own.clone(),
             cx: &BuildCx::default(),
         })
         .expect("defaults are valid");

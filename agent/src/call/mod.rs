@@ -16,6 +16,8 @@ pub use self::{
 };
 use bytes::Bytes;
 
+use crate::stream::Stream;
+
 /// One call on its way to an endpoint.
 #[derive(Debug)]
 pub struct Request {
@@ -192,7 +194,7 @@ pub enum ResponseHead {
 /// An open connection to an endpoint, for whoever copies bytes between it and the caller.
 pub struct Raw {
     /// The connection.
-    pub io: tokio::net::TcpStream,
+    pub io: Stream,
     /// To be told every byte and the end; set by the cluster.
     pub watch: Option<Box<dyn Watch>>,
 }

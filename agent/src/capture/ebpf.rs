@@ -334,7 +334,8 @@ impl Capture for Ebpf {
 
     fn origin(&self, conn: &TcpStream) -> io::Result<Origin> {
         let peer = conn.peer_addr()?;
-        let key = TupleKey::new(sys::netns_cookie(conn)?, octets(peer.ip()), peer.port().to_be());
+        let netns = sys::netns_cookie(conn)?;
+        let key = TupleKey::new(netns, octets(peer.ip()), peer.port().to_be());
         let Some(origin) = self.tuples.take(&key)? else {
             return Err(io::Error::new(io::ErrorKind::NotFound, format!("{peer} was not captured")));
         };
@@ -343,6 +344,7 @@ impl Capture for Ebpf {
             pid: origin.pid,
             uid: origin.uid,
             process: convert::name(&origin.comm),
+            socket: self.redirect.accepted(netns, peer, &origin),
         })
     }
 

@@ -28,7 +28,10 @@ use serde::Serialize;
 use tokio::net::TcpStream;
 
 use self::enroll::{Matched, space::Space};
-use crate::config::{CaptureMode, Config, Enroll, Exempt, OnAgentLoss, VirtualAddress};
+use crate::{
+    config::{CaptureMode, Config, Enroll, Exempt, OnAgentLoss, VirtualAddress},
+    stream::{Meter, OwnSockets, Socket},
+};
 
 /// A way to capture connections.
 pub trait Capture: Send + Sync + 'static {
@@ -165,6 +168,11 @@ pub trait Capture: Send + Sync + 'static {
         None
     }
 
+    /// What this capture wants of the agent's own sockets.
+    fn own_sockets(&self) -> OwnSockets {
+        OwnSockets { mark: self.mark(), meter: self.redirect().map(|redirect| redirect as Arc<dyn Meter>) }
+    }
+
     /// Counters of every outcome, by name.
     fn counters(&self) -> BTreeMap<&'static str, u64> {
         BTreeMap::new()
@@ -203,6 +211,16 @@ pub struct Origin {
     pub uid: u32,
     /// Its name at that moment.
     pub process: String,
+    /// The agent's end, where bytes may go past TCP.
+    #[serde(skip)]
+    pub socket: Option<Socket>,
+}
+
+impl Origin {
+    /// A connection of an unknown program to `destination`.
+    pub fn of(destination: SocketAddr) -> Self {
+        Self { destination, pid: 0, uid: 0, process: String::new(), socket: None }
+    }
 }
 
 /// What was chosen and why, for operators.

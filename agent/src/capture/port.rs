@@ -24,6 +24,6 @@ impl Capture for Port {
 
     fn origin(&self, conn: &TcpStream) -> io::Result<Origin> {
         let destination: SocketAddr = conn.local_addr()?;
-        Ok(Origin { destination, pid: 0, uid: 0, process: String::new() })
+        Ok(Origin::of(destination))
     }
 }

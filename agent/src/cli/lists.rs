@@ -164,6 +164,7 @@ fn socket_table(page: &view::Sockets) -> Table {
         ("SENT", Align::Right),
         ("RECEIVED", Align::Right),
         ("AGE", Align::Right),
+        ("REDIRECT", Align::Left),
     ]);
     for row in &page.sockets {
         let known = |known: bool, text: String| if known { text } else { units::NONE.to_owned() };
@@ -181,6 +182,7 @@ fn socket_table(page: &view::Sockets) -> Table {
             units::bytes(row.received_bytes).into(),
             units::bytes(row.sent_bytes).into(),
             units::age(row.age_seconds).into(),
+            row.redirect.as_deref().unwrap_or(units::NONE).into(),
         ]);
     }
     if page.sockets.is_empty() {
@@ -251,12 +253,12 @@ mod tests {
         let page: view::Sockets = serde_json::from_value(serde_json::json!({ "sockets": [{
             "pid": 7, "process": "curl", "peer": "127.0.0.1:4000", "destination": "240.0.0.1:80", "captured": true,
             "protocol": "", "service": "", "endpoint": null, "calls": 0,
-            "received_bytes": 10, "sent_bytes": 2048, "age_seconds": 3.0,
+            "received_bytes": 10, "sent_bytes": 2048, "age_seconds": 3.0, "redirect": "on",
         }]}))
         .unwrap();
         assert_eq!(
             socket_table(&page).lines(Color::Never, None)[1],
-            "  7  curl     127.0.0.1:4000  240.0.0.1:80  captured  -         -        -             0   10B   2.00KiB   3s"
+            "  7  curl     127.0.0.1:4000  240.0.0.1:80  captured  -         -        -             0   10B   2.00KiB   3s  on"
         );
     }
 }

@@ -13,7 +13,7 @@ use std::{
 
 use arc_swap::ArcSwap;
 use model::Snapshot;
-use tokio::{net::TcpStream, time::Instant};
+use tokio::time::Instant;
 
 use self::end::End;
 use crate::{
@@ -25,6 +25,7 @@ use crate::{
     kind::{self, BuildCx},
     lb::{self, EndpointSet, LoadBalancer},
     metrics::ServiceStats,
+    stream::{OwnSockets, Stream},
 };
 
 /// One service as its callers see it.
@@ -57,8 +58,8 @@ pub struct Parts<'a> {
     pub config: &'a config::Cluster,
     /// Sends calls.
     pub connector: Arc<dyn Connector>,
-    /// Mark for the agent's own sockets.
-    pub mark: Option<u32>,
+    /// What the capture wants of connections to endpoints.
+    pub own: OwnSockets,
     /// Shows endpoints the callers, for clusters whose configuration says so.
     pub introduce: Option<Introduce>,
     /// For the kinds it is made of.
@@ -68,7 +69,7 @@ pub struct Parts<'a> {
 impl Cluster {
     /// Builds a cluster without endpoints. Errors name the kind that is unknown or badly configured.
     pub fn build(parts: Parts<'_>) -> anyhow::Result<Self> {
-        let Parts { key, direction, protocol, config, connector, mark, introduce, cx } = parts;
+        let Parts { key, direction, protocol, config, connector, own, introduce, cx } = parts;
         let filters: anyhow::Result<Vec<_>> =
             config.filters.iter().map(|f| kind::build("filter", filter::KINDS, &f.name, &f.options, cx)).collect();
         let lb = kind::build("load balancer", lb::KINDS, &config.lb.name, &config.lb.options, cx)?;
@@ -87,7 +88,7 @@ impl Cluster {
             connector,
             dial: DialOptions {
                 connect_timeout: config.connect_timeout,
-                mark,
+                own,
                 introduce: introduce.filter(|_| config.client_address),
             },
             set: ArcSwap::from_pointee(none),
@@ -157,7 +158,7 @@ impl Cluster {
     }
 
     /// Gives the connector a connection to `addr` that someone else dialled; dropped if it is of no use.
-    pub fn adopt(&self, addr: SocketAddr, io: TcpStream) {
+    pub fn adopt(&self, addr: SocketAddr, io: Stream) {
         let set = self.set.load();
         if let Some(endpoint) = set.endpoints.iter().find(|e| e.addr == addr) {
             self.connector.adopt(endpoint, io);

@@ -91,8 +91,8 @@ fn bench(endpoints: usize, config: config::Cluster, steps: Vec<Step>) -> Bench {
         protocol: "script",
         config: &config,
         connector: script.clone(),
-        mark: None,
         introduce: None,
+        own: OwnSockets::default(),
         cx: &BuildCx::default(),
     })
     .unwrap();
@@ -305,8 +305,8 @@ fn unknown_kinds_are_named() {
         protocol: "script",
         config: &config,
         connector: Arc::new(Script::default()),
-        mark: None,
         introduce: None,
+        own: OwnSockets::default(),
         cx: &BuildCx::default(),
     })
     .err()

@@ -6,7 +6,8 @@ use std::{
 };
 
 use super::{
-    keys,
+    Redirect, keys,
+    load::REDIRECT,
     node::Node,
     problem::Report,
     read::{Map, Others, items},
@@ -18,6 +19,10 @@ use super::{
 pub struct Enroll {
     /// Whose connections.
     pub who: Who,
+    /// Whether their bytes go past TCP; `None`: as the host says.
+    pub redirect: Option<Redirect>,
+    /// Whether their connections to programs of this host may be joined.
+    pub join: bool,
 }
 
 /// Whose connections are captured.
@@ -37,7 +42,7 @@ pub enum Who {
 impl Enroll {
     /// `who`, with everything else as the host says.
     pub fn of(who: Who) -> Self {
-        Self { who }
+        Self { who, redirect: None, join: false }
     }
 
     /// The control group at `path`, or all that match it.
@@ -126,13 +131,15 @@ pub(super) fn read(node: &Node, path: &str, list: &mut Vec<Enroll>, report: &mut
             ("uid", map.read("uid", uid_number, report).map(Who::Uid)),
             ("netns", map.read("netns", values::absolute_path, report).map(Who::Netns)),
         ];
+        let redirect = map.read("redirect", values::choice(REDIRECT), report);
+        let join = map.read("join", values::boolean, report).unwrap_or(false);
         let mut named = named.into_iter().filter_map(|(key, who)| who.map(|who| (key, who)));
         match (named.next(), named.next()) {
             (Some((key, who)), None) => {
                 if list.iter().any(|e| e.who == who) {
                     report.mistake(map.place(key).problem("is enrolled twice", "keep one of them"));
                 } else {
-                    list.push(Enroll::of(who));
+                    list.push(Enroll { who, redirect, join });
                 }
             }
             (Some((first, _)), Some((second, _))) => {

@@ -145,7 +145,7 @@ pub(crate) const CAPTURE: Section = Section {
 /// `capture.enroll[]`.
 pub(crate) const ENROLL: Section = Section {
     path: "capture.enroll[]",
-    about: "Whose connections are captured: exactly one of these four in each entry.",
+    about: "Whose connections are captured: exactly one of the first four in each entry.",
     keys: &[
         key(
             "cgroup",
@@ -170,6 +170,18 @@ pub(crate) const ENROLL: Section = Section {
             "absolute path",
             Says("another of the four"),
             "Every process below `capture.root` in the network namespace of this file, as `/run/netns/shop` or `/proc/123/ns/net`.",
+        ),
+        key(
+            "redirect",
+            "`auto`, `on`, `off`",
+            Says("as `capture.redirect`"),
+            "Whether bytes between these programs and the agent go from socket to socket. Holds for connections from now on; `capture.redirect: off` goes before it.",
+        ),
+        key(
+            "join",
+            "boolean",
+            Yaml("false"),
+            "Whether connections of these programs to services with `path: kernel` are joined to endpoints on this host that are enrolled as well: bytes go from program to program, past TCP and past the agent. Programs can notice, see `docs/kernel.md`.",
         ),
     ],
 };

@@ -194,7 +194,8 @@ const MODES: &[(&str, CaptureMode)] = &[
 const IPTABLES: &[(&str, Iptables)] =
     &[("auto", Iptables::Auto), ("iptables", Iptables::Iptables), ("nft", Iptables::Nft)];
 
-const REDIRECT: &[(&str, Redirect)] = &[("auto", Redirect::Auto), ("on", Redirect::On), ("off", Redirect::Off)];
+pub(super) const REDIRECT: &[(&str, Redirect)] =
+    &[("auto", Redirect::Auto), ("on", Redirect::On), ("off", Redirect::Off)];
 
 fn capture(node: &Node, path: &str, capture: &mut Capture, report: &mut Report) {
     if let Data::Scalar { .. } = node.data {

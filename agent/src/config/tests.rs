@@ -130,7 +130,10 @@ fn around(path: &str, key: &str, value: Option<&str>) -> String {
         "" => format!("services: []\n{line}\n"),
         "ports" | "capture" | "limits" | "access_log" => format!("{path}: {{{line}}}"),
         "capture.exempt" => format!("capture: {{exempt: {{{line}}}}}"),
-        "capture.enroll[]" => format!("capture: {{enroll: [{{{line}}}]}}"),
+        "capture.enroll[]" => {
+            let who: &[_] = if matches!(key, "redirect" | "join") { &[("uid", "7")] } else { &[] };
+            format!("capture: {{enroll: [{{{}}}]}}", with(who))
+        }
         "registries.*" => format!("registries: {{r: {{{}}}}}", with(&[("kind", "file"), ("path", "f")])),
         "referers[]" | "cluster" => referer(&[]),
         "referers[].allow[]" => format!(

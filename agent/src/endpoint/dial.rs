@@ -12,6 +12,7 @@ use tokio::net::{TcpSocket, TcpStream};
 
 use crate::{
     call::{CallError, ErrorKind, Retry, Side},
+    stream::{OwnSockets, Stream},
     sys,
 };
 
@@ -23,9 +24,8 @@ pub type Introduce = Arc<dyn Fn(BorrowedFd<'_>, SocketAddr) -> io::Result<()> + 
 pub struct DialOptions {
     /// Time to establish the connection.
     pub connect_timeout: Duration,
-    /// Mark on the socket by which the kernel half recognises the agent's own connections; `None`
-    /// without the right to set one.
-    pub mark: Option<u32>,
+    /// What the capture wants of the socket.
+    pub own: OwnSockets,
     /// Shows the endpoint the callers; `None` where it sees the agent.
     pub introduce: Option<Introduce>,
 }
@@ -40,7 +40,7 @@ impl DialOptions {
 
 impl Default for DialOptions {
     fn default() -> Self {
-        Self { connect_timeout: Duration::from_millis(250), mark: None, introduce: None }
+        Self { connect_timeout: Duration::from_millis(250), own: OwnSockets::default(), introduce: None }
     }
 }
 
@@ -49,14 +49,14 @@ impl fmt::Debug for DialOptions {
         let introduce = self.introduce.is_some();
         f.debug_struct("DialOptions")
             .field("connect_timeout", &self.connect_timeout)
-            .field("mark", &self.mark)
+            .field("own", &self.own)
             .field("introduce", &introduce)
             .finish()
     }
 }
 
 /// Opens a connection. Every error is [`Retry::NotSent`]: nothing of the call has left.
-pub async fn dial(addr: SocketAddr, options: &DialOptions) -> Result<TcpStream, CallError> {
+pub async fn dial(addr: SocketAddr, options: &DialOptions) -> Result<Stream, CallError> {
     dial_for(addr, options, None).await
 }
 
@@ -65,13 +65,13 @@ pub async fn dial_for(
     addr: SocketAddr,
     options: &DialOptions,
     caller: Option<SocketAddr>,
-) -> Result<TcpStream, CallError> {
+) -> Result<Stream, CallError> {
     let failed = |kind, what: &str, error: &dyn fmt::Display| {
         CallError::upstream(kind, Retry::NotSent, format!("{what} {addr}: {error}"))
     };
     let connect = async {
         let socket = if addr.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
-        if let Some(mark) = options.mark {
+        if let Some(mark) = options.own.mark {
             socket2::SockRef::from(&socket).set_mark(mark)?;
         }
         socket.set_nodelay(true)?;
@@ -88,7 +88,7 @@ pub async fn dial_for(
             // A dial to a free port of the ephemeral range can meet itself (simultaneous open).
             Err(failed(ErrorKind::Connect, "cannot connect to", &"nobody listens there (the connection met itself)"))
         }
-        Ok(Ok(stream)) => Ok(stream),
+        Ok(Ok(stream)) => Ok(options.own.dialled(stream)),
         Ok(Err(error)) if error.kind() == io::ErrorKind::TimedOut => {
             Err(failed(ErrorKind::ConnectTimeout, "cannot connect to", &error))
         }

@@ -16,7 +16,6 @@ use std::{
 };
 
 use futures_util::future::BoxFuture;
-use tokio::net::TcpStream;
 
 pub use self::{
     dial::{DialOptions, Introduce, dial, dial_for},
@@ -27,6 +26,7 @@ use crate::{
     call::{CallError, Request, Response, Text},
     config,
     metrics::Histogram,
+    stream::Stream,
 };
 
 /// One running copy of a service.
@@ -131,7 +131,7 @@ pub trait Connector: Send + Sync + 'static {
     fn left(&self, _to: &Arc<Endpoint>, _caller: SocketAddr) {}
 
     /// Takes a connection to `to` that someone else dialled (detection dials on accept), or drops it.
-    fn adopt(&self, _to: &Arc<Endpoint>, _io: TcpStream) {}
+    fn adopt(&self, _to: &Arc<Endpoint>, _io: Stream) {}
 
     /// Time for a call when neither the configuration nor the call says.
     fn default_timeout(&self) -> Duration;

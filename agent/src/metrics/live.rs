@@ -13,7 +13,7 @@ use std::{
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
-use crate::call::Text;
+use crate::{call::Text, stream::Socket};
 
 /// One connection between a program and the agent.
 #[derive(Debug)]
@@ -29,6 +29,8 @@ pub struct Live {
     pub process: String,
     /// Whether a hook brought it (else the program dialled the agent).
     pub captured: bool,
+    /// The agent's end, where bytes may go past TCP.
+    pub socket: Option<Socket>,
     /// Bytes from the program.
     pub received: AtomicU64,
     /// Bytes to the program.
@@ -72,6 +74,9 @@ pub struct LiveRow {
     pub sent_bytes: u64,
     /// Age in seconds.
     pub age_seconds: f64,
+    /// Whether its bytes go past TCP, and if not, why; none where that cannot be.
+    #[serde(default)]
+    pub redirect: Option<String>,
 }
 
 impl Live {
@@ -107,6 +112,7 @@ impl Live {
             received_bytes: self.received.load(Relaxed),
             sent_bytes: self.sent.load(Relaxed),
             age_seconds: self.since.elapsed().as_secs_f64(),
+            redirect: None,
         }
     }
 }
@@ -133,6 +139,7 @@ impl LiveTable {
         destination: SocketAddr,
         process: (u32, String),
         captured: bool,
+        socket: Option<Socket>,
     ) -> LiveGuard {
         let live = Arc::new(Live {
             id: self.next.fetch_add(1, Relaxed),
@@ -141,6 +148,7 @@ impl LiveTable {
             pid: process.0,
             process: process.1,
             captured,
+            socket,
             received: AtomicU64::new(0),
             sent: AtomicU64::new(0),
             since: Instant::now(),
@@ -162,9 +170,18 @@ impl LiveTable {
 
     /// All of them, oldest first.
     pub fn rows(&self) -> Vec<LiveRow> {
+        self.rows_with(|_, _| None)
+    }
+
+    /// The same; `redirect` tells how the bytes of a connection go, told its socket and the program's process.
+    pub fn rows_with(&self, redirect: impl Fn(&Socket, u32) -> Option<String>) -> Vec<LiveRow> {
         let mut all: Vec<_> = self.rows.lock().values().cloned().collect();
         all.sort_unstable_by_key(|live| live.id);
-        all.iter().map(|live| live.row()).collect()
+        let row = |live: &Arc<Live>| LiveRow {
+            redirect: live.socket.as_ref().and_then(|socket| redirect(socket, live.pid)),
+            ..live.row()
+        };
+        all.iter().map(row).collect()
     }
 }
 

@@ -18,6 +18,7 @@ use crate::{
     kind::BuildCx,
     metrics::LiveTable,
     route::{Direction, Route},
+    stream::OwnSockets,
 };
 
 /// A listener of the mesh; everything it runs ends when it is dropped.
@@ -56,9 +57,9 @@ fn cluster(
         protocol: kind,
         config,
         connector: protocol.connector(config, &cx).unwrap(),
-        mark: None,
         // For those whose settings ask for it.
         introduce: Some(Arc::new(|_, _| Ok(()))),
+        own: OwnSockets::default(),
         cx: &cx,
     })
     .unwrap();
@@ -103,8 +104,8 @@ async fn accept(
         };
         io.set_nodelay(true).unwrap();
         let destination = io.local_addr().unwrap();
-        let guard = live.add(peer, destination, (0, String::new()), false);
-        let io = Downstream::new(io, Bytes::new(), guard.live.clone());
+        let guard = live.add(peer, destination, (0, String::new()), false, None);
+        let io = Downstream::new(io.into(), Bytes::new(), guard.live.clone());
         let conn = Accepted { io, peer, guard, dialled: None };
         connections.spawn(protocol.clone().serve(conn, route.clone(), drain.clone()));
     }

@@ -48,6 +48,7 @@ while got < n:
             assert b, 'ended after %d of %d' % (got, n)
             assert b == data[got:got + len(b)], 'other bytes at %d' % got
             got += len(b)
+s.setblocking(True)
 assert s.recv(1) == b''
 print('whole')
 ";
@@ -106,8 +107,11 @@ async fn off_and_an_unknown_program_stay_on_tcp() {
     need!("off_and_an_unknown_program_stay_on_tcp", "python3");
     let mut bed = redirecting(&["240.0.0.1:80"]).await;
     let redirect = bed.ebpf().redirect().unwrap();
+    assert!(redirect.disabled().is_none());
     bed.table.redirect = Redirect::Auto;
     bed.apply();
+    assert!(redirect.disabled().unwrap().contains("self-test"));
+    redirect.trust().unwrap();
     talk(&bed, "240.0.0.1", 1 << 16).await;
     assert_eq!((bed.counter("redirected"), bed.counter("paired")), (0, 0));
     assert_eq!(bed.counter("unknown_program"), 1);

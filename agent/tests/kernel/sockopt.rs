@@ -49,6 +49,7 @@ struct Outcome {
 async fn ask(mode: Redirect, level: i32, option: i32, value: &str) -> Outcome {
     let bed = Bed::with(&["240.0.0.1:80"], |c| c.redirect = mode).await;
     let redirect = bed.ebpf().redirect().unwrap();
+    redirect.trust().unwrap();
     // One that does nothing, so that the program file is known.
     let knows = bed.python(ASKS, &["240.0.0.1", "1", "9", "1"]);
     serve(&bed).await;
@@ -152,6 +153,7 @@ print('done')
 async fn options_of_all_lengths_are_set_as_without_a_hook() {
     need!("options_of_all_lengths_are_set_as_without_a_hook", "python3");
     let bed = Bed::with(&["240.0.0.1:80"], |c| c.redirect = Redirect::Auto).await;
+    bed.ebpf().redirect().unwrap().trust().unwrap();
     let program = bed.python(LENGTHS, &[]);
     let (mut io, _) = bed.accept().await;
     io.read_exact(&mut [0]).await.unwrap();

@@ -23,8 +23,8 @@ pub use decide::{
 };
 pub use outcome::Outcome;
 pub use pair::{
-    AcceptorKey, End, Executable, ExecutableKey, Flow, Look, MAX_ACCEPTORS, MAX_EXECUTABLES, MAX_SOCKETS,
-    MESSAGES_BOUND, Offsets, PROGRAM_BOUND, SocketKey, Way, is_local, may_send, redirect,
+    AGENT_MESSAGES_BOUND, AcceptorKey, End, Executable, ExecutableKey, Flow, Look, MAX_ACCEPTORS, MAX_EXECUTABLES,
+    MAX_SOCKETS, MESSAGES_BOUND, Offsets, PROGRAM_BOUND, SocketKey, Way, is_local, may_send, redirect, unread_messages,
 };
 pub use types::{Address, Listener, Origin, OriginState, Service, ServiceKey, TupleKey};
 pub use workload::{MAX_DEPTH, MAX_MEMBERS, MAX_STRANGERS, MAX_WORKLOADS, Workload, members};

@@ -54,6 +54,10 @@ pub struct End {
     pub flags: u32,
     /// A number of [`Way`]: how its last bytes went.
     pub way: u32,
+    /// Bytes redirected to it since it was last seen to have read all.
+    pub bytes: u64,
+    /// Messages, likewise.
+    pub messages: u64,
 }
 
 impl End {
@@ -75,10 +79,6 @@ pub struct Flow {
     pub sk: u64,
     /// Bytes redirected.
     pub redirected: u64,
-    /// Unread bytes in the other end when this one sent last.
-    pub fill: u32,
-    /// Messages sent since the other end was last seen empty.
-    pub messages: u32,
     /// A number of [`Way`].
     pub way: u32,
     /// Flags of this [`End`].
@@ -138,9 +138,25 @@ pub mod redirect {
 pub const PROGRAM_BOUND: u32 = 256 * 1024;
 /// The same for the agent's bytes, should it not have waited.
 pub const AGENT_BOUND: u32 = 4 * 1024 * 1024;
-/// Messages in a reader that was never seen empty above which bytes go by TCP: each costs the kernel about
-/// 1 KB however short it is.
+/// Unread messages in a reader above which a program's bytes go by TCP: each costs the kernel about 1 KB
+/// however short it is.
 pub const MESSAGES_BOUND: u32 = 2048;
+/// The same for the agent's messages.
+pub const AGENT_MESSAGES_BOUND: u32 = 8192;
+
+/// How many messages the `unread` bytes of a reader are, about, of `messages` with `bytes` that were redirected
+/// to it since it was last seen empty.
+#[inline(always)]
+pub const fn unread_messages(unread: u32, bytes: u64, messages: u64) -> u32 {
+    if bytes == 0 {
+        return 0;
+    }
+    // Kept small enough for the product to fit.
+    let messages = if messages > u32::MAX as u64 { u32::MAX as u64 } else { messages };
+    let about = messages * unread as u64 / bytes;
+    // More bytes than were redirected are unread when some came by TCP.
+    (if about > messages { messages } else { about }) as u32
+}
 
 /// What the sender sees before each message.
 #[derive(Clone, Copy, Debug)]
@@ -157,7 +173,7 @@ pub struct Look {
     pub caught_up: bool,
     /// Unread bytes in the reader.
     pub fill: u32,
-    /// Messages since the reader was last seen empty.
+    /// Unread messages in the reader, about.
     pub messages: u32,
 }
 
@@ -172,8 +188,11 @@ impl Look {
             return Way::Asked;
         }
         // The agent waits for its readers itself, long before its bound, so that a program sees no change.
-        let bound = if self.own & End::AGENT == 0 { PROGRAM_BOUND } else { AGENT_BOUND };
-        if self.fill > bound || self.messages > MESSAGES_BOUND {
+        let (bytes, messages) = match self.own & End::AGENT {
+            0 => (PROGRAM_BOUND, MESSAGES_BOUND),
+            _ => (AGENT_BOUND, AGENT_MESSAGES_BOUND),
+        };
+        if self.fill > bytes || self.messages > messages {
             return Way::Full;
         }
         if self.before != Way::Redirect as u32 && !self.caught_up {
@@ -201,7 +220,7 @@ pub fn is_local(local: &Address, remote: &Address) -> bool {
     same || (is_v4 && r[3].to_ne_bytes()[0] == 127)
 }
 
-/// A listening socket of a program that the agent dials.
+/// A listening socket of a program that the agent dials. The value in the table is a verdict of [`Executable`].
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct AcceptorKey {
@@ -290,8 +309,8 @@ pub const MAX_ACCEPTORS: usize = 4096;
 // No hidden padding: the fields' sizes add up to the type's.
 const _: () = {
     assert!(size_of::<SocketKey>() == 8 + 16 * 2 + 2 * 2 + 4);
-    assert!(size_of::<End>() == 8 + 4 * 2);
-    assert!(size_of::<Flow>() == 48 + 8 * 2 + 4 * 4);
+    assert!(size_of::<End>() == 8 + 4 * 2 + 8 * 2);
+    assert!(size_of::<Flow>() == 48 + 8 * 2 + 4 * 2);
     assert!(size_of::<AcceptorKey>() == 8 + 16 + 2 + 6);
     assert!(size_of::<ExecutableKey>() == 8 + 4 * 2);
     assert!(size_of::<Executable>() == 4 * 4);
@@ -352,6 +371,14 @@ mod tests {
     }
 
     #[test]
+    fn messages_are_estimated_by_their_mean_size() {
+        assert_eq!(unread_messages(0, 0, 0), 0);
+        assert_eq!(unread_messages(500, 1000, 10), 5);
+        assert_eq!(unread_messages(1, u64::MAX, u64::MAX), 0);
+        assert_eq!(unread_messages(5000, 1000, 10), 10, "the rest came by TCP");
+    }
+
+    #[test]
     fn every_way() {
         let ok = Look { switch: redirect::ON, own: 0, other: 0, before: 0, caught_up: true, fill: 0, messages: 0 };
         assert_eq!(ok.decide(), Way::Redirect);
@@ -365,7 +392,9 @@ mod tests {
         assert_eq!(full.decide(), Way::Full);
         assert_eq!(Look { own: End::AGENT, ..full }.decide(), Way::Redirect);
         assert_eq!(Look { own: End::AGENT, fill: AGENT_BOUND + 1, ..full }.decide(), Way::Full);
-        assert_eq!(Look { own: End::AGENT, messages: MESSAGES_BOUND + 1, ..full }.decide(), Way::Full);
+        assert_eq!(Look { messages: MESSAGES_BOUND + 1, ..going }.decide(), Way::Full);
+        assert_eq!(Look { own: End::AGENT, messages: MESSAGES_BOUND + 1, ..full }.decide(), Way::Redirect);
+        assert_eq!(Look { own: End::AGENT, messages: AGENT_MESSAGES_BOUND + 1, ..full }.decide(), Way::Full);
         for (i, way) in Way::ALL.iter().enumerate() {
             assert_eq!(*way as usize, i);
         }

@@ -98,16 +98,18 @@ pub struct Origin {
 }
 
 impl Origin {
-    /// The kernel way: `to` is an endpoint.
-    pub const KERNEL: u32 = 1 << 8;
-    /// The two sockets may be joined if the endpoint is on this host.
-    pub const JOIN: u32 = 1 << 9;
     /// Both ends of this connection are to be redirected to each other.
     pub const REDIRECT: u32 = 1;
     /// Not redirected, because nobody knows the program file yet.
     pub const UNKNOWN_PROGRAM: u32 = 2;
     /// Not redirected, because of the verdict on the program file.
     pub const REFUSED_PROGRAM: u32 = 4;
+    /// Not redirected, because its workload is enrolled so.
+    pub const REFUSED_WORKLOAD: u32 = 8;
+    /// The kernel way: `to` is an endpoint.
+    pub const KERNEL: u32 = 1 << 8;
+    /// The two sockets may be joined if the endpoint is on this host.
+    pub const JOIN: u32 = 1 << 9;
 }
 
 /// How far a captured connect has come; lets a hook that runs a second time for one connect (nested

@@ -4,8 +4,19 @@
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Workload {
-    /// Bits that say how its connections are treated; none yet means: as the host says.
+    /// Bits that say how its connections are treated; none means: as the host says.
     pub flags: u32,
+}
+
+impl Workload {
+    /// Redirected where its program file has a good verdict.
+    pub const REDIRECT_AUTO: u32 = 1;
+    /// Redirected whatever its program file.
+    pub const REDIRECT_ON: u32 = 2;
+    /// Never redirected. Goes before the two above, should a program be enrolled twice.
+    pub const REDIRECT_OFF: u32 = 4;
+    /// Its connections to programs of this host may be joined: no agent is between them.
+    pub const JOIN: u32 = 8;
 }
 
 /// Bits of the control slot [`MEMBERS`](crate::control::MEMBERS): what a hook must look at to tell who calls.

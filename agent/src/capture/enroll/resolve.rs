@@ -6,6 +6,7 @@ use std::{
 };
 
 use anyhow::{Context as _, bail};
+use ebpf_common::Workload;
 
 use super::{
     Cgroup, below_mount,
@@ -13,7 +14,7 @@ use super::{
     mount,
     space::Space,
 };
-use crate::config::{Enroll, Who};
+use crate::config::{Enroll, Redirect, Who};
 
 /// What one entry stands for now.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -80,8 +81,14 @@ pub fn resolve(entries: &[Enroll], must: impl Fn(&Who) -> bool) -> anyhow::Resul
 }
 
 /// What the kernel is told of everybody whom this entry enrolls.
-fn flags(_entry: &Enroll) -> u32 {
-    0
+fn flags(entry: &Enroll) -> u32 {
+    let redirect = match entry.redirect {
+        None => 0,
+        Some(Redirect::Auto) => Workload::REDIRECT_AUTO,
+        Some(Redirect::On) => Workload::REDIRECT_ON,
+        Some(Redirect::Off) => Workload::REDIRECT_OFF,
+    };
+    redirect | if entry.join { Workload::JOIN } else { 0 }
 }
 
 fn add(who: &Who, flags: u32, resolved: &mut Resolved) -> anyhow::Result<Matched> {

@@ -329,8 +329,7 @@ impl Capture for Iptables {
     }
 
     fn origin(&self, conn: &TcpStream) -> io::Result<Origin> {
-        let destination = self.redirected_from(conn, &self.redirected)?;
-        Ok(Origin { destination, pid: 0, uid: 0, process: String::new() })
+        Ok(Origin::of(self.redirected_from(conn, &self.redirected)?))
     }
 
     fn stop_capturing(&self) {

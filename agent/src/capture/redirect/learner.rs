@@ -16,21 +16,37 @@ const ROOM: usize = 256;
 /// A program may set up its socket a moment after it connected: the second look comes this much later.
 const SECOND_LOOK: Duration = Duration::from_millis(100);
 
-/// A connection of a program to the agent.
+/// A connection between a program and the agent.
 #[derive(Clone, Copy, Debug)]
-pub struct Seen {
-    /// Process that connected, in the agent's view of processes.
-    pub pid: u32,
-    /// The program's end.
-    pub local: SocketAddr,
-    /// The agent's end, as the kernel has it.
-    pub remote: SocketAddr,
+pub enum Seen {
+    /// A program connected to the agent.
+    Caller {
+        /// Its process, in the agent's view of processes.
+        pid: u32,
+        /// The program's end.
+        local: SocketAddr,
+        /// The agent's end, as the kernel has it.
+        remote: SocketAddr,
+    },
+    /// The agent connected to a program of its own network namespace.
+    Acceptor {
+        /// Where the program listens.
+        at: SocketAddr,
+        /// The agent's end.
+        from: SocketAddr,
+    },
 }
 
 /// Where verdicts go.
 pub trait Table: Send + Sync + 'static {
     /// `file`, which process `pid` runs, has a new verdict.
     fn set(&self, file: File, pid: u32, verdict: Verdict);
+
+    /// The verdict on the program that listens on `at`.
+    fn set_acceptor(&self, at: SocketAddr, verdict: Verdict);
+
+    /// Why the kernel half has refused `file`, if it has: it sees what programs ask of their sockets.
+    fn refused(&self, file: File) -> Option<Reason>;
 }
 
 /// Where accepted connections are shown to the learner. Cheap to clone.
@@ -60,26 +76,73 @@ impl Learner {
 type Inspect = fn(u32, &Path) -> Option<Reason>;
 
 async fn learn(mut queue: Receiver<Seen>, table: Arc<dyn Table>, inspect: Inspect) {
-    let mut memory = Memory::default();
+    let mut school = School { memory: Memory::default(), table, inspect };
     while let Some(seen) = queue.recv().await {
-        // A program that is gone teaches nothing.
-        let Ok((file, path)) = learn::executable(seen.pid) else { continue };
-        if !memory.wants(file, Instant::now()) {
-            continue;
+        match seen {
+            Seen::Caller { pid, local, remote } => {
+                school.judge(pid, local, remote).await;
+            }
+            Seen::Acceptor { at, from } => {
+                let Some(pid) = owner(at, from).await else { continue };
+                if let Some(verdict) = school.judge(pid, at, from).await {
+                    school.table.set_acceptor(at, verdict);
+                }
+            }
         }
-        let before = memory.verdict(file);
-        let verdict = match before {
-            None => match look_into(seen.pid, path, inspect).await {
-                Some(reason) => Some(memory.refuse(file, reason, Instant::now())),
-                None => look_at(&mut memory, file, seen).await,
-            },
-            Some(_) => look_at(&mut memory, file, seen).await,
+    }
+}
+
+struct School {
+    memory: Memory,
+    table: Arc<dyn Table>,
+    inspect: Inspect,
+}
+
+impl School {
+    /// The verdict on the program of `pid`, which has a socket from `local` to `remote`; none when nothing could
+    /// be learned: a program that is gone teaches nothing.
+    async fn judge(&mut self, pid: u32, local: SocketAddr, remote: SocketAddr) -> Option<Verdict> {
+        let (file, path) = learn::executable(pid).ok()?;
+        let before = self.memory.verdict(file);
+        if let Some(reason) = self.table.refused(file) {
+            return Some(self.memory.refuse(file, reason, Instant::now()));
+        }
+        if !self.memory.wants(file, Instant::now()) {
+            // The kernel half may have forgotten it, or know another program by this number.
+            let verdict = before?;
+            self.table.set(file, pid, verdict);
+            return Some(verdict);
+        }
+        let refused = match before {
+            None => look_into(pid, path, self.inspect).await,
+            Some(_) => None,
         };
-        if let Some(verdict) = verdict
-            && Some(verdict) != before
-        {
-            tracing::debug!(pid = seen.pid, ?file, verdict = verdict.text(), "redirect: a program was looked at");
-            table.set(file, seen.pid, verdict);
+        let verdict = match refused {
+            Some(reason) => self.memory.refuse(file, reason, Instant::now()),
+            None => look_at(&mut self.memory, file, (pid, local, remote)).await?,
+        };
+        if Some(verdict) != before {
+            tracing::debug!(pid, ?file, verdict = verdict.text(), "redirect: a program was looked at");
+        }
+        self.table.set(file, pid, verdict);
+        Some(verdict)
+    }
+}
+
+/// The process that holds the other end of the agent's connection from `from` to `at`. Looks at every process:
+/// for rare use.
+async fn owner(at: SocketAddr, from: SocketAddr) -> Option<u32> {
+    let look = async || {
+        let holds = move |pid: &u32| matches!(learn::is_nonblocking(*pid, at, from), Ok(Some(_)));
+        let find = move || learn::listeners(at).ok()?.into_iter().find(holds);
+        tokio::task::spawn_blocking(find).await.ok()?
+    };
+    match look().await {
+        Some(pid) => Some(pid),
+        None => {
+            // It may still wait to be accepted.
+            tokio::time::sleep(SECOND_LOOK).await;
+            look().await
         }
     }
 }
@@ -91,9 +154,13 @@ async fn look_into(pid: u32, path: PathBuf, inspect: Inspect) -> Option<Reason> 
 }
 
 /// Looks at the socket, twice if it is non-blocking: programs may connect so and go on blocking.
-async fn look_at(memory: &mut Memory, file: File, seen: Seen) -> Option<Verdict> {
+async fn look_at(
+    memory: &mut Memory,
+    file: File,
+    (pid, local, remote): (u32, SocketAddr, SocketAddr),
+) -> Option<Verdict> {
     let look = async || {
-        let looked = tokio::task::spawn_blocking(move || learn::is_nonblocking(seen.pid, seen.local, seen.remote));
+        let looked = tokio::task::spawn_blocking(move || learn::is_nonblocking(pid, local, remote));
         looked.await.ok()?.ok()?
     };
     let mut nonblocking = look().await?;
@@ -121,6 +188,12 @@ mod tests {
             assert_eq!(pid, process::id());
             self.0.try_send((file, verdict)).unwrap();
         }
+
+        fn set_acceptor(&self, _: SocketAddr, _: Verdict) {}
+
+        fn refused(&self, _: File) -> Option<Reason> {
+            None
+        }
     }
 
     struct World {
@@ -141,7 +214,7 @@ mod tests {
             let stream = TcpStream::connect(self.listener.local_addr().unwrap()).unwrap();
             stream.set_nonblocking(nonblocking).unwrap();
             let (local, remote) = (stream.local_addr().unwrap(), stream.peer_addr().unwrap());
-            self.learner.seen(Seen { pid: process::id(), local, remote });
+            self.learner.seen(Seen::Caller { pid: process::id(), local, remote });
             let (file, verdict) = self.told.recv().await.unwrap();
             assert_eq!(file, learn::executable(process::id()).unwrap().0);
             verdict
@@ -163,7 +236,7 @@ mod tests {
         let world = World::new(|_, _| None);
         let nowhere = SocketAddr::from(([127, 0, 0, 1], 1));
         for _ in 0..10 * ROOM {
-            world.learner.seen(Seen { pid: u32::MAX, local: nowhere, remote: nowhere });
+            world.learner.seen(Seen::Caller { pid: u32::MAX, local: nowhere, remote: nowhere });
         }
     }
 }

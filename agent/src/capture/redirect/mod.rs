@@ -9,37 +9,47 @@ mod group;
 pub mod learn;
 pub mod learner;
 pub mod selftest;
+mod verdicts;
 
 use std::{
+    collections::HashMap,
     io,
     net::SocketAddr,
     os::fd::{AsFd as _, BorrowedFd, OwnedFd},
     path::Path,
+    sync::{Arc, OnceLock},
     time::{Duration, Instant},
 };
 
 use anyhow::Context as _;
 use ebpf_common::{
-    AcceptorKey, Asked, End, Executable, ExecutableKey, MAX_ACCEPTORS, MAX_EXECUTABLES, Offsets, SocketKey, Way,
-    control, map, program, redirect,
+    AcceptorKey, Asked, End, Executable, ExecutableKey, MAX_ACCEPTORS, MAX_EXECUTABLES, Offsets, Origin, SocketKey,
+    Way, control, map, program, redirect,
 };
 use parking_lot::Mutex;
-use tokio::net::TcpStream;
+use tokio::{net::TcpStream, runtime};
 
-use self::group::OwnGroup;
+use self::{
+    group::OwnGroup,
+    learn::{File, Reason, Verdict},
+    learner::{Learner, Seen},
+    verdicts::Verdicts,
+};
 use super::{
-    convert::octets,
+    convert::{octets, socket_addr},
     ebpf::{load_program, open},
     pins::Pins,
 };
 use crate::{
     config,
-    stream::Meter,
+    stream::{Meter, Socket},
     sys::{self, BpfMap},
 };
 
 /// How long a stop waits for programs to read what was redirected to them.
 const READ_WITHIN: Duration = Duration::from_secs(2);
+/// How often one connection of all programs that are redirected is looked at.
+const CALLERS_AGAIN: Duration = Duration::from_millis(50);
 
 /// The agent's side of redirect. All calls may be made from any thread.
 #[derive(Debug)]
@@ -53,6 +63,24 @@ pub struct Redirect {
     group: Option<OwnGroup>,
     state: Mutex<State>,
     room: usize,
+    /// The network namespace that the agent dials from.
+    netns: u64,
+    learning: OnceLock<Learning>,
+}
+
+/// What began with [`Redirect::start`].
+#[derive(Debug)]
+struct Learning {
+    learner: Learner,
+    runtime: runtime::Handle,
+    /// When programs that are known were last looked at again.
+    again: Mutex<Again>,
+}
+
+#[derive(Debug)]
+struct Again {
+    callers: Instant,
+    acceptors: HashMap<SocketAddr, Instant>,
 }
 
 #[derive(Debug)]
@@ -62,6 +90,8 @@ struct State {
     unusable: Option<String>,
     /// Why `auto` does not redirect on this host.
     distrusted: Option<String>,
+    /// The self-test has begun.
+    tested: bool,
 }
 
 /// What the kernel half knows of both ends of a connection.
@@ -120,8 +150,15 @@ impl Redirect {
             acceptors: open(pins, map::ACCEPTORS)?,
             fill,
             group,
-            state: Mutex::new(State { mode: config.redirect, unusable, distrusted: None }),
+            state: Mutex::new(State {
+                mode: config.redirect,
+                unusable,
+                distrusted: Some("the self-test has not been made yet".to_owned()),
+                tested: false,
+            }),
             room: config.max_connections as usize * 2,
+            netns: sys::netns_cookie(&std::net::TcpListener::bind((std::net::Ipv4Addr::LOCALHOST, 0))?)?,
+            learning: OnceLock::new(),
         })
     }
 
@@ -157,9 +194,116 @@ impl Redirect {
 
     /// Changes the host's mode. Connections that exist keep to what they are, except that `off` holds for the
     /// next byte.
-    pub fn set_mode(&self, mode: config::Redirect) -> io::Result<()> {
+    pub fn set_mode(self: &Arc<Self>, mode: config::Redirect) -> io::Result<()> {
         self.state.lock().mode = mode;
+        self.test();
         self.switch()
+    }
+
+    /// Begins to learn how programs use their sockets and makes the self-test, which `auto` waits for. Called
+    /// once, on the runtime that is to do this, which must not be the one that moves bytes.
+    pub fn start(self: &Arc<Self>) {
+        if self.state.lock().unusable.is_some() {
+            return;
+        }
+        let learner = Learner::start(Arc::new(Verdicts::new(self)));
+        let again = Mutex::new(Again { callers: Instant::now(), acceptors: HashMap::new() });
+        let learning = Learning { learner, runtime: runtime::Handle::current(), again };
+        if self.learning.set(learning).is_ok() {
+            self.test();
+        }
+    }
+
+    /// Makes the self-test, once and only where something may be redirected: who has switched that off does
+    /// not want it tried either.
+    fn test(self: &Arc<Self>) {
+        let Some(learning) = self.learning.get() else { return };
+        let mut state = self.state.lock();
+        if state.mode == config::Redirect::Off || std::mem::replace(&mut state.tested, true) {
+            return;
+        }
+        drop(state);
+        let this = self.clone();
+        learning.runtime.spawn_blocking(move || {
+            let report = selftest::of_this_host();
+            let told = match report.refusal() {
+                None => this.trust(),
+                Some(reason) => {
+                    tracing::warn!(reason, "redirect: auto does not redirect on this host");
+                    this.distrust(reason)
+                }
+            };
+            if let Err(error) = told {
+                tracing::warn!(%error, "cannot tell the kernel half whether to redirect");
+            }
+        });
+    }
+
+    /// The agent accepted a captured connection from `peer`: its end, where bytes may go past TCP. Shows the
+    /// program to the learner.
+    pub(super) fn accepted(&self, netns: u64, peer: SocketAddr, origin: &Origin) -> Option<Socket> {
+        self.fill.as_ref()?;
+        let to = socket_addr(origin.to, origin.to_port);
+        let key = SocketKey {
+            netns,
+            local: origin.to,
+            remote: octets(peer.ip()),
+            local_port: origin.to_port,
+            remote_port: peer.port().to_be(),
+            reserved: 0,
+        };
+        if let Some(learning) = self.learning.get()
+            && (origin.flags & Origin::UNKNOWN_PROGRAM != 0
+                || (origin.flags & Origin::REDIRECT != 0 && learning.again.lock().is_time_for_a_caller()))
+        {
+            learning.learner.seen(Seen::Caller { pid: origin.pid, local: peer, remote: to });
+        }
+        Some(Socket { key, flags: origin.flags })
+    }
+
+    /// How the bytes of a connection go, for operators.
+    pub fn describe(&self, socket: &Socket, pid: u32) -> String {
+        if let Some(reason) = self.disabled() {
+            return format!("off: {reason}");
+        }
+        if let Some(Ways { sent, received }) = self.ends(&socket.key) {
+            let by_tcp = |way: Way| !matches!(way, Way::Redirect | Way::Idle);
+            return match (by_tcp(sent), by_tcp(received)) {
+                (false, false) => "on".to_owned(),
+                (true, false) => format!("from the program; to it by TCP: {}", sent.describe()),
+                (false, true) => format!("to the program; from it by TCP: {}", received.describe()),
+                (true, true) => format!("by TCP: {}", received.describe()),
+            };
+        }
+        match socket.flags {
+            flags if flags & Origin::REFUSED_WORKLOAD != 0 => "off: enrolled so".to_owned(),
+            flags if flags & (Origin::REFUSED_PROGRAM | Origin::UNKNOWN_PROGRAM) != 0 => match self.verdict(pid) {
+                Some(Verdict::On) => "off: came before the program was known".to_owned(),
+                Some(verdict) => verdict.text(),
+                None => Verdict::Learning(0).text(),
+            },
+            flags if flags & Origin::REDIRECT != 0 => "off: the kernel did not take both sockets".to_owned(),
+            _ => "off: came before redirect was on".to_owned(),
+        }
+    }
+
+    /// The verdict on the program that process `pid` runs.
+    fn verdict(&self, pid: u32) -> Option<Verdict> {
+        let (file, _) = learn::executable(pid).ok()?;
+        let (_, known) = self.entry(file).ok()??;
+        Some(match known.verdict {
+            Executable::ON => Verdict::On,
+            Executable::OFF => Verdict::Off(Reason::from_number(known.reason).unwrap_or(Reason::Unreadable)),
+            // How many were seen.
+            _ => Verdict::Learning(known.reason),
+        })
+    }
+
+    /// What the kernel half knows of a program file. Inode numbers are used again: the entry made last counts.
+    fn entry(&self, file: File) -> io::Result<Option<(ExecutableKey, Executable)>> {
+        let same =
+            |(key, _): &(ExecutableKey, Executable)| (key.inode, key.device) == (file.inode, file.kernel_device());
+        Ok(self.executables()?.into_iter().find(same))
     }
 
     /// `auto` redirects nothing on this host from now on, because of `reason`; `on` still does.
@@ -210,16 +354,19 @@ impl Redirect {
         self.executables.remove(key)
     }
 
-    /// Whether connections that the agent dials to `addr` in the network namespace `netns` may be redirected
-    /// to the program that accepts them.
-    pub fn set_acceptor(&self, netns: u64, addr: SocketAddr, on: bool) -> io::Result<()> {
-        let key = AcceptorKey { netns, addr: octets(addr.ip()), port: addr.port().to_be(), reserved: [0; 3] };
-        if on { self.acceptors.insert(&key, &1) } else { self.acceptors.remove(&key) }
+    /// The verdict (of [`Executable`]) on the program that accepts at `addr` what the agent dials; none when
+    /// no enrolled program was seen there.
+    pub fn acceptor(&self, addr: SocketAddr) -> io::Result<Option<u32>> {
+        self.acceptors.get(&self.acceptor_key(addr))
     }
 
-    /// The listening programs to which the agent's connections may be redirected.
-    pub fn acceptors(&self) -> io::Result<Vec<AcceptorKey>> {
-        self.acceptors.keys(MAX_ACCEPTORS)
+    /// Gives that verdict: it holds for connections from now on.
+    pub fn set_acceptor(&self, addr: SocketAddr, verdict: u32) -> io::Result<()> {
+        self.acceptors.insert(&self.acceptor_key(addr), &verdict)
+    }
+
+    fn acceptor_key(&self, addr: SocketAddr) -> AcceptorKey {
+        AcceptorKey { netns: self.netns, addr: octets(addr.ip()), port: addr.port().to_be(), reserved: [0; 3] }
     }
 
     /// What the kernel half knows of the end `key`; none when it is not in the table of sockets.
@@ -270,8 +417,46 @@ impl Meter for Redirect {
         sys::test_run(fill.as_fd(), reader).ok().filter(|n| *n != u32::MAX)
     }
 
-    fn is_on(&self) -> bool {
-        self.enabled()
+    fn is_possible(&self) -> bool {
+        self.fill.is_some()
+    }
+
+    fn dialled(&self, io: &TcpStream) {
+        let Some(learning) = self.learning.get() else { return };
+        let (Ok(from), Ok(at)) = (io.local_addr(), io.peer_addr()) else { return };
+        if (!at.ip().is_loopback() && at.ip() != from.ip()) || !self.enabled() {
+            return;
+        }
+        // The kernel half has entered it by now if the program there is enrolled.
+        let Ok(Some(verdict)) = self.acceptor(at) else { return };
+        if verdict == Executable::UNKNOWN || learning.again.lock().is_time_for(at) {
+            learning.learner.seen(Seen::Acceptor { at, from });
+        }
+    }
+}
+
+impl Again {
+    /// Whether a caller that is known should be looked at again, and notes that it is.
+    fn is_time_for_a_caller(&mut self) -> bool {
+        let now = Instant::now();
+        let is_time = now.duration_since(self.callers) >= CALLERS_AGAIN;
+        if is_time {
+            self.callers = now;
+        }
+        is_time
+    }
+
+    fn is_time_for(&mut self, at: SocketAddr) -> bool {
+        let now = Instant::now();
+        if self.acceptors.len() >= MAX_ACCEPTORS {
+            self.acceptors.clear();
+        }
+        let last = self.acceptors.entry(at).or_insert(now);
+        let is_time = now.duration_since(*last) >= learn::AGAIN;
+        if is_time {
+            *last = now;
+        }
+        is_time
     }
 }
 

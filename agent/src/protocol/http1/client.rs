@@ -13,7 +13,6 @@ use http::{
 };
 use http_body_util::BodyExt;
 use hyper::{body::Incoming, client::conn::http1::Builder};
-use tokio::net::TcpStream;
 
 use super::{
     body::{FromEndpoint, Sending, ToEndpoint, chain, is_garbage, source},
@@ -26,6 +25,7 @@ use crate::{
     },
     config,
     endpoint::{Connector, Endpoint, dial_for},
+    stream::Stream,
 };
 
 /// Time up to the head of an answer when the configuration does not say.
@@ -155,7 +155,7 @@ impl Connector for HttpConnector {
         Pool::of(to, &self.config).left(caller);
     }
 
-    fn adopt(&self, to: &Arc<Endpoint>, io: TcpStream) {
+    fn adopt(&self, to: &Arc<Endpoint>, io: Stream) {
         let pool = Pool::of(to, &self.config);
         // The handshake of HTTP/1 only makes state, it waits for nothing.
         if let Some(Ok(conn)) = pool.open(&self.builder, io, None).now_or_never() {

@@ -22,7 +22,6 @@ use http::StatusCode;
 use parking_lot::Mutex;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::TcpStream,
     time::{Instant, Sleep},
 };
 
@@ -30,7 +29,7 @@ use super::{
     framer::{Framer, Stop},
     head::Refusal,
 };
-use crate::{accept::Downstream, config, protocol::tcp::reset_on_close};
+use crate::{accept::Downstream, config, protocol::tcp::reset_on_close, stream::Stream};
 
 /// How long an answer given in the middle of a request may take to be read before the connection goes.
 /// Closing at once would reset it, and the reset would overtake the answer.
@@ -117,7 +116,7 @@ impl Guard {
     }
 
     /// The socket, and what came from it and did not go to hyper.
-    pub(super) fn into_parts(mut self) -> (TcpStream, Bytes) {
+    pub(super) fn into_parts(mut self) -> (Stream, Bytes) {
         let io = self.io.take().expect("only this takes it, and it takes `self`");
         let framer = std::mem::replace(&mut self.framer, Framer::new(0));
         let (socket, prefix) = io.into_parts();

@@ -22,13 +22,12 @@ use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::TcpStream,
     task::JoinHandle,
     time::Instant,
 };
 
 use super::body::{Sending, ToEndpoint};
-use crate::{config, endpoint::Endpoint};
+use crate::{config, endpoint::Endpoint, stream::Stream};
 
 /// How long a connection may take between the end of an answer and being ready for the next request.
 /// It is a matter of a task being scheduled; one that takes longer is stuck.
@@ -140,12 +139,7 @@ impl Pool {
     }
 
     /// Speaks HTTP on a connection just opened, for `client` alone if there is one.
-    pub(super) async fn open(
-        &self,
-        builder: &Builder,
-        io: TcpStream,
-        client: Option<SocketAddr>,
-    ) -> hyper::Result<Conn> {
+    pub(super) async fn open(&self, builder: &Builder, io: Stream, client: Option<SocketAddr>) -> hyper::Result<Conn> {
         let io = TokioIo::new(ToServer { io, broken: None });
         let (sender, connection) = builder.handshake(io).await?;
         Ok(Conn { driver: Driver::User(Box::new(connection)), sender, client })
@@ -361,13 +355,13 @@ impl Lease {
 /// is still being sent to it; hyper would then never read the answer. So a failed write is kept to
 /// itself, and reading tells how it ends.
 pub(super) struct ToServer {
-    io: TcpStream,
+    io: Stream,
     broken: Option<io::ErrorKind>,
 }
 
 impl ToServer {
     /// The socket.
-    pub(super) fn into_inner(self) -> TcpStream {
+    pub(super) fn into_inner(self) -> Stream {
         self.io
     }
 

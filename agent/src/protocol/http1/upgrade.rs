@@ -26,12 +26,12 @@ pub(super) async fn run(caller: Guard, read: Bytes, endpoint: Upgrade, report: R
             if let Some(watch) = &mut watch {
                 watch.end(Some(&CallError::upstream(ErrorKind::Reset, Retry::Never, message.clone())));
             }
-            reset_on_close(&io);
+            reset_on_close(io.socket());
             return Err(ConnError::Unserved(message));
         }
     };
     let Ok(endpoint) = endpoint.downcast::<TokioIo<ToServer>>() else {
-        reset_on_close(&io);
+        reset_on_close(io.socket());
         return Err(ConnError::Unserved("an upgrade gave back another connection".to_owned()));
     };
     let caller = Side { io, prefix: join(read, early) };

@@ -10,10 +10,7 @@ use std::{
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
-use tokio::{
-    net::TcpStream,
-    time::{Instant, timeout_at},
-};
+use tokio::time::{Instant, timeout_at};
 
 use super::{
     DEFAULT_TIMEOUT, Decimal,
@@ -29,6 +26,7 @@ use crate::{
     },
     config,
     endpoint::{Connector, Endpoint},
+    stream::Stream,
 };
 
 /// Sends Motan2 calls.
@@ -145,7 +143,7 @@ impl Connector for Motan2Connector {
         })
     }
 
-    fn adopt(&self, to: &Arc<Endpoint>, io: TcpStream) {
+    fn adopt(&self, to: &Arc<Endpoint>, io: Stream) {
         self.pool(to).adopt(to, io);
     }
 

@@ -9,15 +9,13 @@ use std::{
 };
 
 use parking_lot::Mutex;
-use tokio::{
-    net::TcpStream,
-    time::{Instant, timeout_at},
-};
+use tokio::time::{Instant, timeout_at};
 
 use super::link::Link;
 use crate::{
     call::{CallError, ErrorKind, Retry},
     endpoint::{Endpoint, dial},
+    stream::Stream,
 };
 
 /// How long a place whose dial failed is passed over while another connection still lives.
@@ -95,7 +93,7 @@ impl Pool {
     }
 
     /// Takes a connection that someone else opened, if there is a place for it.
-    pub(super) fn adopt(&self, to: &Endpoint, io: TcpStream) {
+    pub(super) fn adopt(&self, to: &Endpoint, io: Stream) {
         for place in &self.places {
             if let Ok(_dial) = place.dial.try_lock()
                 && place.open().is_none()
@@ -106,7 +104,7 @@ impl Pool {
         }
     }
 
-    fn install(&self, place: &Place, to: &Endpoint, io: TcpStream) -> Arc<Link> {
+    fn install(&self, place: &Place, to: &Endpoint, io: Stream) -> Arc<Link> {
         let link = Arc::new(Link::spawn(io, to.addr, self.content_bytes, to.stats.clone()));
         *place.link.lock() = Some(link.clone());
         link

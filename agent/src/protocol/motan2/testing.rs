@@ -177,8 +177,8 @@ pub(super) fn cluster(
         protocol: NAME,
         config: &config,
         connector: protocol.connector(&config, &cx).unwrap(),
-        mark: None,
         introduce: None,
+        own: crate::stream::OwnSockets::default(),
         cx: &cx,
     });
     let cluster = Arc::new(cluster.unwrap());

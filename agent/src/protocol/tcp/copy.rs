@@ -14,16 +14,14 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::{
     io::{AsyncWriteExt, Interest},
-    net::{
-        TcpStream,
-        tcp::{ReadHalf, WriteHalf},
-    },
+    net::{TcpStream, tcp::ReadHalf},
     time::Instant,
 };
 
 use crate::{
     call::{CallError, ErrorKind, Retry, Watch},
     metrics::Live,
+    stream::{Stream, Writer},
 };
 
 /// First buffer of a direction that has something to read: most messages of most protocols fit.
@@ -34,7 +32,7 @@ const BULK_BUFFER_BYTES: usize = 64 * 1024;
 /// One connection and what was already read from it.
 pub struct Side {
     /// The connection.
-    pub io: TcpStream,
+    pub io: Stream,
     /// Read from `io` before; goes to the other side first.
     pub prefix: Bytes,
 }
@@ -59,8 +57,8 @@ pub fn both_ways(
     report: Report,
 ) -> impl Future<Output = Result<(), CallError>> + Send + 'static {
     let Report { live, watch, idle_timeout } = report;
-    keep_urgent(&caller.io);
-    keep_urgent(&endpoint.io);
+    keep_urgent(caller.io.socket());
+    keep_urgent(endpoint.io.socket());
     let mut pair = Pair {
         caller: caller.io,
         endpoint: endpoint.io,
@@ -94,8 +92,8 @@ pub fn reset_on_close(io: &TcpStream) {
 }
 
 struct Pair {
-    caller: TcpStream,
-    endpoint: TcpStream,
+    caller: Stream,
+    endpoint: Stream,
     watch: Mutex<Watched>,
     clean: bool,
 }
@@ -128,8 +126,8 @@ impl Pair {
 impl Drop for Pair {
     fn drop(&mut self) {
         if !self.clean {
-            reset_on_close(&self.caller);
-            reset_on_close(&self.endpoint);
+            reset_on_close(self.caller.socket());
+            reset_on_close(self.endpoint.socket());
         }
     }
 }
@@ -229,7 +227,7 @@ async fn failed(half: &ReadHalf<'_>) -> io::Error {
 /// can still come there.
 async fn one_way<'a>(
     from: ReadHalf<'a>,
-    mut to: WriteHalf<'a>,
+    mut to: Writer<'a>,
     prefix: Bytes,
     passed: impl Fn(usize, bool),
 ) -> Result<ReadHalf<'a>, Broken> {

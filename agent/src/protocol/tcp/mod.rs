@@ -58,9 +58,10 @@ impl Tcp {
             Some(response) => Ok(response),
             None => reach(&route, peer).await,
         };
-        let response = response.inspect_err(|_| reset_on_close(&io)).map_err(|e| ConnError::Unserved(e.to_string()))?;
+        let response =
+            response.inspect_err(|_| reset_on_close(io.socket())).map_err(|e| ConnError::Unserved(e.to_string()))?;
         let ResponseHead::Raw(raw) = response.head else {
-            reset_on_close(&io);
+            reset_on_close(io.socket());
             return Err(ConnError::Unserved("a filter answered a raw connection".to_owned()));
         };
         if let Some(cluster) = route.only() {

@@ -235,9 +235,9 @@ async fn an_idle_connection_costs_little_memory() {
     let limits = config::Limits::default();
     let protocol = crate::protocol::testing::protocol(NAME, &limits);
     let (front, caller, endpoint) = pair().await;
-    let guard = front.live.add(front.addr, front.addr, (0, String::new()), false);
+    let guard = front.live.add(front.addr, front.addr, (0, String::new()), false, None);
     let live = guard.live.clone();
-    let io = crate::accept::Downstream::new(front.connect().await, Default::default(), live.clone());
+    let io = crate::accept::Downstream::new(front.connect().await.into(), Default::default(), live.clone());
     let conn = crate::protocol::Accepted { io, peer: front.addr, guard, dialled: None };
     let clusters = vec![front.cluster.clone()];
     let route = crate::route::Route::new(crate::route::Direction::Outbound, NAME, clusters);
@@ -245,7 +245,7 @@ async fn an_idle_connection_costs_little_memory() {
     let serving = protocol.serve(conn, route.into(), drain);
     let side = |io| Side { io, prefix: Default::default() };
     let report = Report { live, watch: None, idle_timeout: limits.idle_timeout };
-    let copying = both_ways(side(caller), side(endpoint), report);
+    let copying = both_ways(side(caller.into()), side(endpoint.into()), report);
     // Buffers are given back while nothing flows, so these two are nearly all of it.
     let bytes = size_of_val(&*serving) + size_of_val(&copying);
     assert!(bytes <= 2048, "{} + {}", size_of_val(&*serving), size_of_val(&copying));

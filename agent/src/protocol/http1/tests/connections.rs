@@ -385,7 +385,7 @@ async fn connections_dialled_by_detection_are_used() {
     let backend = Backend::mirror().await;
     let mesh = backend.mesh().await;
     let io = TcpStream::connect(backend.addr).await.unwrap();
-    mesh.cluster.adopt(backend.addr, io);
+    mesh.cluster.adopt(backend.addr, io.into());
     assert_eq!(mesh.pooled(), 1);
     assert_eq!(mesh.caller().await.ask(POST).await.status(), 200);
     assert_eq!(backend.connections(), 1);
