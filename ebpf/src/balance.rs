@@ -24,6 +24,7 @@ use ebpf_common::{
 use crate::{
     connect::remember,
     maps::{MESH_BALANCE, MESH_CONNECTION, MESH_ENDPOINTS, MESH_POLICY, MESH_USE, count, origin_of_ops},
+    pair,
 };
 
 /// What a program asked for.
@@ -35,6 +36,8 @@ pub struct Asked {
     pub v6_socket: bool,
     /// An IPv6 address.
     pub v6_asked: bool,
+    /// Its connections may be joined.
+    pub join: bool,
 }
 
 /// Picks an endpoint of `service` and remembers it with `sk`; the caller rewrites the address, last.
@@ -83,7 +86,7 @@ pub fn pick(
     origin.to_port = slot.port;
     origin.service = service.number;
     origin.endpoint = slot.number;
-    origin.flags = if service.flags & Service::JOIN != 0 { Origin::KERNEL | Origin::JOIN } else { Origin::KERNEL };
+    origin.flags = if asked.join { Origin::KERNEL | Origin::JOIN } else { Origin::KERNEL };
     origin.state = OriginState::Rewritten as u32;
     note(cgroup, service.number, slot.number, PickEnd::Picked);
     Ok((slot.addr, slot.port))
@@ -233,14 +236,15 @@ pub fn state(ctx: &SockOpsContext) {
     let established = before != tcp::SYN_SENT;
     // SAFETY: the verifier checks each read of the context.
     let (acked, received) = unsafe { ((*ctx.ops).bytes_acked, (*ctx.ops).bytes_received) };
+    let (sent, got) = pair::redirected(ctx);
     if let Some(counters) = counters(origin.cgroup, origin.service, origin.endpoint) {
         // SAFETY: the entry lives as long as this program runs.
         unsafe {
             bump(&raw mut (*counters).closed, 1);
             bump(&raw mut (*counters).duration_ns, now.saturating_sub(origin.since_ns));
             if established {
-                bump(&raw mut (*counters).bytes_up, payload_up(acked, before));
-                bump(&raw mut (*counters).bytes_down, payload_down(received, before));
+                bump(&raw mut (*counters).bytes_up, payload_up(acked, before) + sent);
+                bump(&raw mut (*counters).bytes_down, payload_down(received, before) + got);
             } else {
                 bump(&raw mut (*counters).failed, 1);
             }
@@ -306,9 +310,10 @@ fn counters(cgroup: u64, service: u32, endpoint: u32) -> Option<*mut Use> {
     // Not over what another CPU has put there meanwhile.
     const NOEXIST: u64 = 1;
     let key = UseKey { cgroup, service, endpoint };
-    if MESH_USE.get_ptr(&key).is_none() {
-        let _ = MESH_USE.insert(&key, &NEW, NOEXIST);
+    if let Some(known) = MESH_USE.get_ptr_mut(&key) {
+        return Some(known);
     }
+    let _ = MESH_USE.insert(&key, &NEW, NOEXIST);
     let found = MESH_USE.get_ptr_mut(&key);
     if found.is_none() {
         count(Outcome::Uncounted);

@@ -13,8 +13,8 @@ use aya_ebpf::{
 };
 use aya_log_ebpf::{debug, warn};
 use ebpf_common::{
-    Address, Admission, Origin, OriginState, Outcome, Service, TupleKey, address, control, first_look, is_redirected,
-    loopback, mapped, normalise, now_stale, words,
+    Address, Admission, Origin, OriginState, Outcome, Service, TupleKey, Workload, address, control, first_look,
+    is_redirected, loopback, mapped, normalise, now_stale, words,
 };
 
 use crate::{
@@ -119,7 +119,14 @@ fn capture(
     };
     let workload = enrolled::workload(netns)?;
     if service.number != 0 {
-        let asked = Asked { addr, port, netns, v6_socket, v6_asked: normalise(&addr).is_none() };
+        let asked = Asked {
+            addr,
+            port,
+            netns,
+            v6_socket,
+            v6_asked: normalise(&addr).is_none(),
+            join: workload.flags & Workload::JOIN != 0,
+        };
         return balance::pick(ctx, sk, &service, &asked).map(|(to, port)| (to, port, Outcome::Balanced));
     }
     let (Some(beat), Some(stale_after), Some(draining)) =

@@ -30,6 +30,8 @@ mod enrolled;
 #[cfg(target_arch = "bpf")]
 mod exe;
 #[cfg(target_arch = "bpf")]
+mod join;
+#[cfg(target_arch = "bpf")]
 mod lookup;
 #[cfg(target_arch = "bpf")]
 mod maps;

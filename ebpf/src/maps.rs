@@ -129,6 +129,10 @@ pub static MESH_EXECUTABLE: HashMap<ExecutableKey, Executable, MAX_EXECUTABLES, 
 #[btf_map]
 pub static MESH_ACCEPTORS: HashMap<AcceptorKey, u32, MAX_ACCEPTORS, ON_DEMAND> = HashMap::new();
 
+/// Listening sockets of this host that joined connections go to. Written by sockops, taken away by the agent.
+#[btf_map]
+pub static MESH_JOINS: HashMap<AcceptorKey, u32, MAX_ACCEPTORS, ON_DEMAND> = HashMap::new();
+
 /// Counts one `outcome`.
 #[inline(always)]
 pub fn count(outcome: Outcome) {

@@ -68,6 +68,7 @@ fn message(ctx: &SkMsgContext) {
                 // SAFETY: an element lives as long as the program runs; only this sender writes these words.
                 unsafe {
                     (*reader).bytes += size;
+                    (*reader).received += size;
                     (*reader).messages += 1;
                 }
             } else {

@@ -20,8 +20,9 @@ use ebpf_common::{
     is_local, mapped, normalise, redirect,
 };
 
-use crate::maps::{
-    MESH_ACCEPTORS, MESH_ENDS, MESH_FLOWS, MESH_LISTENERS, MESH_SOCKETS, control_slot, count, origin_of,
+use crate::{
+    join,
+    maps::{MESH_ACCEPTORS, MESH_ENDS, MESH_FLOWS, MESH_LISTENERS, MESH_SOCKETS, control_slot, count, origin_of},
 };
 
 const AF_INET: u32 = 2;
@@ -100,7 +101,10 @@ pub fn established(ctx: &SockOpsContext, passive: bool) {
         });
     }
     // Last: from here on the other end redirects to it.
-    if MESH_ENDS.insert(own, End { sk: sk as u64, flags, way: Way::Idle as u32, bytes: 0, messages: 0 }, 0).is_err() {
+    if MESH_ENDS
+        .insert(own, End { sk: sk as u64, flags, way: Way::Idle as u32, bytes: 0, messages: 0, received: 0 }, 0)
+        .is_err()
+    {
         return count(Outcome::PairFull);
     }
     // SAFETY: the flags of before and one more.
@@ -124,13 +128,34 @@ pub fn state(ctx: &SockOpsContext) {
         return;
     }
     // SAFETY: not null, and gone only with the deletion below.
-    let (own, this) = unsafe { ((*flow).peer.flipped(), (*flow).sk) };
+    let (own, this) = unsafe {
+        join::closed(&*flow);
+        ((*flow).peer.flipped(), (*flow).sk)
+    };
     // SAFETY: copied at once.
     if unsafe { MESH_ENDS.get(own) }.is_some_and(|end| end.sk == this) {
         let _ = MESH_ENDS.remove(own);
     }
     // SAFETY: the verifier checks that `sk` is a socket.
     unsafe { bpf_sk_storage_delete(flows(), sk.cast()) };
+}
+
+/// Bytes that the end which the callback is about has sent and received past TCP, where it is joined.
+#[inline(always)]
+pub fn redirected(ctx: &SockOpsContext) -> (u64, u64) {
+    // SAFETY: the verifier checks each read of the context.
+    let sk = unsafe { (*ctx.ops).__bindgen_anon_2.sk };
+    if sk.is_null() {
+        return (0, 0);
+    }
+    let flow = flow_of(sk);
+    if flow.is_null() {
+        return (0, 0);
+    }
+    // SAFETY: not null; the socket is locked.
+    let (sent, own) = unsafe { ((*flow).redirected, (*flow).peer.flipped()) };
+    // SAFETY: copied at once.
+    (sent, unsafe { MESH_ENDS.get(own) }.map_or(0, |end| end.received))
 }
 
 /// Flags of the end that opened the connection, none if it is not to be redirected.
@@ -140,6 +165,9 @@ fn active_end(sk: *mut bpf_sock, own: &SocketKey) -> Option<u32> {
     if !origin.is_null() {
         // SAFETY: not null; only a connect of this socket writes it.
         let flags = unsafe { (*origin).flags };
+        if flags & Origin::KERNEL != 0 {
+            return join::opened(flags, own);
+        }
         return (flags & Origin::REDIRECT != 0).then_some(0);
     }
     // SAFETY: not null; the verifier checks the read.
@@ -151,7 +179,13 @@ fn active_end(sk: *mut bpf_sock, own: &SocketKey) -> Option<u32> {
 #[inline(always)]
 fn passive_end(own: &SocketKey, peer: &SocketKey) -> Option<u32> {
     // SAFETY: copied at once.
-    let other = unsafe { MESH_ENDS.get(*peer) }?.flags;
+    let Some(other) = unsafe { MESH_ENDS.get(*peer) }.map(|end| end.flags) else {
+        join::accepted(own);
+        return None;
+    };
+    if other & End::JOIN != 0 {
+        return Some(End::JOIN);
+    }
     if other & End::AGENT != 0 {
         let acceptor = AcceptorKey { netns: own.netns, addr: own.local, port: own.local_port, reserved: [0; 3] };
         // SAFETY: one word, copied at once.

@@ -43,6 +43,7 @@ use super::{
 };
 use crate::{
     config::{self, OnAgentLoss, VirtualAddress},
+    stream::Meter as _,
     sys::{self, BpfMap, Hook},
 };
 
@@ -204,6 +205,8 @@ impl Ebpf {
                 states: open(pins, map::ENDPOINTS)?,
                 uses: open(pins, map::USE)?,
                 connections: open(pins, map::CONNECTIONS)?,
+                ends: open(pins, map::ENDS)?,
+                joins: open(pins, map::JOINS)?,
             }),
             programs,
             inbound,
@@ -407,7 +410,8 @@ impl Capture for Ebpf {
             Err(error) => tracing::warn!(%error, "failed: {what}"),
         };
         if beat.is_multiple_of(BEATS_PER_LOOK) {
-            told("idle connections to endpoints that have left were closed", self.balance.close_left(self.netns));
+            let closed = self.balance.close_left(self.netns, |end| self.redirect.unread(end));
+            told("idle connections to endpoints that have left were closed", closed);
         }
         if beat % BEATS_PER_FOLD == 1 {
             told("rows of callers and endpoints that are gone were added up", self.balance.fold().map(|()| 0));

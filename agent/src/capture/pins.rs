@@ -75,6 +75,7 @@ fn shapes(max_connections: u32) -> Vec<(&'static str, Shape)> {
         (map::FLOWS, (MapType::SkStorage, 4, size_of::<Flow>(), 0)),
         (map::EXECUTABLES, (MapType::Hash, size_of::<ExecutableKey>(), size_of::<Executable>(), MAX_EXECUTABLES)),
         (map::ACCEPTORS, (MapType::Hash, size_of::<AcceptorKey>(), 4, MAX_ACCEPTORS)),
+        (map::JOINS, (MapType::Hash, size_of::<AcceptorKey>(), 4, MAX_ACCEPTORS)),
         (map::COUNTERS, (MapType::PerCpuArray, 4, 8, Outcome::COUNT)),
         (map::BALANCE, (MapType::Hash, size_of::<SlotKey>(), size_of::<Slot>(), MAX_SLOTS)),
         (map::POLICY, (MapType::Hash, size_of::<RuleKey>(), 4, MAX_RULES)),

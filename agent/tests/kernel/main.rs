@@ -13,6 +13,7 @@ mod bed;
 mod connects;
 mod enroll;
 mod failures;
+mod join;
 mod lifecycle;
 mod redirect;
 mod semantics;

@@ -24,7 +24,8 @@ pub use decide::{
 pub use outcome::Outcome;
 pub use pair::{
     AGENT_MESSAGES_BOUND, AcceptorKey, End, Executable, ExecutableKey, Flow, Look, MAX_ACCEPTORS, MAX_EXECUTABLES,
-    MAX_SOCKETS, MESSAGES_BOUND, Offsets, PROGRAM_BOUND, SocketKey, Way, is_local, may_send, redirect, unread_messages,
+    MAX_SOCKETS, MESSAGES_BOUND, Offsets, PROGRAM_BOUND, SocketKey, Way, is_local, join, may_send, redirect,
+    unread_messages,
 };
 pub use types::{Address, Listener, Origin, OriginState, Service, ServiceKey, TupleKey};
 pub use workload::{MAX_DEPTH, MAX_MEMBERS, MAX_STRANGERS, MAX_WORKLOADS, Workload, members};
@@ -85,6 +86,8 @@ pub mod map {
     pub const ENDPOINTS: &str = "MESH_ENDPOINTS";
     /// Counters by service, endpoint and caller.
     pub const USE: &str = "MESH_USE";
+    /// Listening sockets to which connections are joined.
+    pub const JOINS: &str = "MESH_JOINS";
     /// Connections that went straight to an endpoint.
     pub const CONNECTIONS: &str = "MESH_CONNECTION";
     /// Sockets that bytes can be redirected to.

@@ -58,6 +58,8 @@ pub struct End {
     pub bytes: u64,
     /// Messages, likewise.
     pub messages: u64,
+    /// All bytes ever redirected to it.
+    pub received: u64,
 }
 
 impl End {
@@ -220,6 +222,14 @@ pub fn is_local(local: &Address, remote: &Address) -> bool {
     same || (is_v4 && r[3].to_ne_bytes()[0] == 127)
 }
 
+/// Whether connections to a listening socket are joined: values of its table, whose keys are [`AcceptorKey`]s.
+pub mod join {
+    /// A program that may be joined has connected; whether the listening one is enrolled nobody knows yet.
+    pub const ASKED: u32 = 0;
+    /// It is.
+    pub const YES: u32 = 1;
+}
+
 /// A listening socket of a program that the agent dials. The value in the table is a verdict of [`Executable`].
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -309,7 +319,7 @@ pub const MAX_ACCEPTORS: usize = 4096;
 // No hidden padding: the fields' sizes add up to the type's.
 const _: () = {
     assert!(size_of::<SocketKey>() == 8 + 16 * 2 + 2 * 2 + 4);
-    assert!(size_of::<End>() == 8 + 4 * 2 + 8 * 2);
+    assert!(size_of::<End>() == 8 + 4 * 2 + 8 * 3);
     assert!(size_of::<Flow>() == 48 + 8 * 2 + 4 * 2);
     assert!(size_of::<AcceptorKey>() == 8 + 16 + 2 + 6);
     assert!(size_of::<ExecutableKey>() == 8 + 4 * 2);

@@ -44,9 +44,6 @@ impl Service {
     pub const HAS_ALLOW: u32 = 2;
     /// Who is listed may not connect.
     pub const HAS_DENY: u32 = 4;
-    /// Both sockets of a connection within this host may be joined.
-    pub const JOIN: u32 = 8;
-
     /// Refuse connects while the agent shows no life, instead of letting them go directly.
     pub const REFUSE_ON_LOSS: u32 = 1;
 }

@@ -14,6 +14,7 @@ use ebpf_common::balance::{EndpointKey, Use, UseKey, after_failure};
 use model::ServiceKey as Name;
 
 use super::{Balance, Inner};
+use crate::capture::convert::octets;
 
 /// In the place of a caller's control group: all that are gone.
 const GONE: &str = "gone";
@@ -180,6 +181,14 @@ impl Balance {
             }
         }
         let used: HashSet<_> = self.uses.keys(ebpf_common::MAX_USES)?.iter().map(|key| key.cgroup).collect();
+        // Listening sockets that joined connections went to, but no endpoint is there any more.
+        let listed: HashSet<_> =
+            written.values().flat_map(|w| &w.content.endpoints).map(|e| (octets(e.addr.ip()), e.addr.port())).collect();
+        for key in self.joins.keys(ebpf_common::MAX_ACCEPTORS)? {
+            if numbers.len() == written.len() && !listed.contains(&(key.addr, u16::from_be(key.port))) {
+                self.joins.remove(&key)?;
+            }
+        }
         callers.retain(|cgroup, _| used.contains(cgroup));
         strange.retain(|cgroup| used.contains(cgroup));
         Ok(())

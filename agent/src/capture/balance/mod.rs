@@ -14,12 +14,13 @@ use std::{
 
 use anyhow::Context as _;
 use ebpf_common::{
-    Origin, Service, ServiceKey,
+    AcceptorKey, End, Origin, Service, ServiceKey, SocketKey,
     balance::{EndpointKey, EndpointState, RuleKey, Slot, SlotKey, Use, UseKey},
 };
 use model::ServiceKey as Name;
 use parking_lot::Mutex;
 
+use self::live::Moving;
 pub use self::{
     counts::{Failing, Used},
     live::Connection,
@@ -79,6 +80,8 @@ pub struct Balance {
     states: BpfMap<EndpointKey, EndpointState>,
     uses: BpfMap<UseKey, Use>,
     connections: BpfMap<u64, Origin>,
+    ends: BpfMap<SocketKey, End>,
+    joins: BpfMap<AcceptorKey, u32>,
     inner: Mutex<Inner>,
     /// Where cgroup v2 is mounted.
     mount: Option<PathBuf>,
@@ -106,6 +109,8 @@ struct Inner {
     strange: HashSet<u64>,
     /// Listed connections that did not exist when they were last looked for.
     missing: HashSet<u64>,
+    /// How far joined connections to endpoints that have left have come, by cookie.
+    moving: HashMap<u64, Moving>,
 }
 
 struct Resolved {
@@ -153,13 +158,17 @@ pub struct Maps {
     pub uses: BpfMap<UseKey, Use>,
     /// `MESH_CONNECTION`.
     pub connections: BpfMap<u64, Origin>,
+    /// `MESH_ENDS`.
+    pub ends: BpfMap<SocketKey, End>,
+    /// `MESH_JOINS`.
+    pub joins: BpfMap<AcceptorKey, u32>,
 }
 
 impl Balance {
     /// Nothing written yet.
     pub fn new(maps: Maps) -> Self {
-        let Maps { slots, rules, states, uses, connections } = maps;
-        Self { slots, rules, states, uses, connections, inner: Mutex::default(), mount: enroll::mount() }
+        let Maps { slots, rules, states, uses, connections, ends, joins } = maps;
+        Self { slots, rules, states, uses, connections, ends, joins, inner: Mutex::default(), mount: enroll::mount() }
     }
 
     /// Writes the tables of `services` and returns what the table of services must say of each of their
