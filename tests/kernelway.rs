@@ -3,7 +3,7 @@
 
 use std::net::SocketAddr;
 
-use host::{Agent, Cgroup, Cmd, Need, Net, Proc, Temp, lacks, program, until, until_some};
+use host::{Agent, Cgroup, Cmd, Need, Net, Proc, Temp, agent::Settings, lacks, program, until, until_some};
 use serde_json::Value;
 
 /// What the programs dial.
@@ -24,7 +24,7 @@ fn lines(proc: &Proc) -> Vec<Value> {
 struct Server {
     at: SocketAddr,
     _proc: Proc,
-    _group: Cgroup,
+    group: Cgroup,
     _dir: Temp,
 }
 
@@ -37,7 +37,7 @@ impl Server {
         let (group, dir) = (Cgroup::new(name), Temp::new());
         let proc = cmd.cgroup(&group).spawn(&dir.file("log"));
         let at = until_some("the endpoint listens", || lines(&proc).first()?["at"].as_str()?.parse().ok());
-        Self { at, _proc: proc, _group: group, _dir: dir }
+        Self { at, _proc: proc, group, _dir: dir }
     }
 }
 
@@ -70,6 +70,18 @@ impl World {
         let callers = Cgroup::new("callers");
         let agent = Agent::capturing(&[&callers], &referer(&[a.at, b.at]));
         Self { agent, callers, a, b, dir: Temp::new() }
+    }
+
+    /// As [`new`](Self::new), with connections joined.
+    fn joined() -> Option<Self> {
+        if lacks(&[Need::Kernel, Need::Program("python3")]) {
+            return None;
+        }
+        let (a, b, callers) = (Server::new("a"), Server::new("b"), Cgroup::new("callers"));
+        let enroll = [&callers, &a.group, &b.group];
+        let settings = Settings { enroll: &enroll, join: true, ..Settings::default() };
+        let agent = Agent::with(&settings, &referer(&[a.at, b.at]));
+        Some(Self { agent, callers, a, b, dir: Temp::new() })
     }
 
     fn spawn(&self, verb: &str, more: &[&str]) -> Proc {
@@ -107,7 +119,24 @@ impl World {
 
 #[test]
 fn kernelway_survives_fifty_deaths_of_the_agent() {
-    let Some(mut world) = World::new() else { return };
+    if let Some(world) = World::new() {
+        survives(world, 50, None);
+    }
+}
+
+#[test]
+fn kernelway_joined_survives_twenty_deaths_of_the_agent() {
+    let Some(world) = World::joined() else { return };
+    // The first connection to each endpoint only finds out that it is enrolled.
+    until("both endpoints are known", || {
+        world.calls(10);
+        world.agent.metric("sockmesh_capture_total", &["outcome=\"redirected\""]) > 20.0
+    });
+    survives(world, 20, Some("joined"));
+}
+
+/// Kills and stops the agent in turn while programs stream, by what `sockets` calls `how`, and connect.
+fn survives(mut world: World, turns: usize, how: Option<&str>) {
     const STREAMS: usize = 4;
     let mut streams = world.spawn("streams", &[&STREAMS.to_string()]);
     until("the streams flow", || lines(&streams).len() == STREAMS);
@@ -119,7 +148,7 @@ fn kernelway_survives_fifty_deaths_of_the_agent() {
     };
     more("programs connect");
     let pins = pins(&world.agent);
-    for turn in 0..50 {
+    for turn in 0..turns {
         let before = world.connects();
         if turn % 2 == 0 {
             world.agent.kill9();
@@ -137,7 +166,8 @@ fn kernelway_survives_fifty_deaths_of_the_agent() {
     // The counters of the kernel are entered anew into the books of each new agent.
     until("stat has all that was ever counted", || world.stat()["started"].as_u64().unwrap() >= made);
     let rows = world.agent.sockets();
-    let open = |row: &&Value| row["pid"] == streams.pid() && row["endpoint"].is_string();
+    let by = |row: &Value| row["redirect"].as_str().map(str::to_owned);
+    let open = |row: &&Value| row["pid"] == streams.pid() && row["endpoint"].is_string() && by(row).as_deref() == how;
     assert_eq!(rows.iter().filter(open).count(), STREAMS, "{rows:?}");
     assert!(streams.stop().success());
     let ended: Vec<_> = lines(&streams).into_iter().filter(|l| !l["ended"].is_null()).collect();

@@ -19,6 +19,8 @@ use crate::{Cgroup, Cmd, Net, Proc, Temp, cmd::Output, http, net::free_port, tar
 pub struct Settings<'a> {
     /// Programs in these groups are captured by the kernel half; none means port mode.
     pub enroll: &'a [&'a Cgroup],
+    /// Their connections may be joined.
+    pub join: bool,
     /// Runs in this network namespace, its admin API at that end of the link.
     pub net: Option<&'a Net>,
     /// Runs in this group.
@@ -77,8 +79,9 @@ impl Agent {
         if settings.enroll.is_empty() && settings.mode.is_empty() {
             head.push_str("capture: port\n");
         } else {
+            let join = if settings.join { ", join: true" } else { "" };
             let groups: Vec<_> =
-                settings.enroll.iter().map(|g| format!("{{cgroup: {}}}", g.path().display())).collect();
+                settings.enroll.iter().map(|g| format!("{{cgroup: {}{join}}}", g.path().display())).collect();
             let mode = if settings.mode.is_empty() { "ebpf" } else { settings.mode };
             let more = if settings.capture.is_empty() { String::new() } else { format!(", {}", settings.capture) };
             writeln!(head, "capture: {{mode: {mode}, enroll: [{}]{more}}}", groups.join(", ")).unwrap();

@@ -156,7 +156,7 @@ struct Joined {
 
 impl Joined {
     async fn new(server: &str, server_is_enrolled: bool) -> Self {
-        let mut bed = Bed::unloaded(&[], |c| c.redirect = Redirect::Auto).await;
+        let mut bed = Bed::unloaded(&[], |c| c.redirect = Redirect::On).await;
         let group = bed.other.clone();
         let mut server = run_in(&group, &["python3", "-c", SERVER, server]);
         let at: SocketAddr = format!("127.0.0.1:{}", server.line().await).parse().unwrap();
