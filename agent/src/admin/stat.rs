@@ -86,7 +86,7 @@ pub(super) fn sockets(handles: &Handles) -> view::Sockets {
             received_bytes: c.bytes.0,
             sent_bytes: c.bytes.1,
             age_seconds: c.age.as_secs_f64(),
-            redirect: None,
+            redirect: c.joined.then(|| "joined".to_owned()),
         }
     }));
     view::Sockets { sockets }
