@@ -40,6 +40,17 @@ pub fn netns_cookie(socket: impl AsFd) -> io::Result<u64> {
     if r < 0 { Err(io::Error::last_os_error()) } else { Ok(cookie) }
 }
 
+/// Has the allocator give memory back that is not used any more. By itself glibc learns from the first large
+/// piece that is freed (what the kernel tells of its types, 6 MB) to keep twice as much. Called once, first.
+pub fn keep_memory_small() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: settings of the allocator, made before there are threads.
+    unsafe {
+        libc::mallopt(libc::M_MMAP_THRESHOLD, 4 << 20);
+        libc::mallopt(libc::M_TRIM_THRESHOLD, 1 << 20);
+    }
+}
+
 /// Whether `error` says that this host has run out of descriptors or memory: nothing that the peer of a
 /// socket could help, and worth trying again later.
 pub fn is_shortage(error: &io::Error) -> bool {

@@ -46,6 +46,7 @@ use crate::{
     protocol::tcp,
     route::{Destination, Route, Routes},
     stream::OwnSockets,
+    sys,
 };
 
 /// What the command line adds to the configuration.
@@ -65,6 +66,7 @@ const FIRST_SNAPSHOT: Duration = Duration::from_secs(3);
 /// Runs the agent until it is told to stop. Returns an error before anything is captured, or success
 /// after a drain.
 pub fn run(path: &Path, options: &Options) -> anyhow::Result<ExitCode> {
+    sys::keep_memory_small();
     let config = load(path)?;
     let room = descriptors();
     let data = runtime::Builder::new_multi_thread()

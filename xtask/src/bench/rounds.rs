@@ -17,6 +17,8 @@ use crate::{demo::guard::Guard, sh, sys};
 
 /// Before what is measured: connections are made, and the agent learns how a program uses its sockets.
 const LEARN: Duration = Duration::from_millis(200);
+/// How often a way is used so before it counts, where programs are learned.
+const LESSONS: usize = 8;
 /// How much the scheduler prefers the benchmark (both the process and its session).
 const NICE: i32 = -10;
 
@@ -83,8 +85,11 @@ fn measure(
         let mut samples: Vec<Vec<Option<Sample>>> = vec![Vec::new(); worlds.len()];
         let mut failed = vec![None; worlds.len()];
         for world in worlds.iter_mut() {
-            // Not counted; what goes wrong here will go wrong again below.
-            world.measure(*cell, [Duration::ZERO, LEARN], ground).ok();
+            // A program is redirected once a few of its connections were seen, on both sides of the agent.
+            for _ in 0..if world.way.is_redirected() { LESSONS } else { 1 } {
+                // Not counted; what goes wrong here will go wrong again below.
+                world.measure(*cell, [Duration::ZERO, LEARN], ground).ok();
+            }
         }
         for _ in 0..plan.rounds {
             for (at, world) in worlds.iter_mut().enumerate() {

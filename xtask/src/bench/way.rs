@@ -65,6 +65,11 @@ impl Way {
         }
     }
 
+    /// Whether bytes go past TCP on it: where they do not, something else is measured.
+    pub fn is_redirected(self) -> bool {
+        matches!(self, Self::Redirect | Self::Joined)
+    }
+
     /// Whether it is another proxy than ours.
     pub fn is_peer(self) -> bool {
         Self::PEERS.contains(&self)
@@ -127,7 +132,7 @@ impl Way {
                 format!("{{mode: ebpf, redirect: off, enroll: [{{{callers}}}]}}"),
                 format!("{{mode: ebpf, enroll: [{{{callers}}}]}}"),
             ],
-            Self::Redirect => vec![format!("{{mode: ebpf, redirect: auto, enroll: [{{{callers}}}]}}")],
+            Self::Redirect => vec![format!("{{mode: ebpf, redirect: auto, enroll: [{{{callers}}}, {{{servers}}}]}}")],
             Self::Kernel => vec![
                 format!("{{mode: ebpf, redirect: off, enroll: [{{{callers}}}]}}"),
                 format!("{{mode: ebpf, enroll: [{{{callers}}}]}}"),

@@ -168,7 +168,7 @@ impl World {
         let log = self.dir.join("callers.log");
         fs::remove_file(&log).ok();
         let procs = cgroup::make(&self.groups.join("callers"))?;
-        let before = self.agent_cpu();
+        let (before, redirected) = (self.agent_cpu(), self.redirected());
         let mut callers = Process::start("load", command, Some(&procs), log.clone(), ground.guard)?;
         let deadline = Instant::now() + times[0] + times[1] + PATIENCE;
         let mut memory = 0;
@@ -194,6 +194,9 @@ impl World {
             return Err(agent.obituary());
         }
         let [rate, p50, p99, total] = figures(&said).with_context(|| format!("not understood: {said:?}"))?;
+        if self.way.is_redirected() && times[0] > Duration::ZERO && self.redirected() == redirected {
+            bail!("no byte went past TCP");
+        }
         let latency = |value| (cell.load != "bulk").then_some(value);
         Ok(Sample {
             rate,
@@ -203,6 +206,13 @@ impl World {
             agent_cpu: self.agent.is_some().then_some(after - before),
             agent_memory: self.agent.is_some().then_some(memory),
         })
+    }
+
+    /// Messages that went from socket to socket so far, as the agent says.
+    fn redirected(&self) -> Option<u64> {
+        let page = process::get(ADMIN.parse().ok()?, "/metrics").ok()?;
+        let line = page.lines().find(|line| line.contains("outcome=\"redirected\""))?;
+        line.rsplit(' ').next()?.parse().ok()
     }
 
     /// CPU seconds of the agent and of all that it started.

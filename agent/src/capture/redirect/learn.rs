@@ -16,7 +16,10 @@ use std::{
 use object::{
     Endianness,
     elf::{FileHeader32, FileHeader64},
-    read::elf::{FileHeader, Sym as _},
+    read::{
+        ReadCache, ReadRef,
+        elf::{FileHeader, Sym as _},
+    },
 };
 use serde::Serialize;
 
@@ -246,20 +249,23 @@ pub fn inspect(pid: u32, path: &Path) -> Option<Reason> {
         Ok(meta) if meta.len() <= MAX_FILE => {}
         _ => return Some(Reason::Unreadable),
     }
-    fs::read(&link).map_or(Some(Reason::Unreadable), |data| inspect_elf(&data))
+    // Reads what is asked for, not the whole file.
+    fs::File::open(&link).map_or(Some(Reason::Unreadable), |file| inspect_elf(&ReadCache::new(file)))
 }
 
 /// What the content of a program file says against redirecting it.
-pub fn inspect_elf(data: &[u8]) -> Option<Reason> {
-    let read = match data.get(4) {
-        Some(1) => inspect_class::<FileHeader32<Endianness>>(data),
-        Some(2) => inspect_class::<FileHeader64<Endianness>>(data),
+pub fn inspect_elf<'a>(data: impl ReadRef<'a>) -> Option<Reason> {
+    let read = match data.read_bytes_at(4, 1) {
+        Ok([1]) => inspect_class::<FileHeader32<Endianness>>(data),
+        Ok([2]) => inspect_class::<FileHeader64<Endianness>>(data),
         _ => return Some(Reason::Unreadable),
     };
     read.unwrap_or(Some(Reason::Unreadable))
 }
 
-fn inspect_class<H: FileHeader<Endian = Endianness>>(data: &[u8]) -> object::read::Result<Option<Reason>> {
+fn inspect_class<'a, H: FileHeader<Endian = Endianness>>(
+    data: impl ReadRef<'a>,
+) -> object::read::Result<Option<Reason>> {
     let header = H::parse(data)?;
     let endian = header.endian()?;
     let sections = header.sections(endian, data)?;
@@ -430,9 +436,9 @@ mod tests {
 
     #[test]
     fn a_file_is_looked_into() {
-        assert_eq!(inspect_elf(b"#!/bin/sh\n"), Some(Reason::Unreadable));
-        assert_eq!(inspect_elf(b""), Some(Reason::Unreadable));
-        assert_eq!(inspect_elf(b"\x7fELF\x02\x01\x01 cut off"), Some(Reason::Unreadable));
+        assert_eq!(inspect_elf(&b"#!/bin/sh\n"[..]), Some(Reason::Unreadable));
+        assert_eq!(inspect_elf(&b""[..]), Some(Reason::Unreadable));
+        assert_eq!(inspect_elf(&b"\x7fELF\x02\x01\x01 cut off"[..]), Some(Reason::Unreadable));
         let (file, path) = executable(std::process::id()).unwrap();
         assert_eq!(file.inode, fs::metadata(&path).unwrap().ino());
         // So that this very program imports it.

@@ -7,7 +7,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::sync::mpsc::{Receiver, Sender, channel};
+use parking_lot::Mutex;
+use tokio::{
+    sync::mpsc::{Receiver, Sender, channel},
+    task::JoinSet,
+};
 
 use super::learn::{self, File, Memory, Reason, Verdict};
 
@@ -15,6 +19,8 @@ use super::learn::{self, File, Memory, Reason, Verdict};
 const ROOM: usize = 256;
 /// A program may set up its socket a moment after it connected: the second look comes this much later.
 const SECOND_LOOK: Duration = Duration::from_millis(100);
+/// Looks at once.
+const LOOKS: usize = 16;
 
 /// A connection between a program and the agent.
 #[derive(Clone, Copy, Debug)]
@@ -76,24 +82,33 @@ impl Learner {
 type Inspect = fn(u32, &Path) -> Option<Reason>;
 
 async fn learn(mut queue: Receiver<Seen>, table: Arc<dyn Table>, inspect: Inspect) {
-    let mut school = School { memory: Memory::default(), table, inspect };
+    let school = Arc::new(School { memory: Mutex::default(), table, inspect });
+    let mut looks = JoinSet::new();
     while let Some(seen) = queue.recv().await {
-        match seen {
-            Seen::Caller { pid, local, remote } => {
-                school.judge(pid, local, remote).await;
-            }
-            Seen::Acceptor { at, from } => {
-                let Some(pid) = owner(at, from).await else { continue };
-                if let Some(verdict) = school.judge(pid, at, from).await {
-                    school.table.set_acceptor(at, verdict);
+        // A look waits for its program now and then.
+        while looks.len() >= LOOKS {
+            looks.join_next().await;
+        }
+        let school = school.clone();
+        looks.spawn(async move {
+            match seen {
+                Seen::Caller { pid, local, remote } => {
+                    school.judge(pid, local, remote).await;
+                }
+                Seen::Acceptor { at, from } => {
+                    let Some(pid) = owner(at, from).await else { return };
+                    if let Some(verdict) = school.judge(pid, at, from).await {
+                        school.table.set_acceptor(at, verdict);
+                    }
                 }
             }
-        }
+        });
+        while looks.try_join_next().is_some() {}
     }
 }
 
 struct School {
-    memory: Memory,
+    memory: Mutex<Memory>,
     table: Arc<dyn Table>,
     inspect: Inspect,
 }
@@ -101,13 +116,13 @@ struct School {
 impl School {
     /// The verdict on the program of `pid`, which has a socket from `local` to `remote`; none when nothing could
     /// be learned: a program that is gone teaches nothing.
-    async fn judge(&mut self, pid: u32, local: SocketAddr, remote: SocketAddr) -> Option<Verdict> {
+    async fn judge(&self, pid: u32, local: SocketAddr, remote: SocketAddr) -> Option<Verdict> {
         let (file, path) = learn::executable(pid).ok()?;
-        let before = self.memory.verdict(file);
+        let before = self.memory.lock().verdict(file);
         if let Some(reason) = self.table.refused(file) {
-            return Some(self.memory.refuse(file, reason, Instant::now()));
+            return Some(self.memory.lock().refuse(file, reason, Instant::now()));
         }
-        if !self.memory.wants(file, Instant::now()) {
+        if !self.memory.lock().wants(file, Instant::now()) {
             // The kernel half may have forgotten it, or know another program by this number.
             let verdict = before?;
             self.table.set(file, pid, verdict);
@@ -117,14 +132,21 @@ impl School {
             None => look_into(pid, path, self.inspect).await,
             Some(_) => None,
         };
-        let verdict = match refused {
-            Some(reason) => self.memory.refuse(file, reason, Instant::now()),
-            None => look_at(&mut self.memory, file, (pid, local, remote)).await?,
+        let seen = match refused {
+            Some(_) => None,
+            None => Some(look_at(pid, local, remote).await?),
         };
+        let mut memory = self.memory.lock();
+        let verdict = match (refused, seen) {
+            (Some(reason), _) => memory.refuse(file, reason, Instant::now()),
+            (None, seen) => memory.saw(file, seen?, Instant::now()),
+        };
+        // Under the lock: another look's later verdict must not be overwritten.
+        self.table.set(file, pid, verdict);
+        drop(memory);
         if Some(verdict) != before {
             tracing::debug!(pid, ?file, verdict = verdict.text(), "redirect: a program was looked at");
         }
-        self.table.set(file, pid, verdict);
         Some(verdict)
     }
 }
@@ -153,23 +175,17 @@ async fn look_into(pid: u32, path: PathBuf, inspect: Inspect) -> Option<Reason> 
     looked.unwrap_or(Some(Reason::Unreadable))
 }
 
-/// Looks at the socket, twice if it is non-blocking: programs may connect so and go on blocking.
-async fn look_at(
-    memory: &mut Memory,
-    file: File,
-    (pid, local, remote): (u32, SocketAddr, SocketAddr),
-) -> Option<Verdict> {
+/// Looks at the socket, twice: programs may connect or accept and set it to non-blocking a moment later, or the
+/// other way round. Whether it is non-blocking; none when nothing can be said.
+async fn look_at(pid: u32, local: SocketAddr, remote: SocketAddr) -> Option<bool> {
     let look = async || {
         let looked = tokio::task::spawn_blocking(move || learn::is_nonblocking(pid, local, remote));
         looked.await.ok()?.ok()?
     };
-    let mut nonblocking = look().await?;
-    if nonblocking {
-        tokio::time::sleep(SECOND_LOOK).await;
-        // One that is closed meanwhile was non-blocking to its end.
-        nonblocking = look().await.unwrap_or(true);
-    }
-    Some(memory.saw(file, nonblocking, Instant::now()))
+    let first = look().await?;
+    tokio::time::sleep(SECOND_LOOK).await;
+    // One that is closed meanwhile was non-blocking to its end, or may have been about to become it.
+    look().await.or(first.then_some(true))
 }
 
 #[cfg(test)]
