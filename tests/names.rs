@@ -11,10 +11,10 @@ use std::{
 };
 
 use host::{
-    Agent, Backend, Cgroup, Cmd, Need, Temp,
+    Agent, Backend, Cgroup, Cmd, Need, Net, Temp,
     agent::Settings,
     lacks,
-    program::{go, python},
+    program::{go, musl, python},
     temp, until,
 };
 
@@ -116,8 +116,12 @@ struct World {
 
 impl World {
     fn new(mode: &str) -> Self {
+        Self::of(Cgroup::new("callers"), mode, true)
+    }
+
+    /// With `callers` enrolled from the beginning, or nobody.
+    fn of(callers: Cgroup, mode: &str, enrolled: bool) -> Self {
         let web = Backend::named("web");
-        let callers = Cgroup::new("callers");
         let services = format!(
             "referers:
   - {{service: web, group: idc-a, protocol: http, address: \"240.0.0.1:80\", endpoints: [{0}]}}
@@ -125,14 +129,21 @@ impl World {
 ",
             web.addr()
         );
-        let settings = Settings { enroll: &[&callers], mode, ..Settings::default() };
+        let enroll = [&callers];
+        let settings = Settings { enroll: if enrolled { &enroll } else { &[] }, mode, ..Settings::default() };
         let agent = Agent::with(&settings, &services);
         Self { callers, agent, resolver: Resolver::new(), dir: Temp::new(), _web: web }
     }
 
     /// Runs `line` as a caller whose `/etc/resolv.conf` names `resolver`.
     fn with_resolver(&self, resolver: IpAddr, cmd: &[&str]) -> Cmd {
-        let file = self.dir.write("resolv.conf", format!("nameserver {resolver}\noptions timeout:2\n"));
+        self.with_resolvers(&[resolver], cmd)
+    }
+
+    /// The same with several.
+    fn with_resolvers(&self, resolvers: &[IpAddr], cmd: &[&str]) -> Cmd {
+        let lines: String = resolvers.iter().map(|ip| format!("nameserver {ip}\n")).collect();
+        let file = self.dir.write(&format!("resolv.conf-{}", temp::serial()), format!("{lines}options timeout:2\n"));
         let script = "mount --bind \"$0\" /etc/resolv.conf && exec \"$@\"";
         let cmd = Cmd::line("unshare -m sh -c").arg(script).arg(file.display()).args(cmd);
         cmd.cgroup(&self.callers)
@@ -149,10 +160,24 @@ impl World {
 
     /// The virtual address of `plain`.
     fn plain(&self) -> String {
+        self.plain_of("ipv4")
+    }
+
+    fn plain_of(&self, family: &str) -> String {
         let names = self.agent.json("/names");
         let rows = names["names"].as_array().unwrap();
         let row = rows.iter().find(|row| row["name"] == "com.example.plain-one.mesh").unwrap();
-        row["ipv4"].as_str().unwrap().to_owned()
+        row[family].as_str().unwrap().to_owned()
+    }
+
+    /// The answers to all that a C library may be asked.
+    fn expected(&self) -> String {
+        let mut plain = [self.plain(), self.plain_of("ipv6")];
+        plain.sort();
+        format!(
+            "web.mesh 240.0.0.1\ncom.example.plain-one.mesh {}\nnone.mesh not found\nwww.example {ELSEWHERE}\n",
+            plain.join(" ")
+        )
     }
 }
 
@@ -235,6 +260,136 @@ fn names_go() {
          www.example [{ELSEWHERE}]\nbig.example {BIG}\n"
     );
     assert_eq!(said, expected);
+}
+
+/// What a program wrote, with the addresses of each line in order.
+fn in_order(said: &str) -> String {
+    let line = |line: &str| {
+        let mut words: Vec<_> = line.split(' ').collect();
+        if !line.ends_with("not found") {
+            words[1..].sort_unstable();
+        }
+        words.join(" ") + "\n"
+    };
+    said.lines().map(line).collect()
+}
+
+const ALL: [&str; 4] = ["web.mesh", "com.example.plain-one.mesh", "none.mesh", "www.example"];
+
+#[test]
+fn names_musl() {
+    if lacks(&[Need::Kernel, Need::Program("musl-gcc"), Need::Program("unshare")]) {
+        return;
+    }
+    let world = World::new("");
+    let program = musl("names.c").program().to_owned();
+    let cmd = [&[program.as_str()], &ALL[..]].concat();
+    let (second, dead) = (Resolver::new(), Ipv4Addr::new(127, 53, 251, (std::process::id() % 250) as u8).into());
+    // It asks every resolver of the file at once, from one socket that is not connected.
+    for resolvers in [&[world.resolver.ip][..], &[world.resolver.ip, second.ip], &[dead, world.resolver.ip, second.ip]]
+    {
+        let said = world.with_resolvers(resolvers, &cmd).run().ok();
+        assert_eq!(in_order(&said), world.expected(), "{resolvers:?}");
+    }
+    assert!(world.resolver.asked() >= 6 && second.asked() >= 4, "each of them was asked for what is not ours");
+}
+
+#[test]
+fn names_of_both_families_at_once_from_one_socket() {
+    if lacks(&[Need::Kernel, Need::Program("python3")]) {
+        return;
+    }
+    let world = World::new("");
+    let (first, second) = (world.resolver.ip.to_string(), Resolver::new());
+    let second = second.ip.to_string();
+    let mut plain = [world.plain(), world.plain_of("ipv6")];
+    plain.sort();
+    for resolvers in [&[first.as_str()][..], &[&first, &second], &[&first, "fd00:5eed::53", &second]] {
+        let both = |name: &str| world.python(&[&["both", name], resolvers].concat());
+        assert_eq!(both("com.example.plain-one.mesh"), plain.join(" "), "{resolvers:?}");
+        assert_eq!(both("web.mesh"), "240.0.0.1", "{resolvers:?}");
+        assert_eq!(both("www.example"), ELSEWHERE, "{resolvers:?}");
+    }
+}
+
+#[test]
+fn names_in_another_network_namespace() {
+    let programs = ["python3", "curl", "unshare", "ip", "musl-gcc"].map(Need::Program);
+    if lacks(&[&[Need::Kernel][..], &programs].concat()) {
+        return;
+    }
+    // A resolver on loopback inside, as systemd-resolved is one; the agent is outside.
+    let (net, callers) = (Net::new(), Cgroup::new("callers"));
+    let mode = format!("ebpf, root: {}", callers.path().display());
+    let mut world = World::of(callers, &mode, false);
+    let (stub, six) = {
+        let _inside = net.enter();
+        (Resolver::at(Ipv4Addr::new(127, 0, 0, 53).into()), Resolver::at(Ipv6Addr::LOCALHOST.into()))
+    };
+    let here = |cmd: &[&str]| world.with_resolver(stub.ip, cmd).netns(&net);
+    let web = ["curl", "-sS", "-m", "20", "http://web.mesh/"];
+    here(&web).run().failed();
+    world.agent.cli(&format!("enroll netns:/run/netns/{}", net.name())).ok();
+    until("the agent is in there", || here(&web).run().out == "web");
+    let asked = stub.asked();
+    assert_eq!(here(&web).run().ok(), "web");
+    assert_eq!(here(&["curl", "-sS", "-m", "20", "http://com.example.plain-one.mesh:1234/"]).run().ok(), "web");
+    assert_eq!(stub.asked(), asked, "names of services do not get as far as the resolver");
+    let first = |name: &str| here(&["getent", "ahostsv4", name]).run().ok().split(' ').next().map(str::to_owned);
+    assert_eq!(first("www.example").as_deref(), Some(ELSEWHERE), "who else is asked than the resolver inside?");
+    assert!(stub.asked() > asked && world.resolver.asked() == 0);
+    let big = here(&["getent", "ahostsv4", "big.example"]).run().ok();
+    assert_eq!(big.matches("STREAM").count(), usize::from(BIG));
+    assert!(stub.seen.tcp.load(Relaxed) > 0);
+
+    let program = musl("names.c").program().to_owned();
+    let cmd = [&[program.as_str()], &ALL[..]].concat();
+    for resolvers in [&[stub.ip][..], &[six.ip], &[stub.ip, six.ip]] {
+        let said = world.with_resolvers(resolvers, &cmd).netns(&net).run().ok();
+        assert_eq!(in_order(&said), world.expected(), "{resolvers:?}");
+    }
+    assert!(six.asked() > 0);
+    let python = |args: &[&str]| python("names.py").args(args).cgroup(&world.callers).netns(&net).run().ok();
+    for how in ["sendto", "mapped", "connected"] {
+        assert_eq!(python(&["ask", how, "127.0.0.53", "web.mesh"]).trim(), "0 240.0.0.1", "{how}");
+        assert_eq!(python(&["ask", how, "127.0.0.53", "www.example"]).trim(), format!("0 {ELSEWHERE}"), "{how}");
+    }
+    let many = python(&["many", "127.0.0.53", "400"]);
+    assert_eq!(many.trim(), format!("{ELSEWHERE} 200 240.0.0.1 200"));
+    assert_eq!(world.agent.metric("sockmesh_names_failed_total", &[]), 0.0);
+
+    // Whoever is released, or whose agent is gone, has the resolver alone again.
+    let asks = || python(&["ask", "sendto", "127.0.0.53", "web.mesh"]).trim().to_owned();
+    let direct = format!("0 {ELSEWHERE}");
+    world.agent.cli(&format!("release netns:/run/netns/{}", net.name())).ok();
+    assert_eq!(asks(), direct);
+    world.agent.cli(&format!("enroll netns:/run/netns/{}", net.name())).ok();
+    until("the agent is in there again", || asks() == "0 240.0.0.1");
+    world.agent.kill9();
+    let asks = || {
+        let ask = host::program::python("names.py").args(["ask", "sendto", "127.0.0.53", "web.mesh"]);
+        ask.cgroup(&world.callers).netns(&net).run().ok().trim().to_owned()
+    };
+    until("a dead agent is passed by", || asks() == direct);
+}
+
+#[test]
+fn names_reach_programs_of_a_group_wherever_they_live() {
+    if lacks(&[Need::Kernel, Need::Program("python3"), Need::Program("ip")]) {
+        return;
+    }
+    let (world, net) = (World::new(""), Net::new());
+    let stub = {
+        let _inside = net.enter();
+        Resolver::at(Ipv4Addr::new(127, 0, 0, 53).into())
+    };
+    let ask = python("names.py").args(["ask", "sendto", "127.0.0.53", "web.mesh"]).cgroup(&world.callers);
+    let here = ask.netns(&net);
+    // Asking is enough for the agent to come; nobody connects.
+    until("the agent is in there", || here.run().ok().trim() == "0 240.0.0.1");
+    assert!(stub.asked() > 0, "the first question went to the resolver");
+    let other = python("names.py").args(["ask", "sendto", "127.0.0.53", "www.example"]).cgroup(&world.callers);
+    assert_eq!(other.netns(&net).run().ok().trim(), format!("0 {ELSEWHERE}"));
 }
 
 #[test]

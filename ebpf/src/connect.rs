@@ -30,46 +30,65 @@ const REFUSE: i32 = 0;
 #[cgroup_sock_addr(connect4)]
 pub fn mesh_connect4(ctx: SockAddrContext) -> i32 {
     // SAFETY: the verifier checks each read of the context.
-    let (addr, port) = unsafe { ((*ctx.sock_addr).user_ip4, (*ctx.sock_addr).user_port as u16) };
-    let addr = mapped(addr.to_ne_bytes());
-    if let Some(outcome) = dns::ask4(&ctx, port) {
-        return verdict(&ctx, outcome, addr, port);
+    let port = unsafe { (*ctx.sock_addr).user_port as u16 };
+    match dns::ask4(&ctx, port) {
+        Some(outcome) => dns::asked(&ctx, outcome),
+        None => connect4(ctx.sock_addr),
     }
-    let outcome = match capture(&ctx, addr, port, false) {
-        Ok((to, to_port, outcome)) => {
-            let [_, _, _, to] = words(&to);
-            // SAFETY: fields that a connect4 program may write, as whole words.
-            unsafe {
-                (&raw mut (*ctx.sock_addr).user_ip4).write_volatile(to);
-                (&raw mut (*ctx.sock_addr).user_port).write_volatile(u32::from(to_port));
-            }
-            outcome
-        }
-        Err(outcome) => outcome,
-    };
-    verdict(&ctx, outcome, addr, port)
 }
 
 /// `connect()` of an AF_INET6 socket, to IPv6 or to IPv4 in mapped form.
 #[cgroup_sock_addr(connect6)]
 pub fn mesh_connect6(ctx: SockAddrContext) -> i32 {
     // SAFETY: the verifier checks each read of the context.
-    let (addr, port) = unsafe { (user_ip6(ctx.sock_addr), (*ctx.sock_addr).user_port as u16) };
-    if let Some(outcome) = dns::ask6(&ctx, port) {
-        return verdict(&ctx, outcome, addr, port);
+    let port = unsafe { (*ctx.sock_addr).user_port as u16 };
+    match dns::ask6(&ctx, port) {
+        Some(outcome) => dns::asked(&ctx, outcome),
+        None => connect6(ctx.sock_addr),
     }
-    let outcome = match capture(&ctx, addr, port, true) {
+}
+
+// The two below are functions of their own, and so is `verdict`, because the stack of a program is that of all
+// functions that call each other: 512 bytes, of which names need what these leave.
+
+#[inline(never)]
+fn connect4(c: *mut bpf_sock_addr) -> i32 {
+    let ctx = SockAddrContext::new(c);
+    // SAFETY: the verifier checks each read of the context.
+    let (addr, port) = unsafe { ((*c).user_ip4, (*c).user_port as u16) };
+    let addr = mapped(addr.to_ne_bytes());
+    let outcome = match capture(&ctx, addr, port, false) {
         Ok((to, to_port, outcome)) => {
-            // SAFETY: fields that a connect6 program may write, as whole words.
+            let [_, _, _, to] = words(&to);
+            // SAFETY: fields that a connect4 program may write, as whole words.
             unsafe {
-                set_user_ip6(ctx.sock_addr, to);
-                (&raw mut (*ctx.sock_addr).user_port).write_volatile(u32::from(to_port));
+                (&raw mut (*c).user_ip4).write_volatile(to);
+                (&raw mut (*c).user_port).write_volatile(u32::from(to_port));
             }
             outcome
         }
         Err(outcome) => outcome,
     };
-    verdict(&ctx, outcome, addr, port)
+    verdict(c, outcome, &addr, port)
+}
+
+#[inline(never)]
+fn connect6(c: *mut bpf_sock_addr) -> i32 {
+    let ctx = SockAddrContext::new(c);
+    // SAFETY: the verifier checks each read of the context.
+    let (addr, port) = unsafe { (user_ip6(c), (*c).user_port as u16) };
+    let outcome = match capture(&ctx, addr, port, true) {
+        Ok((to, to_port, outcome)) => {
+            // SAFETY: fields that a connect6 program may write, as whole words.
+            unsafe {
+                set_user_ip6(c, to);
+                (&raw mut (*c).user_port).write_volatile(u32::from(to_port));
+            }
+            outcome
+        }
+        Err(outcome) => outcome,
+    };
+    verdict(c, outcome, &addr, port)
 }
 
 /// Decides about a connect and remembers it; the caller rewrites the address, last.
@@ -194,8 +213,10 @@ pub fn remember(
     place
 }
 
-#[inline(always)]
-fn verdict(ctx: &SockAddrContext, outcome: Outcome, addr: Address, port: u16) -> i32 {
+/// What the kernel is told. A function of its own, for the sake of the stack of its callers.
+#[inline(never)]
+fn verdict(c: *mut bpf_sock_addr, outcome: Outcome, addr: &Address, port: u16) -> i32 {
+    let (ctx, addr) = (&SockAddrContext::new(c), *addr);
     count(outcome);
     let port = u16::from_be(port);
     match outcome {

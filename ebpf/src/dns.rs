@@ -4,7 +4,7 @@
 
 use aya_ebpf::{
     bindings::{BPF_NOEXIST, bpf_sock_addr},
-    helpers::generated::{bpf_get_netns_cookie, bpf_ktime_get_ns},
+    helpers::generated::{bpf_get_current_pid_tgid, bpf_get_netns_cookie, bpf_ktime_get_ns},
     macros::cgroup_sock_addr,
     programs::SockAddrContext,
 };
@@ -18,7 +18,7 @@ use ebpf_common::{
 use crate::{
     connect::{set_user_ip6, user_ip6},
     enrolled,
-    maps::{MESH_DNS, MESH_RESOLVERS, control_slot, count},
+    maps::{MESH_DNS, MESH_LISTENERS, MESH_RESOLVERS, control_slot, count},
 };
 
 // None of these hooks ever refuses.
@@ -33,10 +33,7 @@ pub const PORT: u16 = dns::PORT.to_be();
 pub fn mesh_sendmsg4(ctx: SockAddrContext) -> i32 {
     // SAFETY: the verifier checks each read of the context.
     let port = unsafe { (*ctx.sock_addr).user_port as u16 };
-    if let Some(outcome) = ask4(&ctx, port) {
-        count(outcome);
-    }
-    PASS
+    ask4(&ctx, port).map_or(PASS, |outcome| asked(&ctx, outcome))
 }
 
 /// `sendto()` and `sendmsg()` with an address of AF_INET6 sockets.
@@ -44,10 +41,7 @@ pub fn mesh_sendmsg4(ctx: SockAddrContext) -> i32 {
 pub fn mesh_sendmsg6(ctx: SockAddrContext) -> i32 {
     // SAFETY: the verifier checks each read of the context.
     let port = unsafe { (*ctx.sock_addr).user_port as u16 };
-    if let Some(outcome) = ask6(&ctx, port) {
-        count(outcome);
-    }
-    PASS
+    ask6(&ctx, port).map_or(PASS, |outcome| asked(&ctx, outcome))
 }
 
 /// `recvfrom()` and `recvmsg()` of AF_INET sockets: the source is the resolver that was asked.
@@ -94,6 +88,14 @@ pub fn ask4(ctx: &SockAddrContext, port: u16) -> Option<Outcome> {
 #[inline(always)]
 pub fn ask6(ctx: &SockAddrContext, port: u16) -> Option<Outcome> {
     (port == PORT).then(|| bring6(ctx.sock_addr)).flatten()
+}
+
+/// Counts what became of a question, which passes in any case.
+#[inline(always)]
+pub fn asked(ctx: &SockAddrContext, outcome: Outcome) -> i32 {
+    count(outcome);
+    trace!(ctx, "question outcome #{}", outcome as u32);
+    PASS
 }
 
 // A function with a stack frame of its own: the connect hooks have no room to spare.
@@ -186,12 +188,20 @@ fn ask(c: *mut bpf_sock_addr, addr: &Address) -> Option<Result<(Address, u16), O
     if sk.is_null() || !dns::is_udp(kind, protocol) || !dns::is_resolver(addr) {
         return None;
     }
-    let at = here(c)?;
     // SAFETY: helper without side effects.
     let netns = unsafe { bpf_get_netns_cookie(c.cast()) };
-    if enrolled::workload(netns).is_err() {
+    let at = here(c);
+    // Without either the agent is not in this namespace at all, and may want to be.
+    // SAFETY: only whether there is an entry counts.
+    let elsewhere = at.is_none() && unsafe { MESH_LISTENERS.get(netns) }.is_none();
+    if at.is_none() && !elsewhere || enrolled::workload(netns).is_err() {
         return None;
     }
+    if elsewhere {
+        // SAFETY: helper without side effects; the process is the upper half.
+        enrolled::unserved(Outcome::NoListener, netns, (unsafe { bpf_get_current_pid_tgid() } >> 32) as u32);
+    }
+    let at = at?;
     // SAFETY: as above.
     let (mark, bound_device) = unsafe { ((*sk).mark, (*sk).bound_dev_if) };
     Some(decide(addr, at, mark, bound_device))

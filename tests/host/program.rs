@@ -171,13 +171,26 @@ pub fn c(name: &str) -> Cmd {
     Cmd::new(built(name, |source, exe| Cmd::new("cc").args(["-O1", "-o"]).args([exe, source].map(Path::display))))
 }
 
+/// A C client, built with the C library musl, which asks for names in its own way.
+pub fn musl(name: &str) -> Cmd {
+    Cmd::new(built_as(name, "musl", |source, exe| {
+        Cmd::new("musl-gcc").args(["-O1", "-static", "-o"]).args([exe, source].map(Path::display))
+    }))
+}
+
 fn built(name: &str, compile: impl Fn(&Path, &Path) -> Cmd) -> PathBuf {
+    built_as(name, "", compile)
+}
+
+/// What `suffix` tells programs of one source apart by.
+fn built_as(name: &str, suffix: &str, compile: impl Fn(&Path, &Path) -> Cmd) -> PathBuf {
     static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
     let _guard = ONE_AT_A_TIME.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     let source = client(name);
     let dir = target_dir().join("clients");
     fs::create_dir_all(&dir).unwrap();
-    let exe = dir.join(source.file_stem().unwrap());
+    let [stem, extension] = [source.file_stem(), source.extension()].map(|s| s.unwrap().to_str().unwrap());
+    let exe = dir.join(format!("{stem}-{extension}{suffix}"));
     let changed = |path: &Path| fs::metadata(path).and_then(|m| m.modified()).ok();
     if changed(&exe) < changed(&source) {
         let fresh = exe.with_extension("new");

@@ -29,6 +29,7 @@ pub const PROGRAMS: &[(&str, &[&str])] = &[
     ("qemu-system-x86_64", &["qemu-system-x86"]),
     ("javac", &["default-jdk-headless"]),
     ("go", &["golang-go"]),
+    ("musl-gcc", &["musl-tools"]),
 ];
 
 /// Time for one call of apt: a slow mirror and a large package (a JDK) included.

@@ -21,6 +21,7 @@ const PROGRAMS: &[&str] = &[
     "nft",
     "javac",
     "go",
+    "musl-gcc",
 ];
 
 /// Compiling everything on two cores is most of it.

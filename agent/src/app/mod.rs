@@ -42,7 +42,7 @@ use crate::{
     filter::Direction,
     kind::BuildCx,
     metrics::{AccessLogWriter, AgentCounters, LiveTable},
-    names::{self, Names},
+    names::{self, Answering, Names},
     protocol::tcp,
     route::{Destination, Route, Routes},
     stream::OwnSockets,
@@ -195,12 +195,13 @@ impl App {
         chosen.capture.beat();
         let enrolled = Arc::new(ArcSwap::from_pointee(Roster::of(&config.capture.enroll)));
         let port = captured_at.first().map_or(config.ports.outbound, SocketAddr::port);
-        let mut spaces = Spaces::new(chosen.capture.clone(), serving.clone(), captured.clone(), port);
+        let answering = Answering::start(&config, &chosen.capture, &counters, &data, &drain);
+        let names = answering.names().clone();
+        let mut spaces = Spaces::new(chosen.capture.clone(), serving.clone(), captured.clone(), port, answering);
         spaces.update(true);
         if let Some(redirect) = chosen.capture.redirect() {
             redirect.start();
         }
-        let names = names::start(&config, &chosen.capture, &counters, &data, &drain);
 
         let (ready, ready_rx) = watch::channel(false);
         let (commands_tx, commands) = mpsc::channel(8);

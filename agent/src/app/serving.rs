@@ -44,6 +44,11 @@ impl Serving {
         &self.acceptor
     }
 
+    /// For others who must finish; `None` once the agent has begun to stop.
+    pub(super) fn drain(&self) -> Option<Drain> {
+        self.drain.lock().clone()
+    }
+
     /// Whether the agent has not begun to stop.
     pub(super) fn is_open(&self) -> bool {
         self.drain.lock().is_some()

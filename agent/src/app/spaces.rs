@@ -14,6 +14,7 @@ use crate::{
     accept::Target,
     admin,
     capture::{Capture, enroll::space::Space},
+    names::{Answering, There},
     route::Routes,
 };
 
@@ -24,6 +25,7 @@ pub(super) struct Spaces {
     routes: Arc<ArcSwap<Routes>>,
     /// The port that is taken in every namespace where it is free.
     port: u16,
+    answering: Answering,
     open: HashMap<u64, Open>,
     /// What `/enrolled` shows.
     pub(super) view: Arc<ArcSwap<Vec<admin::view::Space>>>,
@@ -35,11 +37,19 @@ struct Open {
     /// Why it does not listen there, or not on both addresses.
     trouble: Option<String>,
     served: Vec<Served>,
+    /// Questions for names are answered there too.
+    names: Option<There>,
 }
 
 impl Spaces {
-    pub(super) fn new(capture: Arc<dyn Capture>, serving: Serving, routes: Arc<ArcSwap<Routes>>, port: u16) -> Self {
-        Self { capture, serving, routes, port, open: HashMap::new(), view: Arc::default() }
+    pub(super) fn new(
+        capture: Arc<dyn Capture>,
+        serving: Serving,
+        routes: Arc<ArcSwap<Routes>>,
+        port: u16,
+        answering: Answering,
+    ) -> Self {
+        Self { capture, serving, routes, port, answering, open: HashMap::new(), view: Arc::default() }
     }
 
     /// Listens where enrolled programs live and no longer where none do. With `all` every program is looked
@@ -79,16 +89,14 @@ impl Spaces {
     }
 
     fn listen(&self, space: Space) -> Open {
-        let mut open = Open { space, at: Vec::new(), trouble: None, served: Vec::new() };
-        if !self.serving.is_open() {
-            return open;
-        }
+        let mut open = Open { space, at: Vec::new(), trouble: None, served: Vec::new(), names: None };
+        let Some(drain) = self.serving.drain() else { return open };
         for ip in [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)] {
             let port = self.port;
             // Errors of a thread in there keep their text; that is all that is done with them.
             let bound = open.space.enter(|| {
                 let bind = |port| serving::bind(SocketAddr::new(ip, port)).map_err(std::io::Error::other);
-                if ip.is_ipv6() && !Path::new("/proc/net/if_inet6").exists() {
+                if ip.is_ipv6() && !Path::new("/proc/thread-self/net/if_inet6").exists() {
                     return Err(std::io::Error::other("no IPv6"));
                 }
                 let listener = bind(port).or_else(|_| bind(0))?;
@@ -106,6 +114,10 @@ impl Spaces {
         if let Err(error) = self.capture.set_space(&open.space, &open.at) {
             open.trouble = Some(format!("the kernel's table of listeners: {error}"));
         }
+        match self.answering.open_in(&open.space, &drain) {
+            Ok(names) => open.names = names,
+            Err(error) => open.trouble = Some(format!("names: {error:#}")),
+        }
         tracing::info!(namespace = open.space.label, cookie = open.space.cookie, at = ?open.at, "listening there");
         open
     }
@@ -116,6 +128,7 @@ impl Spaces {
         if let Err(error) = self.capture.set_space(&open.space, &[]) {
             tracing::warn!(%error, "cannot take a listener from the kernel's table");
         }
+        drop(open.names);
         open.served.into_iter().for_each(Served::stop);
         tracing::info!(namespace = open.space.label, cookie, "nobody enrolled lives there any more");
     }

@@ -233,7 +233,7 @@ impl Ebpf {
         for key in self.listeners.keys(ebpf_common::MAX_LISTENERS)? {
             self.listeners.remove(&key)?;
         }
-        self.names.set(self.netns, None).context("cannot write the table of name listeners")?;
+        self.names.clear().context("cannot write the table of name listeners")?;
         self.redirect.switch().context("cannot write the control map")?;
         for key in self.tuples.keys(config.max_connections as usize)? {
             self.tuples.remove(&key)?;
@@ -465,8 +465,9 @@ impl Capture for Ebpf {
         Ok(())
     }
 
-    fn answer_names(&self, at: Option<DnsListener>) -> anyhow::Result<()> {
-        self.names.set(self.netns, at).context("cannot tell the kernel half where names are answered")
+    fn answer_names(&self, space: Option<&Space>, at: Option<DnsListener>) -> anyhow::Result<()> {
+        let netns = space.map_or(self.netns, |space| space.cookie);
+        self.names.set(netns, at).context("cannot tell the kernel half where names are answered")
     }
 
     fn names(&self) -> bool {

@@ -131,9 +131,10 @@ pub trait Capture: Send + Sync + 'static {
         Ok(())
     }
 
-    /// Brings questions for names (UDP and TCP port 53) to `at` from now on, or to nobody. Captures that
-    /// cannot do that do nothing: [`names`](Self::names) tells.
-    fn answer_names(&self, _at: Option<DnsListener>) -> anyhow::Result<()> {
+    /// Brings questions for names (UDP and TCP port 53), asked in `space` or in the agent's own network namespace,
+    /// to `at` there from now on, or to nobody. Captures that cannot do that do nothing: [`names`](Self::names)
+    /// tells.
+    fn answer_names(&self, _space: Option<&Space>, _at: Option<DnsListener>) -> anyhow::Result<()> {
         Ok(())
     }
 

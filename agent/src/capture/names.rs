@@ -14,14 +14,17 @@ pub(super) struct NameMaps {
 }
 
 impl NameMaps {
-    /// Has questions from the network namespace `netns` brought to `at`, and from no other.
+    /// Has no question brought to anybody.
+    pub(super) fn clear(&self) -> io::Result<()> {
+        self.listeners.keys(MAX_LISTENERS)?.iter().try_for_each(|netns| self.listeners.remove(netns))
+    }
+
+    /// Has questions from the network namespace `netns` brought to `at`, or to nobody.
     pub(super) fn set(&self, netns: u64, at: Option<DnsListener>) -> io::Result<()> {
-        for key in self.listeners.keys(MAX_LISTENERS)? {
-            if key != netns || at.is_none() {
-                self.listeners.remove(&key)?;
-            }
+        match at {
+            Some(at) => self.listeners.insert(&netns, &at),
+            None => self.listeners.remove(&netns),
         }
-        at.map_or(Ok(()), |at| self.listeners.insert(&netns, &at))
     }
 
     /// The resolver with this number.

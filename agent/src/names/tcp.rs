@@ -65,20 +65,21 @@ pub(super) async fn serve(server: Arc<Server>, listener: TcpListener, mut drain:
 }
 
 /// The connection to the program's resolver: none before the first question that is for it.
-struct Upstream {
+struct Upstream<'a> {
+    server: &'a Server,
     io: Option<TcpStream>,
     at: SocketAddr,
-    mark: Option<u32>,
 }
 
-impl Upstream {
+impl Upstream<'_> {
     async fn send(&mut self, framed: &[u8]) -> io::Result<()> {
         if self.io.is_none() {
-            let socket = if self.at.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
-            if let Some(mark) = self.mark {
-                socket2::SockRef::from(&socket).set_mark(mark)?;
+            let socket = self.server.place.socket(self.at, socket2::Type::STREAM).await?;
+            if let Some(mark) = self.server.capture.mark() {
+                socket.set_mark(mark)?;
             }
-            socket.set_nodelay(true)?;
+            socket.set_tcp_nodelay(true)?;
+            let socket = TcpSocket::from_std_stream(socket.into());
             let connected = time::timeout(PATIENCE, socket.connect(self.at)).await;
             self.io = Some(connected.map_err(|_| io::ErrorKind::TimedOut)??);
         }
@@ -97,7 +98,7 @@ impl Upstream {
 async fn connection(server: &Server, mut io: TcpStream, mut drain: Drain) -> io::Result<()> {
     io.set_nodelay(true)?;
     let origin = server.capture.origin(&io)?;
-    let mut upstream = Upstream { io: None, at: resolver(origin.destination.ip()), mark: server.capture.mark() };
+    let mut upstream = Upstream { server, io: None, at: resolver(origin.destination.ip()) };
     let (mut asked, mut answered) = (BytesMut::new(), BytesMut::new());
     // Questions passed on whose answers have not come.
     let mut waiting = 0_usize;

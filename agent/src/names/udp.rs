@@ -112,7 +112,7 @@ fn question(
 }
 
 async fn pass_on(server: Arc<Server>, socket: Arc<UdpSocket>, question: Vec<u8>, ip: IpAddr, back: Back) {
-    match time::timeout(PATIENCE, ask(resolver(ip), server.capture.mark(), &question)).await {
+    match time::timeout(PATIENCE, ask(&server, resolver(ip), &question)).await {
         Ok(Ok(answer)) => return send(&socket, &answer, back),
         Ok(Err(error)) => {
             // Asked directly, the program would see at once that nobody is there.
@@ -127,10 +127,9 @@ async fn pass_on(server: Arc<Server>, socket: Arc<UdpSocket>, question: Vec<u8>,
 }
 
 /// Asks a resolver from a port of its own, which the kernel picks at random, and takes its answer as it is.
-async fn ask(to: SocketAddr, mark: Option<u32>, question: &[u8]) -> io::Result<Vec<u8>> {
-    let socket = socket2::Socket::new(socket2::Domain::for_address(to), socket2::Type::DGRAM, None)?;
-    socket.set_nonblocking(true)?;
-    if let Some(mark) = mark {
+async fn ask(server: &Server, to: SocketAddr, question: &[u8]) -> io::Result<Vec<u8>> {
+    let socket = server.place.socket(to, socket2::Type::DGRAM).await?;
+    if let Some(mark) = server.capture.mark() {
         socket.set_mark(mark)?;
     }
     socket.connect(&to.into())?;

@@ -2,6 +2,7 @@
 
     names.py ask HOW RESOLVER NAME [TYPE]   HOW: sendto, mapped, six or connected
     names.py many RESOLVER COUNT            half of the questions for web.mesh, half for others
+    names.py both NAME RESOLVER...          A and AAAA at once, of all resolvers, from one socket
 """
 
 import select
@@ -76,4 +77,30 @@ def many(resolver, count):
     print(*("%s %d" % each for each in sorted(right.items())))
 
 
-{"ask": ask, "many": many}[sys.argv[1]](*sys.argv[2:])
+def both(name, *resolvers):
+    """As musl does it: answers count only from addresses that were asked."""
+    six = any(":" in r for r in resolvers)
+    where = [r if ":" in r or not six else "::ffff:" + r for r in resolvers]
+    s = socket.socket(socket.AF_INET6 if six else socket.AF_INET, socket.SOCK_DGRAM)
+    s.settimeout(10)
+    if six:
+        s.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+    s.bind(("::" if six else "0.0.0.0", 0))
+    asked = {0x1100 + kind: question(0x1100 + kind, name, kind) for kind in (1, 28)}
+    for one in asked.values():
+        for r in where:
+            s.sendto(one, (r, 53))
+    left, right, sources = dict(asked), [], set()
+    while left:
+        answer, source = s.recvfrom(65535)
+        assert source[1] == 53 and source[0] in where, source
+        number, code, found = addresses(answer, asked[struct.unpack(">H", answer[:2])[0]])
+        if code == 2:
+            continue
+        sources.add(source[0])
+        if left.pop(number, None):
+            right += found
+    print(*sorted(map(shown, right)))
+
+
+{"ask": ask, "both": both, "many": many}[sys.argv[1]](*sys.argv[2:])

@@ -53,6 +53,18 @@ impl Space {
     pub fn enter<T: Send>(&self, work: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
         in_space(&self.file, work)
     }
+
+    /// Runs `work` in this namespace on a thread of its own and does not wait for it. Needs CAP_SYS_ADMIN: without,
+    /// `work` is dropped.
+    pub fn stay(&self, work: impl FnOnce() + Send + 'static) -> io::Result<()> {
+        let file = self.file.clone();
+        let living = std::thread::Builder::new().name("netns".to_owned()).spawn(move || {
+            if move_into_link_name_space(file.as_fd(), Some(LinkNameSpaceType::Network)).is_ok() {
+                work();
+            }
+        });
+        living.map(drop)
+    }
 }
 
 fn in_space<T: Send>(file: &File, work: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
