@@ -108,7 +108,13 @@ pub struct Capture {
 impl Capture {
     /// Whether programs may find services by name, should the host be able to capture.
     pub fn has_names(&self) -> bool {
-        self.dns && matches!(self.mode, CaptureMode::Auto | CaptureMode::Ebpf) && !self.enroll.is_empty()
+        let captures = match self.mode {
+            // Programs may be enrolled later.
+            CaptureMode::Ebpf => true,
+            CaptureMode::Auto => !self.enroll.is_empty(),
+            CaptureMode::Iptables | CaptureMode::Port => false,
+        };
+        self.dns && captures
     }
 }
 
