@@ -40,14 +40,28 @@ pub fn netns_cookie(socket: impl AsFd) -> io::Result<u64> {
     if r < 0 { Err(io::Error::last_os_error()) } else { Ok(cookie) }
 }
 
-/// Has the allocator give memory back that is not used any more. By itself glibc learns from the first large
-/// piece that is freed (what the kernel tells of its types, 6 MB) to keep twice as much. Called once, first.
+/// Has the allocator keep less of what was used for a moment. By itself glibc learns from the first large piece
+/// that is freed (what the kernel tells of its types, 6 MB) to keep twice as much, and it opens a new place for
+/// every thread that reads a file. Called once, before there are threads.
 pub fn keep_memory_small() {
     #[cfg(target_env = "gnu")]
-    // SAFETY: settings of the allocator, made before there are threads.
+    {
+        let cpus = std::thread::available_parallelism().map_or(1, |n| n.get() as i32);
+        // SAFETY: settings of the allocator, made before there are threads.
+        unsafe {
+            libc::mallopt(libc::M_ARENA_MAX, cpus + 1);
+            libc::mallopt(libc::M_MMAP_THRESHOLD, 4 << 20);
+            libc::mallopt(libc::M_TRIM_THRESHOLD, 1 << 20);
+        }
+    }
+}
+
+/// Gives back what was used for a moment and is scattered: after loading and after the self-test.
+pub fn give_memory_back() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: may be called at any time, from any thread.
     unsafe {
-        libc::mallopt(libc::M_MMAP_THRESHOLD, 4 << 20);
-        libc::mallopt(libc::M_TRIM_THRESHOLD, 1 << 20);
+        libc::malloc_trim(0);
     }
 }
 

@@ -238,6 +238,7 @@ impl App {
         });
         let pulse = Arc::new(AtomicU64::new(0));
         data.spawn(beat_of_the_data_runtime(pulse.clone()));
+        sys::give_memory_back();
         ready.send_replace(true);
         tracing::info!(
             version = env!("CARGO_PKG_VERSION"),

@@ -226,6 +226,7 @@ impl Redirect {
         let this = self.clone();
         learning.runtime.spawn_blocking(move || {
             let report = selftest::of_this_host();
+            sys::give_memory_back();
             let told = match report.refusal() {
                 None => this.trust(),
                 Some(reason) => {
