@@ -16,7 +16,7 @@ use std::{
 
 use anyhow::{Context as _, bail};
 use aya::{
-    EbpfLoader, VerifierLogLevel,
+    EbpfLoader,
     maps::{MapData, PerCpuArray},
     programs::{Program, ProgramError},
 };
@@ -620,13 +620,14 @@ pub fn refusal(name: &str, error: &ProgramError) -> anyhow::Error {
     }
 }
 
-/// A loader that keeps nothing: for probing what this kernel takes.
-pub fn probe(object: &[u8]) -> anyhow::Result<aya::Ebpf> {
+/// A loader that keeps nothing: for probing what this kernel takes. What only redirect needs is left out of the
+/// programs when the `offsets` are all zero.
+pub fn probe(object: &[u8], offsets: &Offsets) -> anyhow::Result<aya::Ebpf> {
     let mut loader = EbpfLoader::new();
     loader
         .allow_unsupported_maps()
-        .verifier_log_level(VerifierLogLevel::DISABLE)
         .override_global(aya_log::LEVEL, &kernel_log::SILENT, false)
+        .override_global("MESH_OFFSETS", offsets, true)
         .map_max_entries(map::TUPLES, 1)
         .map_max_entries("AYA_LOGS", 4096);
     loader.load(object).context("the kernel does not take the maps of the eBPF object")

@@ -9,6 +9,7 @@ use std::{
 };
 
 use aya::maps::MapType;
+use ebpf_common::{Offsets, program};
 use serde::Serialize;
 
 use crate::{
@@ -18,10 +19,10 @@ use crate::{
         enroll::{self, Cgroup, PROGRAMS},
         iptables::{self, Backend},
         pins,
-        redirect::selftest,
+        redirect::{self, selftest},
     },
     config::{self, CaptureMode, Config, Who},
-    sys,
+    sys::{self, Hook},
 };
 
 /// Arguments of `sockmesh check`.
@@ -226,20 +227,35 @@ impl Report {
             return;
         };
         self.ok("eBPF object", format!("{} KiB in this build", object.len() / 1024));
-        let mut loaded = match ebpf::probe(object) {
-            Ok(loaded) => loaded,
+        let (offsets, mut no_redirect) = redirect::offsets();
+        let mut tried = match Tried::new(object, &offsets) {
+            Ok(tried) => tried,
             Err(e) => return self.lack("maps", format!("{e:#}"), "run as root on Linux 5.14 or newer"),
         };
         self.ok("maps", "created");
-        for (name, hook) in PROGRAMS {
-            let what = format!("program {name} ({hook:?})");
-            match ebpf::load_program(&mut loaded, name) {
-                Ok(_) => self.ok(what, "the kernel takes it"),
-                Err(e) => self.lack(
-                    what,
-                    format!("{:#}", ebpf::refusal(name, &e)),
-                    "`docs/kernel.md` has the minimum kernel of each hook",
-                ),
+        // As the agent does: without what redirect needs the rest may still load.
+        if let (None, Some(refused)) = (&no_redirect, tried.first_refusal())
+            && let Ok(again) = Tried::new(object, &Offsets::default())
+        {
+            no_redirect = Some(refused);
+            tried = again;
+        }
+        let hint = "`docs/kernel.md` has the minimum kernel of each hook";
+        for (what, refused) in tried.hooks {
+            match refused {
+                None => self.ok(what, "the kernel takes it"),
+                Some(refused) => self.lack(what, refused, hint),
+            }
+        }
+        for name in [program::MSG, program::FILL, program::SELFTEST] {
+            let what = format!("program {name} (redirect)");
+            let refused = match &no_redirect {
+                Some(reason) if name != program::SELFTEST => Some(reason.clone()),
+                _ => refusal(&mut tried.loaded, name),
+            };
+            match refused {
+                None => self.ok(what, "the kernel takes it"),
+                Some(refused) => self.bad(State::Warning, what, refused, "nothing is redirected: bytes go by TCP"),
             }
         }
     }
@@ -420,6 +436,33 @@ impl Report {
             }
         }
     }
+}
+
+/// The programs of the hooks, each loaded if the kernel takes it.
+struct Tried {
+    loaded: aya::Ebpf,
+    /// What each is, and why the kernel refuses it, if it does.
+    hooks: Vec<(String, Option<String>)>,
+}
+
+impl Tried {
+    /// An error when not even the maps can be made.
+    fn new(object: &[u8], offsets: &Offsets) -> anyhow::Result<Self> {
+        let mut loaded = ebpf::probe(object, offsets)?;
+        let hooks = PROGRAMS.into_iter().chain([(program::INBOUND, Hook::SkLookup)]);
+        let hooks =
+            hooks.map(|(name, hook)| (format!("program {name} ({hook:?})"), refusal(&mut loaded, name))).collect();
+        Ok(Self { loaded, hooks })
+    }
+
+    fn first_refusal(&self) -> Option<String> {
+        self.hooks.iter().find_map(|(_, refused)| refused.clone())
+    }
+}
+
+/// Why the kernel does not take a program; none if it does.
+fn refusal(loaded: &mut aya::Ebpf, name: &str) -> Option<String> {
+    ebpf::load_program(loaded, name).err().map(|e| format!("{:#}", ebpf::refusal(name, &e)))
 }
 
 /// Major and minor number of a kernel release.

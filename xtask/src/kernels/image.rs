@@ -18,8 +18,11 @@ use crate::{build, sh};
 const INIT: &str = include_str!("guest.sh");
 /// The agent's configuration there.
 const CONFIG: &str = include_str!("guest.yaml");
-/// Programs that kernel tests call, besides Python.
-const PROGRAMS: &[&str] = &["unshare", "ip", "curl", "bpftool"];
+/// Programs that the agent and the kernel tests call, besides Python.
+const PROGRAMS: &[&str] =
+    &["unshare", "ip", "curl", "bpftool", "nft", "iptables-restore", "ip6tables-restore", "iptables", "ip6tables"];
+/// Where `iptables` loads its matches and targets from.
+const XTABLES: &str = "/usr/lib/x86_64-linux-gnu/xtables";
 /// Parts of Python's library that no test needs, many of them large.
 const NOT_OF_PYTHON: &[&str] = &[
     "test",
@@ -67,8 +70,14 @@ pub fn write(kernel: &Kernel, busybox: &Path, tests: &Path, limit: u64, filter: 
             println!("no {program} here: tests that call it are skipped");
             continue;
         };
-        archive.copy(&Path::new("/usr/bin").join(program), &found)?;
-        dynamic.push(found);
+        // Some are one program that goes by its name.
+        let real = found.canonicalize()?;
+        archive.copy(&real, &real)?;
+        archive.link(&Path::new("/usr/bin").join(program), &real)?;
+        dynamic.push(real);
+    }
+    if Path::new(XTABLES).is_dir() {
+        archive.tree(Path::new(XTABLES), Path::new(XTABLES), &|_| true)?;
     }
     match python() {
         Some(python) => python.put(&mut archive, &mut dynamic)?,

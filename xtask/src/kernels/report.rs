@@ -25,6 +25,17 @@ pub struct Report {
     open: Option<String>,
 }
 
+/// How `sockmesh check` found something.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Found {
+    /// As it should be.
+    Well,
+    /// Not so, and the agent copes.
+    Odd,
+    /// Not so, and asked for.
+    Missing,
+}
+
 /// One row of the semantics table.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Row {
@@ -74,8 +85,8 @@ impl Report {
         self.parts.get(part)?.code
     }
 
-    /// What `sockmesh check` found: name, and whether it is as it should be.
-    pub fn features(&self) -> Vec<(String, bool)> {
+    /// What `sockmesh check` found, by name.
+    pub fn features(&self) -> Vec<(String, Found)> {
         self.lines("check").iter().filter_map(|line| feature(line)).collect()
     }
 
@@ -121,15 +132,16 @@ impl Report {
 }
 
 /// A line such as `✓ maps: created`.
-fn feature(line: &str) -> Option<(String, bool)> {
+fn feature(line: &str) -> Option<(String, Found)> {
     let (tick, rest) = line.split_once(' ')?;
-    let well = match tick {
-        "✓" => true,
-        "!" | "✗" => false,
+    let found = match tick {
+        "✓" => Found::Well,
+        "!" => Found::Odd,
+        "✗" => Found::Missing,
         _ => return None,
     };
     let (name, _) = rest.split_once(": ")?;
-    Some((name.to_owned(), well))
+    Some((name.to_owned(), found))
 }
 
 /// Cells that stand two or more spaces apart.
@@ -177,8 +189,12 @@ test result: FAILED. 4 passed; 1 failed; 0 ignored; 0 measured; 0 filtered out; 
         SAID.lines().for_each(|line| report.add(line));
         assert_eq!(report.release, "6.12.1+deb13-cloud-amd64");
         assert_eq!((report.code("check"), report.code("kernel"), report.done), (Some(1), None, false));
-        let features = [("kernel", true), ("program mesh_connect4 (Connect4)", false), ("IPv6 loopback", false)];
-        assert_eq!(report.features(), features.map(|(name, well)| (name.to_owned(), well)));
+        let features = [
+            ("kernel", Found::Well),
+            ("program mesh_connect4 (Connect4)", Found::Missing),
+            ("IPv6 loopback", Found::Odd),
+        ];
+        assert_eq!(report.features(), features.map(|(name, found)| (name.to_owned(), found)));
         assert_eq!(report.lines("check").len(), 4, "no empty line at the end");
         let semantics = report.semantics();
         assert_eq!(semantics[0].redirected, "0");

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use super::report::Report;
+use super::report::{Found, Report};
 
 /// Parts of `sockmesh check` that tell of this very machine, not of its kernel.
 const OF_THE_MACHINE: &[&str] =
@@ -23,11 +23,11 @@ pub fn features(reports: &[Report]) -> String {
         rows[row].1[column] = text;
     };
     for (i, report) in reports.iter().enumerate() {
-        for (name, well) in report.features() {
+        for (name, found) in report.features() {
             let of_the_machine = OF_THE_MACHINE.contains(&name.as_str())
-                || ["ports.", "control group", "listen", "export", "enrolled"].iter().any(|p| name.starts_with(p));
+                || ["ports.", "control group ", "listen", "export", "enrolled", "capture: "].iter().any(|p| name.starts_with(p));
             if !of_the_machine {
-                set(&name, i, cell(well));
+                set(&name, i, cell(found == Found::Well));
             }
         }
         if let Some(code) = report.code("redirect") {

@@ -12,7 +12,7 @@ use aya::{
     maps::{Array, MapData, MapError, SockMap},
     programs::SkMsg,
 };
-use ebpf_common::{SELFTEST_MARK, map, program};
+use ebpf_common::{Offsets, SELFTEST_MARK, map, program};
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     net::sockopt,
@@ -50,7 +50,7 @@ impl Lab {
         if let Some(missing) = ebpf::missing_rights() {
             bail!("this process lacks {missing}: run it as root, or give it CAP_BPF and CAP_NET_ADMIN");
         }
-        let mut loaded = ebpf::probe(object)?;
+        let mut loaded = ebpf::probe(object, &Offsets::default())?;
         let take = |loaded: &mut aya::Ebpf, name: &str| {
             loaded.take_map(name).with_context(|| format!("the eBPF object has no map {name}"))
         };
