@@ -5,7 +5,7 @@ use std::{fs, path::PathBuf, process::Command};
 use anyhow::{Context, Result};
 
 use crate::{
-    sh,
+    frames, sh,
     toolchain::{self, Toolchain},
 };
 
@@ -62,6 +62,7 @@ pub fn kernel_half() -> Result<()> {
         .context("building the package `ebpf` failed: see the compiler's messages above")?;
     let built = sh::target("bpf-build/bpfel-unknown-none/bpf/sockmesh-ebpf");
     let fresh = fs::read(&built).with_context(|| format!("the build left no {}", built.display()))?;
+    frames::check(&fresh)?;
     let object = object();
     if fs::read(&object).ok().as_ref() != Some(&fresh) {
         fs::create_dir_all(sh::target("bpf"))?;

@@ -19,7 +19,11 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 
-use self::{debian::Kernel, machine::Engine, report::{Found, Report}};
+use self::{
+    debian::Kernel,
+    machine::Engine,
+    report::{Found, Report},
+};
 use crate::{build, packages, sh};
 
 /// What the user asked for.
@@ -155,9 +159,10 @@ fn problems(kernel: &Kernel, report: &Report) -> Vec<String> {
     }
     let hooks = debian::numbers(&kernel.release)[..] >= FLOOR[..];
     // The agent copes without a program for redirect; a kernel that refuses it is to be looked at all the same.
-    let refused = report.features().into_iter().filter(|(name, found)| {
-        *found == Found::Missing || (*found == Found::Odd && name.starts_with("program "))
-    });
+    let refused = report
+        .features()
+        .into_iter()
+        .filter(|(name, found)| *found == Found::Missing || (*found == Found::Odd && name.starts_with("program ")));
     if hooks {
         problems.extend(refused.map(|(name, _)| format!("check: {name}")));
         if report.code("check") != Some(0) {

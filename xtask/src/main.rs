@@ -6,6 +6,7 @@ mod build;
 mod ci;
 mod demo;
 mod doctor;
+mod frames;
 mod kernels;
 mod lint;
 mod packages;

@@ -25,7 +25,9 @@ pub fn features(reports: &[Report]) -> String {
     for (i, report) in reports.iter().enumerate() {
         for (name, found) in report.features() {
             let of_the_machine = OF_THE_MACHINE.contains(&name.as_str())
-                || ["ports.", "control group ", "listen", "export", "enrolled", "capture: "].iter().any(|p| name.starts_with(p));
+                || ["ports.", "control group ", "listen", "export", "enrolled", "capture: "]
+                    .iter()
+                    .any(|p| name.starts_with(p));
             if !of_the_machine {
                 set(&name, i, cell(found == Found::Well));
             }
