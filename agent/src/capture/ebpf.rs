@@ -241,6 +241,11 @@ impl Ebpf {
         Ok(())
     }
 
+    /// An error where connections from elsewhere cannot be brought to the agent, with the reason.
+    pub fn inbound_usable(&self) -> anyhow::Result<()> {
+        self.inbound.usable()
+    }
+
     /// What was found when it was loaded.
     pub const fn found(&self) -> Found {
         self.found

@@ -27,14 +27,15 @@ use crate::{
 pub struct Inbound {
     table: BpfMap<ServiceKey, u32>,
     sockets: BpfMap<u32, u32>,
-    program: OwnedFd,
+    /// None with the reason where the kernel refuses it: Linux before 5.17.
+    program: Result<OwnedFd, String>,
     link: PathBuf,
 }
 
 impl Inbound {
-    /// Loads the program; attaches nothing.
+    /// Loads the program; attaches nothing. A kernel that refuses it costs `inbound`, not the capture.
     pub fn load(ebpf: &mut aya::Ebpf, pins: &Pins) -> anyhow::Result<Self> {
-        let program = load_program(ebpf, program::INBOUND).map_err(|e| refusal(program::INBOUND, &e))?;
+        let program = load_program(ebpf, program::INBOUND).map_err(|e| format!("{:#}", refusal(program::INBOUND, &e)));
         Ok(Self {
             table: open(pins, map::INBOUND)?,
             sockets: open(pins, map::IN_SOCKETS)?,
@@ -43,8 +44,18 @@ impl Inbound {
         })
     }
 
+    /// An error where nothing can be brought here, with the reason.
+    pub fn usable(&self) -> anyhow::Result<()> {
+        self.program().map(|_| ())
+    }
+
+    fn program(&self) -> anyhow::Result<&OwnedFd> {
+        self.program.as_ref().map_err(|reason| anyhow::anyhow!("`services[].inbound` cannot be had: {reason}"))
+    }
+
     /// Brings connections to `listeners`, at most one of each family, from now on.
     pub fn listen(&self, listeners: &[TcpListener]) -> anyhow::Result<()> {
+        self.usable()?;
         for listener in listeners {
             let v6 = listener.local_addr().context("a listener without address")?.is_ipv6();
             let place = if v6 { inbound::LISTENER_V6 } else { inbound::LISTENER_V4 };
@@ -72,15 +83,16 @@ impl Inbound {
     }
 
     fn attach(&self) -> anyhow::Result<()> {
+        let program = self.program()?.as_fd();
         let netns = File::open("/proc/self/ns/net").context("cannot open this network namespace")?;
         if let Ok(link) = sys::obj_get(&self.link) {
             // One of an agent before this one serves on, with the program of now; else it is of another namespace.
-            if sys::link_update(link.as_fd(), self.program.as_fd()).is_ok() {
+            if sys::link_update(link.as_fd(), program).is_ok() {
                 return Ok(());
             }
             self.detach()?;
         }
-        let link = sys::link_create(self.program.as_fd(), netns.as_fd(), Hook::SkLookup)
+        let link = sys::link_create(program, netns.as_fd(), Hook::SkLookup)
             .context("cannot attach the inbound program to this network namespace")?;
         sys::obj_pin(link.as_fd(), &self.link).with_context(|| format!("cannot pin {}", self.link.display()))
     }

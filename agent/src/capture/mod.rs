@@ -237,7 +237,13 @@ pub struct Chosen {
 /// [`kernel_log::TARGET`]). An error names what is missing and the remedy; an agent of the same name that
 /// runs already is an error in `auto` too.
 pub fn choose(config: &Config, kernel_log: Option<tracing::Level>) -> anyhow::Result<Chosen> {
-    let load = || ebpf::Ebpf::load(&config.name, &config.capture, kernel_log);
+    let load = || {
+        let ebpf = ebpf::Ebpf::load(&config.name, &config.capture, kernel_log)?;
+        if config.has_inbound() {
+            ebpf.inbound_usable()?;
+        }
+        anyhow::Ok(ebpf)
+    };
     let captured = |ebpf| Chosen {
         capture: Arc::new(ebpf),
         reason: format!("connect hooks, {} enrolled by the configuration", config.capture.enroll.len()),

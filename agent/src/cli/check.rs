@@ -116,7 +116,7 @@ pub fn all(config: Option<&Config>) -> Vec<Check> {
         no_rules: Vec::new(),
     };
     report.host(&asked.capture.bpffs);
-    report.programs();
+    report.programs(asked.has_inbound());
     report.enrolled(&asked.capture);
     report.introduced(asked);
     report.rules(asked);
@@ -175,9 +175,11 @@ impl Report {
     fn host(&mut self, bpffs: &Path) {
         let release = rustix::system::uname().release().to_string_lossy().into_owned();
         match version(&release) {
-            Some(v) if v < (5, 14) => {
-                self.lack("kernel", release, "connect hooks need Linux 5.14 or newer; `capture: port` works on any")
-            }
+            Some(v) if v < (5, 14) => self.lack(
+                "kernel",
+                release,
+                "connect hooks need Linux 5.14 or newer; `capture: iptables` and `capture: port` do not",
+            ),
             _ => self.ok("kernel", release),
         }
         if Path::new("/sys/kernel/btf/vmlinux").exists() {
@@ -221,7 +223,7 @@ impl Report {
     }
 
     /// Loads every program and lets it go again.
-    fn programs(&mut self) {
+    fn programs(&mut self, inbound: bool) {
         let Some(object) = ebpf::OBJECT else {
             self.lack("eBPF object", "not in this build", "run `cargo xtask build`");
             return;
@@ -245,6 +247,14 @@ impl Report {
             match refused {
                 None => self.ok(what, "the kernel takes it"),
                 Some(refused) => self.lack(what, refused, hint),
+            }
+        }
+        let what = format!("program {} ({:?})", program::INBOUND, Hook::SkLookup);
+        match refusal(&mut tried.loaded, program::INBOUND) {
+            None => self.ok(what, "the kernel takes it"),
+            Some(refused) if inbound => self.lack(what, refused, hint),
+            Some(refused) => {
+                self.bad(State::Warning, what, refused, "`services[].inbound` needs it, nothing else does")
             }
         }
         for name in [program::MSG, program::FILL, program::SELFTEST] {
@@ -449,9 +459,10 @@ impl Tried {
     /// An error when not even the maps can be made.
     fn new(object: &[u8], offsets: &Offsets) -> anyhow::Result<Self> {
         let mut loaded = ebpf::probe(object, offsets)?;
-        let hooks = PROGRAMS.into_iter().chain([(program::INBOUND, Hook::SkLookup)]);
-        let hooks =
-            hooks.map(|(name, hook)| (format!("program {name} ({hook:?})"), refusal(&mut loaded, name))).collect();
+        let hooks = PROGRAMS
+            .into_iter()
+            .map(|(name, hook)| (format!("program {name} ({hook:?})"), refusal(&mut loaded, name)))
+            .collect();
         Ok(Self { loaded, hooks })
     }
 

@@ -13,6 +13,8 @@ mount -t devpts devpts /dev/pts
 mount -t cgroup2 cgroup2 /sys/fs/cgroup
 mount -t bpf bpf /sys/fs/bpf
 ip link set lo up
+# A test wants a device that is not loopback.
+ip link add dummy0 type dummy && ip link set dummy0 up
 mkdir /sys/fs/cgroup/callers
 ulimit -n 20000
 exec </dev/null >/dev/ttyS1 2>&1
