@@ -8,7 +8,9 @@
 use core::{ffi::c_void, ptr};
 
 use aya_ebpf::{
-    bindings::{BPF_NOEXIST, BPF_SK_STORAGE_GET_F_CREATE, BPF_SOCK_OPS_STATE_CB_FLAG, BPF_TCP_CLOSE, bpf_sock},
+    bindings::{
+        BPF_NOEXIST, BPF_SK_STORAGE_GET_F_CREATE, BPF_SOCK_OPS_STATE_CB_FLAG, BPF_TCP_CLOSE, bpf_sock, bpf_sock_ops,
+    },
     helpers::generated::{
         bpf_get_netns_cookie, bpf_sk_storage_delete, bpf_sk_storage_get, bpf_sock_hash_update,
         bpf_sock_ops_cb_flags_set,
@@ -69,11 +71,27 @@ pub fn established(ctx: &SockOpsContext, passive: bool) {
         // The latter: a hook of an inner control group was here already.
         return;
     }
-    let own = key(ctx);
-    let peer = own.flipped();
-    let flags = if passive { passive_end(&own, &peer) } else { active_end(sk, &own) };
-    let Some(flags) = flags else { return };
+    let mut own = SocketKey::default();
+    write_key(ctx.ops, &mut own);
+    let flags = if passive { passive_end(&own) } else { active_end(sk, &own).unwrap_or(NOT_AT_ALL) };
+    if flags != NOT_AT_ALL {
+        enter(ctx.ops, &own, flags);
+    }
+}
 
+/// The flags of an end that is not to be redirected.
+const NOT_AT_ALL: u32 = u32::MAX;
+
+/// Puts an end into the table. A function of its own for the sake of its stack.
+#[inline(never)]
+fn enter(ops: *mut bpf_sock_ops, own: &SocketKey, flags: u32) {
+    let ctx = &SockOpsContext::new(ops);
+    // SAFETY: the verifier checks each read of the context.
+    let sk = unsafe { (*ops).__bindgen_anon_2.sk };
+    if sk.is_null() {
+        return;
+    }
+    let (own, peer) = (*own, own.flipped());
     let mut flow = Flow { peer, sk: sk as u64, redirected: 0, way: Way::Idle as u32, flags };
     // SAFETY: the verifier checks that `sk` is a socket; the value has the size of the map's values.
     let stored =
@@ -175,9 +193,15 @@ fn active_end(sk: *mut bpf_sock, own: &SocketKey) -> Option<u32> {
     (mark == AGENT_MARK && is_local(&own.local, &own.remote)).then_some(End::AGENT)
 }
 
-/// Flags of the end that accepted the connection, none if it is not to be redirected.
+/// Flags of the end that accepted the connection. A function of its own for the sake of its stack.
+#[inline(never)]
+fn passive_end(own: &SocketKey) -> u32 {
+    accepted(own, &own.flipped()).unwrap_or(NOT_AT_ALL)
+}
+
+/// The same, none if it is not to be redirected.
 #[inline(always)]
-fn passive_end(own: &SocketKey, peer: &SocketKey) -> Option<u32> {
+fn accepted(own: &SocketKey, peer: &SocketKey) -> Option<u32> {
     // SAFETY: copied at once.
     let Some(other) = unsafe { MESH_ENDS.get(*peer) }.map(|end| end.flags) else {
         join::accepted(own);
@@ -206,7 +230,12 @@ fn passive_end(own: &SocketKey, peer: &SocketKey) -> Option<u32> {
     (port != 0 && port == own.local_port).then_some(End::AGENT)
 }
 
-/// The key of the end that the callback is about.
+/// Writes the key of the end that the callback is about. A function of its own for the sake of its stack.
+#[inline(never)]
+fn write_key(ops: *mut bpf_sock_ops, to: &mut SocketKey) {
+    *to = key(&SockOpsContext::new(ops));
+}
+
 #[inline(always)]
 fn key(ctx: &SockOpsContext) -> SocketKey {
     // SAFETY: the verifier checks each read of the context; volatile keeps them apart.

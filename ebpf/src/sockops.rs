@@ -6,7 +6,7 @@
 use aya_ebpf::{
     bindings::{
         BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB, BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_RTO_CB,
-        BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_TCP_CONNECT_CB,
+        BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_TCP_CONNECT_CB, bpf_sock_ops,
     },
     macros::sock_ops,
     programs::SockOpsContext,
@@ -28,21 +28,43 @@ const OK: u32 = 1;
 pub fn mesh_sockops(ctx: SockOpsContext) -> u32 {
     // One line for each idea that wants to know; the idea itself lives in its own file.
     match ctx.op() {
-        BPF_SOCK_OPS_TCP_CONNECT_CB => connecting(&ctx),
-        BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB => pair::established(&ctx, false),
-        BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB => pair::established(&ctx, true),
+        BPF_SOCK_OPS_TCP_CONNECT_CB => connecting(ctx.ops),
+        BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB => established(ctx.ops, false),
+        BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB => established(ctx.ops, true),
         BPF_SOCK_OPS_STATE_CB => {
-            balance::state(&ctx);
-            pair::state(&ctx);
+            balance_state(ctx.ops);
+            pair_state(ctx.ops);
         }
-        BPF_SOCK_OPS_RTO_CB => balance::unanswered(&ctx),
+        BPF_SOCK_OPS_RTO_CB => unanswered(ctx.ops),
         _ => {}
     }
     OK
 }
 
-#[inline(always)]
-fn connecting(ctx: &SockOpsContext) {
+// Each with a stack frame of its own, beside the others: together they would not fit.
+#[inline(never)]
+fn established(ops: *mut bpf_sock_ops, passive: bool) {
+    pair::established(&SockOpsContext::new(ops), passive);
+}
+
+#[inline(never)]
+fn balance_state(ops: *mut bpf_sock_ops) {
+    balance::state(&SockOpsContext::new(ops));
+}
+
+#[inline(never)]
+fn pair_state(ops: *mut bpf_sock_ops) {
+    pair::state(&SockOpsContext::new(ops));
+}
+
+#[inline(never)]
+fn unanswered(ops: *mut bpf_sock_ops) {
+    balance::unanswered(&SockOpsContext::new(ops));
+}
+
+#[inline(never)]
+fn connecting(ops: *mut bpf_sock_ops) {
+    let ctx = &SockOpsContext::new(ops);
     // SAFETY: null or this program's alone.
     let Some(origin) = (unsafe { origin_of_ops(ctx).as_mut() }) else { return };
     // Not captured this time, or an inner control group's program was here first.

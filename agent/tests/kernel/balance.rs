@@ -6,6 +6,7 @@ use agent::{
     capture::{
         Capture as _,
         balance::{Straight, Weighted},
+        enroll::Cgroup,
     },
     config::{Caller, OnAgentLoss},
     sys,
@@ -462,6 +463,13 @@ async fn connections_of_a_released_group_leave_the_list() {
     assert_eq!(program.line().await, "a");
     bed.table.enroll = Vec::new();
     bed.apply();
+    // The kernel detaches what is unpinned by and by.
+    let group = Cgroup::open(&bed.enrolled).unwrap();
+    let start = Instant::now();
+    while !group.attached(sys::Hook::SockOps).unwrap().programs.is_empty() {
+        assert!(start.elapsed() < LIMIT, "never detached");
+        sleep(Duration::from_millis(20)).await;
+    }
     program.go_on().await;
     let _ = program.done().await;
     assert_eq!(bed.ebpf().connections().len(), 1, "nobody told");

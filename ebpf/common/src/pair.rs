@@ -13,7 +13,7 @@ use crate::{Address, words};
 /// One end of a connection as it sees itself: key of the tables of ends. Addresses in mapped form, ports in
 /// network byte order.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct SocketKey {
     /// Network namespace.
     pub netns: u64,
