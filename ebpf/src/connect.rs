@@ -176,12 +176,18 @@ fn capture(
     origin.state = OriginState::Rewritten as u32;
     // SAFETY: helper without side effects.
     let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
-    origin.flags = exe::redirect(ctx, workload);
+    origin.flags = redirect(ctx.sock_addr, workload.flags);
     if MESH_TUPLES.insert(TupleKey::reservation(netns, cookie), &*origin, 0).is_err() {
         forget_origin(sk);
         return Err(Outcome::Full);
     }
     Ok((loopback(&addr), listener, Outcome::Captured))
+}
+
+// A function of its own for the same reason.
+#[inline(never)]
+fn redirect(c: *mut bpf_sock_addr, workload: u32) -> u32 {
+    exe::redirect(&SockAddrContext::new(c), Workload { flags: workload })
 }
 
 /// Remembers with `sk` what was asked for and by whom; null when there is no memory. Where the connect goes
