@@ -77,9 +77,11 @@ fn value(ctx: &SockoptContext) -> i32 {
 #[inline(always)]
 fn judge(asked: Asked) {
     let Some(key) = exe::current() else { return };
+    let pid = (bpf_get_current_pid_tgid() >> 32) as u32;
     if let Some(known) = MESH_EXECUTABLE.get_ptr_mut(&key) {
         // SAFETY: elements live as long as the program runs; single words, the reason before what it is for.
         unsafe {
+            (&raw mut (*known).pid).write_volatile(pid);
             if (&raw const (*known).verdict).read_volatile() != Executable::OFF {
                 (&raw mut (*known).reason).write_volatile(asked as u32);
                 (&raw mut (*known).verdict).write_volatile(Executable::OFF);
@@ -87,7 +89,6 @@ fn judge(asked: Asked) {
         }
         return;
     }
-    let pid = (bpf_get_current_pid_tgid() >> 32) as u32;
     let new = Executable { verdict: Executable::OFF, reason: asked as u32, pid, connects: 0 };
     let _ = MESH_EXECUTABLE.insert(&key, &new, BPF_NOEXIST.into());
 }

@@ -128,6 +128,9 @@ pub struct File {
     pub device: u64,
     /// `st_ino`.
     pub inode: u64,
+    /// `st_ctime`, seconds and nanoseconds: tells a file from one before it that had the same number, and from
+    /// what it was before it was written to.
+    pub changed: (i64, i64),
 }
 
 impl File {
@@ -142,7 +145,8 @@ pub fn executable(pid: u32) -> io::Result<(File, PathBuf)> {
     let link = format!("/proc/{pid}/exe");
     let meta = fs::metadata(&link)?;
     let path = fs::read_link(&link)?;
-    Ok((File { device: meta.dev(), inode: meta.ino() }, path))
+    let changed = (meta.ctime(), meta.ctime_nsec());
+    Ok((File { device: meta.dev(), inode: meta.ino(), changed }, path))
 }
 
 /// Whether the socket of process `pid` that is connected from `local` to `remote` has `O_NONBLOCK`; none when
@@ -353,7 +357,11 @@ mod tests {
 
     use super::*;
 
-    const FILE: File = File { device: 1, inode: 2 };
+    const FILE: File = file(2);
+
+    const fn file(inode: u64) -> File {
+        File { device: 1, inode, changed: (0, 0) }
+    }
 
     #[test]
     fn three_non_blocking_sockets_are_a_yes_and_one_blocking_a_no_for_good() {
@@ -374,14 +382,24 @@ mod tests {
     }
 
     #[test]
+    fn a_new_file_with_an_old_number_is_learned_anew() {
+        let now = Instant::now();
+        let mut memory = Memory::default();
+        memory.saw(FILE, false, now);
+        let new = File { changed: (0, 1), ..FILE };
+        assert_eq!(memory.verdict(new), None);
+        assert_eq!(memory.saw(new, true, now), Verdict::Learning(1));
+    }
+
+    #[test]
     fn memory_is_bounded() {
         let now = Instant::now();
         let mut memory = Memory::default();
         for i in 0..ROOM as u64 + 10 {
-            memory.saw(File { device: 0, inode: i }, true, now + Duration::from_nanos(i));
+            memory.saw(file(i), true, now + Duration::from_nanos(i));
         }
         assert_eq!(memory.known.len(), ROOM);
-        assert_eq!(memory.verdict(File { device: 0, inode: 0 }), None, "the oldest went");
+        assert_eq!(memory.verdict(file(0)), None, "the oldest went");
     }
 
     #[test]
@@ -447,6 +465,6 @@ mod tests {
         assert_eq!(inspect(std::process::id(), &path), Some(Reason::Splice));
         assert_eq!(inspect(std::process::id(), Path::new("/usr/sbin/haproxy")), Some(Reason::Listed));
         assert_eq!(inspect(std::process::id(), Path::new("/usr/sbin/haproxy (deleted)")), Some(Reason::Listed));
-        assert_eq!(File { device: rustix::fs::makedev(259, 3), inode: 0 }.kernel_device(), 259 << 20 | 3);
+        assert_eq!(File { device: rustix::fs::makedev(259, 3), ..FILE }.kernel_device(), 259 << 20 | 3);
     }
 }

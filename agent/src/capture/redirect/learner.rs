@@ -51,8 +51,8 @@ pub trait Table: Send + Sync + 'static {
     /// The verdict on the program that listens on `at`.
     fn set_acceptor(&self, at: SocketAddr, verdict: Verdict);
 
-    /// Why the kernel half has refused `file`, if it has: it sees what programs ask of their sockets.
-    fn refused(&self, file: File) -> Option<Reason>;
+    /// Why the kernel half has refused `file`, which process `pid` runs, if it has: it sees what programs ask of their sockets.
+    fn refused(&self, file: File, pid: u32) -> Option<Reason>;
 }
 
 /// Where accepted connections are shown to the learner. Cheap to clone.
@@ -119,7 +119,7 @@ impl School {
     async fn judge(&self, pid: u32, local: SocketAddr, remote: SocketAddr) -> Option<Verdict> {
         let (file, path) = learn::executable(pid).ok()?;
         let before = self.memory.lock().verdict(file);
-        if let Some(reason) = self.table.refused(file) {
+        if let Some(reason) = self.table.refused(file, pid) {
             return Some(self.memory.lock().refuse(file, reason, Instant::now()));
         }
         if !self.memory.lock().wants(file, Instant::now()) {
@@ -207,7 +207,7 @@ mod tests {
 
         fn set_acceptor(&self, _: SocketAddr, _: Verdict) {}
 
-        fn refused(&self, _: File) -> Option<Reason> {
+        fn refused(&self, _: File, _: u32) -> Option<Reason> {
             None
         }
     }

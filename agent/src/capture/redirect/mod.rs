@@ -291,7 +291,7 @@ impl Redirect {
     /// The verdict on the program that process `pid` runs.
     fn verdict(&self, pid: u32) -> Option<Verdict> {
         let (file, _) = learn::executable(pid).ok()?;
-        let (_, known) = self.entry(file).ok()??;
+        let (_, known) = self.entry(file, pid).ok()??;
         Some(match known.verdict {
             Executable::ON => Verdict::On,
             Executable::OFF => Verdict::Off(Reason::from_number(known.reason).unwrap_or(Reason::Unreadable)),
@@ -300,11 +300,21 @@ impl Redirect {
         })
     }
 
-    /// What the kernel half knows of a program file. Inode numbers are used again: the entry made last counts.
-    fn entry(&self, file: File) -> io::Result<Option<(ExecutableKey, Executable)>> {
+    /// What the kernel half knows of `file`, which process `pid` runs. Numbers of inodes are used again: of several
+    /// entries it is the one that this process connected with last, and the others are of files that are gone.
+    fn entry(&self, file: File, pid: u32) -> io::Result<Option<(ExecutableKey, Executable)>> {
         let same =
             |(key, _): &(ExecutableKey, Executable)| (key.inode, key.device) == (file.inode, file.kernel_device());
-        Ok(self.executables()?.into_iter().find(same))
+        let mut found: Vec<_> = self.executables()?.into_iter().filter(same).collect();
+        if found.len() < 2 {
+            return Ok(found.pop());
+        }
+        let Some(at) = found.iter().position(|(_, known)| known.pid == pid) else { return Ok(None) };
+        let live = found.swap_remove(at);
+        for (gone, _) in found {
+            self.forget_executable(&gone)?;
+        }
+        Ok(Some(live))
     }
 
     /// `auto` redirects nothing on this host from now on, because of `reason`; `on` still does.

@@ -26,7 +26,7 @@ impl Verdicts {
 impl Table for Verdicts {
     fn set(&self, file: File, pid: u32, verdict: Verdict) {
         let Some(redirect) = self.0.upgrade() else { return };
-        let told = redirect.entry(file).and_then(|entry| match entry {
+        let told = redirect.entry(file, pid).and_then(|entry| match entry {
             Some((_, known)) if known.verdict == Executable::OFF => Ok(()),
             Some((key, known)) => {
                 let (verdict, reason) = numbers(verdict);
@@ -47,8 +47,8 @@ impl Table for Verdicts {
         }
     }
 
-    fn refused(&self, file: File) -> Option<Reason> {
-        let (_, known) = self.0.upgrade()?.entry(file).ok()??;
+    fn refused(&self, file: File, pid: u32) -> Option<Reason> {
+        let (_, known) = self.0.upgrade()?.entry(file, pid).ok()??;
         (known.verdict == Executable::OFF).then(|| Reason::from_number(known.reason)).flatten()
     }
 }
