@@ -4,7 +4,8 @@
 use std::{
     collections::BTreeMap,
     fmt::Write as _,
-    path::PathBuf,
+    fs,
+    path::{Path, PathBuf},
     sync::{
         Mutex, OnceLock,
         atomic::{AtomicUsize, Ordering::Relaxed},
@@ -13,7 +14,10 @@ use std::{
     time::Duration,
 };
 
-use host::{Agent, Cgroup, Cmd, Need, free_port, heavy, lacks};
+use agent::sys;
+use host::{
+    Agent, Cgroup, Cmd, Need, agent::Settings, free_port, heavy, lacks, temp::serial, until, until_some, wait::within,
+};
 
 /// Rows at once: most of them wait most of the time.
 const AT_ONCE: usize = 3;
@@ -21,35 +25,72 @@ const AT_ONCE: usize = 3;
 /// What a row saw, line by line.
 type Seen = Vec<(String, String)>;
 
-/// What an agent in between makes of some lines, whether it redirects or not.
-const BETWEEN: &[Between] = &[
-    Between { row: "urgent", line: "told", seen: "none", why: URGENT },
-    Between { row: "urgent", line: "beside", seen: "EINVAL", why: URGENT },
-    Between { row: "urgent", line: "stream", seen: "abc!def", why: URGENT },
-    Between { row: "urgent_inline", line: "told", seen: "none", why: URGENT },
-    Between { row: "names", line: "server's peer", seen: "another", why: DIALS },
-    Between { row: "bind_first", line: "server's peer", seen: "another", why: DIALS },
-    Between { row: "v6only", line: "server's peer", seen: "another", why: DIALS },
-    Between { row: "mapped", line: "server's peer", seen: "another", why: DIALS },
-    Between { row: "refused", line: "connect", seen: "done", why: ACCEPTS },
-    Between { row: "refused", line: "read", seen: "ECONNRESET", why: ACCEPTS },
-];
-
-const URGENT: &str = "the agent passes an urgent byte on in its place in the stream, without the urgency";
-const DIALS: &str = "the agent dials the server (`client_address` gives it the caller's address)";
-const ACCEPTS: &str = "the agent has accepted by the time it learns that nobody listens, and can only reset";
-
-/// Lines that an agent in between changes.
-struct Between {
+/// A line that sees something else under circumstances.
+struct Change {
     row: &'static str,
     /// Lines whose name ends so.
     line: &'static str,
     /// What they are then.
     seen: &'static str,
-    /// Why it cannot be otherwise.
-    #[allow(dead_code, reason = "for whoever reads the table")]
+    /// Why, for whoever reads the table.
     why: &'static str,
 }
+
+const fn change(row: &'static str, line: &'static str, seen: &'static str, why: &'static str) -> Change {
+    Change { row, line, seen, why }
+}
+
+const URGENT: &str = "the agent passes an urgent byte on in its place in the stream, without the urgency";
+const DIALS: &str = "the agent dials the server (`client_address` gives it the caller's address)";
+const ACCEPTS: &str = "the agent has accepted by the time it learns that nobody listens, and can only reset";
+
+/// What an agent in between makes of some lines, whether it redirects or not.
+const BETWEEN: &[Change] = &[
+    change("urgent", "told", "none", URGENT),
+    change("urgent", "beside", "not asked for", URGENT),
+    change("urgent", "stream", "abc!def", URGENT),
+    change("urgent_inline", "told", "none", URGENT),
+    change("names", "server's peer", "another", DIALS),
+    change("bind_first", "server's peer", "another", DIALS),
+    change("v6only", "server's peer", "another", DIALS),
+    change("mapped", "server's peer", "another", DIALS),
+    change("refused", "end", "ECONNRESET", ACCEPTS),
+];
+
+/// What `redirect: on` changes besides, on this kernel: the table of `docs/kernel.md`.
+const ON: &[Change] = &[
+    change("waitall", "", "100, then 100", "`MSG_WAITALL` comes back with what there is"),
+    change("signal_restart", "", "EAGAIN, 1000", "a signal ends a blocking `recv` with EAGAIN"),
+    change("signal_plain", "", "EAGAIN, 1000", "the same without `SA_RESTART`"),
+    change("rcvlowat", "10 of 100", "IN", "`SO_RCVLOWAT` is not heeded"),
+    change("inq", "read", "400, not told", "`TCP_INQ` tells nothing"),
+    change("zerocopy", "told", "none", "`MSG_ZEROCOPY` never completes"),
+    change("zerocopy", "completion", "EAGAIN", "the same"),
+    change("close_unread", "", "EOF", "closing with bytes unread looks like an orderly close"),
+    change("splice", "up", "0, EAGAIN, intact", "`splice` from a socket finds nothing"),
+    change("splice", "down", "0, EAGAIN, intact", "the same"),
+];
+
+/// What `redirect: auto` changes besides: nothing can tell which programs rely on this.
+const AUTO: &[Change] = &[change("close_unread", "", "EOF", "closing with bytes unread looks like an orderly close")];
+
+/// What `redirect: auto` makes of the program of a row; all others are redirected.
+const LEFT_ALONE: &[(&str, &str)] = &[
+    ("blocking", BLOCKING),
+    ("waitall", BLOCKING),
+    ("rcvtimeo", BLOCKING),
+    ("sndtimeo", BLOCKING),
+    ("signal_restart", BLOCKING),
+    ("signal_plain", BLOCKING),
+    ("rcvlowat", "off: sets SO_RCVLOWAT"),
+    ("inq", "off: sets TCP_INQ"),
+    ("zerocopy", "off: sets SO_ZEROCOPY"),
+    ("ulp", "off: sets TCP_ULP"),
+    ("splice", "off: can splice sockets"),
+];
+/// The kernel half's number for a program that may be redirected.
+const ON_VERDICT: u32 = 1;
+const BLOCKING: &str = "off: uses blocking sockets";
 
 /// Every row: those of `rows` and the one of `splicer`.
 fn rows() -> &'static [String] {
@@ -60,12 +101,9 @@ fn rows() -> &'static [String] {
     })
 }
 
-/// The program of a row and its first arguments.
-fn program(row: &str) -> (PathBuf, Vec<&str>) {
-    match row {
-        "splice" => (env!("CARGO_BIN_EXE_splicer").into(), vec![]),
-        row => (env!("CARGO_BIN_EXE_rows").into(), vec![row]),
-    }
+/// The program of a row.
+fn program(row: &str) -> PathBuf {
+    if row == "splice" { env!("CARGO_BIN_EXE_splicer") } else { env!("CARGO_BIN_EXE_rows") }.into()
 }
 
 /// Where a row's program listens and what it dials, over IPv4 and IPv6.
@@ -97,10 +135,10 @@ impl Road {
     }
 }
 
-/// Runs `row` once; what it saw.
+/// Runs `row` once as `program`; what it saw.
 #[track_caller]
-fn perform(row: &str, road: &Road, cgroup: Option<&Cgroup>) -> Seen {
-    let (program, args) = program(row);
+fn perform(program: &Path, row: &str, road: &Road, cgroup: Option<&Cgroup>) -> Seen {
+    let args: &[&str] = if row == "splice" { &[] } else { &[row] };
     let mut cmd = Cmd::new(program).args(args).args(&road.0).limit(Duration::from_secs(150));
     if let Some(group) = cgroup {
         cmd = cmd.cgroup(group);
@@ -111,17 +149,15 @@ fn perform(row: &str, road: &Road, cgroup: Option<&Cgroup>) -> Seen {
     lines.map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
 }
 
-/// Every row by `perform`, several at once.
-fn all(perform: impl Fn(usize, &str) -> Seen + Sync) -> BTreeMap<&'static str, Seen> {
+/// These rows by `perform`, several at once.
+fn each<'a>(rows: &[&'a str], perform: impl Fn(&str) -> Seen + Sync) -> BTreeMap<&'a str, Seen> {
     let (next, seen) = (AtomicUsize::new(0), Mutex::new(BTreeMap::new()));
     thread::scope(|scope| {
         for _ in 0..AT_ONCE {
             scope.spawn(|| {
-                loop {
-                    let index = next.fetch_add(1, Relaxed);
-                    let Some(row) = rows().get(index) else { break };
-                    let lines = perform(index, row);
-                    seen.lock().unwrap().insert(row.as_str(), lines);
+                while let Some(row) = rows.get(next.fetch_add(1, Relaxed)) {
+                    let lines = perform(row);
+                    seen.lock().unwrap().insert(*row, lines);
                 }
             });
         }
@@ -129,16 +165,22 @@ fn all(perform: impl Fn(usize, &str) -> Seen + Sync) -> BTreeMap<&'static str, S
     seen.into_inner().unwrap()
 }
 
+/// Every row by `perform`, several at once.
+fn all(perform: impl Fn(&str) -> Seen + Sync) -> BTreeMap<&'static str, Seen> {
+    let rows: Vec<&'static str> = rows().iter().map(String::as_str).collect();
+    each(&rows, perform)
+}
+
 /// What every row sees without a mesh.
 fn direct() -> &'static BTreeMap<&'static str, Seen> {
     static DIRECT: OnceLock<BTreeMap<&'static str, Seen>> = OnceLock::new();
-    DIRECT.get_or_init(|| all(|_, row| perform(row, &Road::direct(), None)))
+    DIRECT.get_or_init(|| all(|row| perform(&program(row), row, &Road::direct(), None)))
 }
 
-/// What a row sees with an agent in between, from what it sees without one.
-fn between(row: &str, direct: &Seen) -> Seen {
-    let mut seen = direct.clone();
-    for change in BETWEEN.iter().filter(|change| change.row == row) {
+/// What a row sees where `changes` hold, from what it sees directly.
+fn changed(row: &str, changes: &[&[Change]]) -> Seen {
+    let mut seen = direct()[row].clone();
+    for change in changes.iter().copied().flatten().filter(|change| change.row == row) {
         let mut lines = seen.iter_mut().filter(|(name, _)| name.ends_with(change.line)).peekable();
         assert!(lines.peek().is_some(), "{row} has no line {}", change.line);
         lines.for_each(|(_, value)| change.seen.clone_into(value));
@@ -166,13 +208,81 @@ struct World {
 }
 
 impl World {
-    fn new() -> Self {
+    /// How often something happened at a hook.
+    fn outcome(&self, name: &str) -> f64 {
+        self.agent.metric("sockmesh_capture_total", &[&format!("outcome=\"{name}\"")])
+    }
+
+    /// The way to the service of `row`.
+    fn road(&self, row: &str) -> &Road {
+        &self.roads[rows().iter().position(|known| known == row).expect("every row has one")]
+    }
+
+    /// A copy of the program of `row`, which nobody knows.
+    fn copy(&self, row: &str) -> PathBuf {
+        let file = self.agent.dir().file(&format!("program-{row}"));
+        fs::copy(program(row), &file).unwrap();
+        file
+    }
+
+    /// Opens connections of `file`, one after the other, until the agent says `verdict` of one.
+    #[track_caller]
+    fn learn(&self, file: &Path, road: &Road, drive: &str, verdict: &str) {
+        let mut last = String::new();
+        let says = |peer: &str| {
+            let found = self.agent.sockets().into_iter().find(|row| row["peer"] == *peer);
+            found.map_or("not listed".to_owned(), |row| row["redirect"].as_str().unwrap_or("-").to_owned())
+        };
+        let known = within(Duration::from_secs(60), || {
+            self.hold(file, road, drive, |peer| {
+                // A program that is gone teaches nothing: this one stays until something was learned.
+                let first = says(peer);
+                let then = match first == verdict {
+                    true => None,
+                    false => within(Duration::from_secs(5), || Some(says(peer)).filter(|now| *now != first)),
+                };
+                last = then.unwrap_or(first);
+            });
+            (last == verdict).then_some(())
+        });
+        assert!(known.is_some(), "{}: expected {verdict}, seen {last}", file.display());
+    }
+
+    /// Does something while `file` holds a connection; told its end.
+    #[track_caller]
+    fn hold(&self, file: &Path, road: &Road, drive: &str, mut meanwhile: impl FnMut(&str)) {
+        let log = self.agent.dir().file(&format!("held-{}.log", serial()));
+        let held = Cmd::new(file).args(["hold", drive]).args(&road.0).cgroup(&self.group).spawn(&log);
+        let peer = until_some("a connection is held", || {
+            held.said().lines().find_map(|line| line.strip_prefix("held: ").map(str::to_owned))
+        });
+        meanwhile(&peer);
+    }
+
+    /// What the kernel half is told of listening programs.
+    fn acceptors(&self) -> Vec<u32> {
+        let map = sys::obj_get(&self.agent.pins().join("maps/MESH_ACCEPTORS")).unwrap();
+        let map = sys::BpfMap::<[u8; 32], u32>::new(map).unwrap();
+        map.keys(4096).unwrap().iter().filter_map(|key| map.get(key).unwrap()).collect()
+    }
+
+    /// With `capture.redirect` as given.
+    fn new(redirect: &str) -> Self {
         let roads: Vec<_> = (0..rows().len()).map(Road::meshed).collect();
         let services: String = rows().iter().zip(&roads).map(|(row, road)| road.service(row)).collect();
         let group = Cgroup::new("rows");
-        let agent = Agent::capturing(&[&group], &format!("referers:\n{services}"));
+        let settings = Settings { enroll: &[&group], capture: &format!("redirect: {redirect}"), ..Settings::default() };
+        let agent = Agent::with(&settings, &format!("referers:\n{services}"));
         Self { roads, group, agent }
     }
+}
+
+/// Asserts that every row saw what `changes` make of it.
+#[track_caller]
+fn assert_seen(changes: &[&[Change]], seen: &BTreeMap<&str, Seen>) {
+    let differing: String =
+        rows().iter().map(|row| differences(row, &changed(row, changes), &seen[row.as_str()])).collect();
+    assert!(differing.is_empty(), "{differing}");
 }
 
 #[test]
@@ -181,12 +291,68 @@ fn semantics_of_sockets_are_kept_by_an_agent_in_between() {
         return;
     }
     let _heavy = heavy();
-    let world = World::new();
-    let seen = all(|index, row| perform(row, &world.roads[index], Some(&world.group)));
-    let differing: String = rows()
-        .iter()
-        .map(|row| differences(row, &between(row, &direct()[row.as_str()]), &seen[row.as_str()]))
-        .collect();
-    assert!(differing.is_empty(), "{differing}");
+    let world = World::new("off");
+    let seen = all(|row| perform(&program(row), row, world.road(row), Some(&world.group)));
+    assert_seen(&[BETWEEN], &seen);
     assert!(world.agent.metric("sockmesh_connections_accepted_total", &[]) > rows().len() as f64);
+    assert_eq!(world.outcome("redirected"), 0.0);
+}
+
+#[test]
+fn semantics_of_redirected_sockets_differ_only_as_documented() {
+    if lacks(&[Need::Kernel]) {
+        return;
+    }
+    let _heavy = heavy();
+    let world = World::new("on");
+    let seen = all(|row| perform(&program(row), row, world.road(row), Some(&world.group)));
+    assert_seen(&[BETWEEN, ON], &seen);
+    assert!(world.outcome("redirected") > 1000.0);
+}
+
+#[test]
+fn semantics_are_kept_by_leaving_programs_alone_that_would_notice() {
+    if lacks(&[Need::Kernel]) {
+        return;
+    }
+    let world = World::new("auto");
+    let alone: Vec<_> = LEFT_ALONE.iter().map(|(row, _)| *row).collect();
+    let mut seen = each(&alone, |row| {
+        let verdict = LEFT_ALONE.iter().find(|(name, _)| *name == row).expect("it is one of them").1;
+        // A program is known by its file, and each of these does one thing only.
+        let file = world.copy(row);
+        let road = world.road(row);
+        let unknown = perform(&file, row, road, Some(&world.group));
+        world.learn(&file, road, if verdict == BLOCKING { "blocking" } else { "polling" }, verdict);
+        let known = perform(&file, row, road, Some(&world.group));
+        fs::remove_file(&file).unwrap();
+        assert_eq!(differences(row, &unknown, &known), "", "known and unknown");
+        known
+    });
+
+    // All others are one program at one address, known at both of its ends.
+    let (file, road) = (world.copy("rows"), &world.roads[0]);
+    world.learn(&file, road, "polling", "on");
+    world.hold(&file, road, "polling", |_| {
+        until("the agent knows the program as a server, too", || world.acceptors().contains(&ON_VERDICT));
+    });
+    for row in rows().iter().filter(|row| !alone.contains(&row.as_str())) {
+        seen.insert(row, perform(&file, row, road, Some(&world.group)));
+    }
+    world.learn(&file, road, "polling", "on");
+    assert_seen(&[BETWEEN, AUTO], &seen);
+    assert!(world.outcome("redirected") > 1000.0);
+}
+
+#[test]
+fn semantics_that_redirect_changes_are_in_the_kernel_page() {
+    let page = include_str!("../docs/kernel.md");
+    let (_, table) = page.split_once("<!-- rows -->\n").expect("docs/kernel.md has the place");
+    let (table, _) = table.split_once("<!-- end of rows -->").expect("docs/kernel.md has the place's end");
+    let mut wanted = "| row | what differs | line | redirected |\n| --- | --- | --- | --- |\n".to_owned();
+    for Change { row, line, seen, why } in ON {
+        let line = if line.is_empty() { "–".to_owned() } else { format!("`{line}`") };
+        writeln!(wanted, "| `{row}` | {why} | {line} | `{seen}` |").unwrap();
+    }
+    assert_eq!(table, wanted, "docs/kernel.md says otherwise than this test");
 }

@@ -70,6 +70,23 @@ pub fn half_close(link: &Link, said: &mut Said) -> io::Result<()> {
     })
 }
 
+/// `shutdown(SHUT_RD)`: nothing more is waited for, but what comes all the same is there.
+pub fn shut_read(link: &Link, said: &mut Said) -> io::Result<()> {
+    each(link, |way, from, to| {
+        send_all(&from, 100, 1)?;
+        arrived(&to, 100)?;
+        to.shutdown(Shutdown::Read)?;
+        said.line(&format!("{way} before"), read(&to)?);
+        said.line(&format!("{way} then"), read(&to)?);
+        send_all(&from, 200, 1)?;
+        arrived(&to, 200)?;
+        said.line(&format!("{way} after"), read(&to)?);
+        send_all(&to, 100, 2)?;
+        said.line(&format!("{way} back"), recv_exact(&from, 100, 2));
+        Ok(())
+    })
+}
+
 /// `close` with bytes unread: the sender must learn that they were not read.
 pub fn close_unread(link: &Link, said: &mut Said) -> io::Result<()> {
     each(link, |way, from, to| {

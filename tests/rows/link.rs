@@ -80,6 +80,24 @@ impl Link {
     }
 }
 
+/// Uses a connection for both directions, says so, and keeps it open until this process is killed.
+pub fn hold(drive: &str, args: &[&str]) -> io::Result<()> {
+    let drive = if drive == "blocking" { Drive::Blocking } else { Drive::Polling };
+    let road = Link::parse(args)?.four;
+    // Kept open, as servers do.
+    let listener = listen(road.listen, 16)?;
+    let client = dial(road.dial, drive)?;
+    let pair = Pair { client, server: accept(&listener, drive)? };
+    for (_, from, to) in pair.ways() {
+        send_all(from, 1000, 1)?;
+        recv_exact(to, 1000, 1);
+    }
+    println!("held: {}", pair.client.local_addr()?);
+    loop {
+        std::thread::park();
+    }
+}
+
 /// A socket that listens. It never blocks.
 pub fn listen(at: SocketAddr, backlog: i32) -> io::Result<TcpListener> {
     let fd = socket(at, Drive::Polling)?;

@@ -5,6 +5,9 @@
 //! has to be guessed about the other. It prints a line for each thing that it saw. No line tells a time or
 //! depends on one, so two runs can be compared.
 //!
+//! `rows hold blocking|polling ...` uses a connection for both directions and keeps it open until it is killed, so
+//! that others can look at it.
+//!
 //! This program does not import `splice`: that row is the program `splicer`.
 
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a program of the command line")]
@@ -30,6 +33,7 @@ type Row = fn(&Link, &mut Said) -> io::Result<()>;
 const ROWS: &[(&str, Row)] = &[
     ("blocking", read::blocking),
     ("nonblocking", read::nonblocking),
+    ("both_at_once", read::both_at_once),
     ("epoll_level", read::epoll_level),
     ("epoll_edge", read::epoll_edge),
     ("peek", read::peek),
@@ -50,7 +54,9 @@ const ROWS: &[(&str, Row)] = &[
     ("ulp", write::ulp),
     ("resume", write::resume),
     ("full", write::full),
+    ("sndtimeo", write::sndtimeo),
     ("half_close", end::half_close),
+    ("shut_read", end::shut_read),
     ("close_unread", end::close_unread),
     ("reset", end::reset),
     ("close_then_read", end::close_then_read),
@@ -85,6 +91,7 @@ fn run(args: &[&str]) -> io::Result<()> {
             ROWS.iter().for_each(|(name, _)| println!("{name}"));
             Ok(())
         }
+        ["hold", drive, ref rest @ ..] => link::hold(drive, rest),
         [share::TAKER] => share::taker(),
         [share::SHARER] => share::sharer(),
         [name, ref rest @ ..] if rest.len() == 4 => {

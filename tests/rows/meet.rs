@@ -83,19 +83,16 @@ pub fn mapped(link: &Link, said: &mut Said) -> io::Result<()> {
     talk(&pair, said)
 }
 
-/// Nobody listens.
+/// Nobody listens: the connect says so, or else the first read.
 pub fn refused(link: &Link, said: &mut Said) -> io::Result<()> {
-    match dial(link.four.dial, Drive::Polling) {
-        Err(e) => {
-            said.line("connect", errno(&e));
-            said.line("read", "no connection");
-        }
+    let end = match dial(link.four.dial, Drive::Polling) {
+        Err(e) => errno(&e),
         Ok(client) => {
-            said.line("connect", "done");
             wait(&client, PollFlags::IN, LIMIT)?;
-            said.line("read", count(take(&client, 1, RecvFlags::empty()).map(|bytes| bytes.len())));
+            count(take(&client, 1, RecvFlags::empty()).map(|bytes| bytes.len()))
         }
-    }
+    };
+    said.line("end", end);
     Ok(())
 }
 

@@ -2,7 +2,7 @@
 
 use std::{
     io::{self, IoSliceMut},
-    net::TcpStream,
+    net::{Shutdown, TcpStream},
     sync::mpsc::sync_channel,
     thread,
     time::Duration,
@@ -15,7 +15,8 @@ use rustix::{
         epoll::{self, EventFlags},
     },
     fd::OwnedFd,
-    net::{RecvAncillaryBuffer, RecvFlags, ReturnFlags, recvmsg},
+    io::Errno,
+    net::{RecvAncillaryBuffer, RecvFlags, ReturnFlags, SendFlags, recvmsg},
     thread::gettid,
 };
 
@@ -24,7 +25,7 @@ use crate::{
     said::{Said, count, done, lost},
 };
 
-fn size(answer: Result<Vec<u8>, rustix::io::Errno>) -> String {
+fn size(answer: Result<Vec<u8>, Errno>) -> String {
     count(answer.map(|bytes| bytes.len()))
 }
 
@@ -61,6 +62,51 @@ pub fn nonblocking(link: &Link, said: &mut Said) -> io::Result<()> {
         said.line(&format!("{way} bulk"), got);
     }
     Ok(())
+}
+
+/// Both ends send and read at once, whatever `poll` says can be done.
+pub fn both_at_once(link: &Link, said: &mut Said) -> io::Result<()> {
+    let pair = &link.pair(Drive::Polling)?;
+    let (client, server) = thread::scope(|scope| {
+        let server = scope.spawn(|| talk(&pair.server, 2, 1));
+        let client = talk(&pair.client, 1, 2);
+        (client, server.join().map_err(|_| lost("the server panicked")))
+    });
+    said.line("client", client?);
+    said.line("server", server??);
+    Ok(())
+}
+
+/// Sends pattern `sends` and reads pattern `reads`, each when `poll` says that it can be done.
+fn talk(io: &TcpStream, sends: u64, reads: u64) -> io::Result<String> {
+    const TOTAL: u64 = 4 << 20;
+    let (mut sent, mut got, mut size) = (0, 0, 1);
+    while got < TOTAL || sent < TOTAL {
+        let out = if sent < TOTAL { PollFlags::OUT } else { PollFlags::empty() };
+        let events = wait(io, if got < TOTAL { out | PollFlags::IN } else { out }, LIMIT)?;
+        if events.is_empty() {
+            return Err(lost(&format!("nothing happens: {got} bytes read and {sent} sent of {TOTAL}")));
+        }
+        if events.contains(PollFlags::OUT) {
+            size = size * 7 % 200_003;
+            sent += send_some(io, sends, sent, size.min(TOTAL - sent), SendFlags::empty())?;
+            if sent == TOTAL {
+                io.shutdown(Shutdown::Write)?;
+            }
+        }
+        if events.contains(PollFlags::IN) {
+            match take(io, 65_536, RecvFlags::empty()) {
+                Ok(bytes) if bytes == pattern(reads, got, bytes.len()) && !bytes.is_empty() => {
+                    got += bytes.len() as u64;
+                }
+                Ok(bytes) => return Err(lost(&format!("{} other bytes at {got}", bytes.len()))),
+                // Told in vain, as may happen to everybody who polls.
+                Err(Errno::AGAIN) => {}
+                Err(e) => return Err(e.into()),
+            }
+        }
+    }
+    Ok(format!("{got} intact"))
 }
 
 struct Watch(OwnedFd);
@@ -112,14 +158,14 @@ pub fn epoll_edge(link: &Link, said: &mut Said) -> io::Result<()> {
         said.line(&format!("{way} first"), watch.next(LIMIT)?);
         arrived(to, 1000)?;
         said.line(&format!("{way} part"), size(take(to, 400, RecvFlags::empty())));
-        send_some(from, 1, 1000, 10, rustix::net::SendFlags::empty())?;
+        send_some(from, 1, 1000, 10, SendFlags::empty())?;
         said.line(&format!("{way} more"), watch.next(LIMIT)?);
         arrived(to, 610)?;
         let rest = recv_from(to, 400, 1010, 1);
         said.line(&format!("{way} rest"), rest);
         let mut told = 0;
         for i in 0..500 {
-            send_some(from, 2, i, 1, rustix::net::SendFlags::empty())?;
+            send_some(from, 2, i, 1, SendFlags::empty())?;
             if watch.next(LIMIT)? == "IN" {
                 told += 1;
             }
@@ -199,6 +245,9 @@ pub fn waitall(link: &Link, said: &mut Said) -> io::Result<()> {
             send_all(from, 100, 1)?;
             reader.join().map_err(|_| lost("the reader panicked"))
         })?;
+        if answer != "200" {
+            wait(to, PollFlags::IN, LIMIT)?;
+        }
         let rest = size(take(to, 200, RecvFlags::DONTWAIT));
         said.line(way, format!("{answer}, then {rest}"));
     }

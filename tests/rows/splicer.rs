@@ -22,7 +22,11 @@ use said::{Said, errno};
 fn main() -> ExitCode {
     let args: Vec<_> = std::env::args().skip(1).collect();
     let args: Vec<_> = args.iter().map(String::as_str).collect();
-    match said::perform(splice, &args) {
+    let done = match args[..] {
+        ["hold", drive, ref rest @ ..] => link::hold(drive, rest),
+        _ => said::perform(splice, &args),
+    };
+    match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error}");
@@ -54,11 +58,9 @@ fn splice(link: &Link, said: &mut Said) -> io::Result<()> {
         let mut bytes = Vec::new();
         reader.read_to_end(&mut bytes)?;
         let intact = if bytes == link::pattern(1, 0, moved) { "intact" } else { "other bytes" };
-        said.line(way, format!("{moved} spliced, {end}, {intact}"));
-        if moved < 5000 {
-            let rest = link::recv_exact(to, 5000 - moved as u64, 1);
-            said.line(&format!("{way} recv"), rest.bytes);
-        }
+        said.line(way, format!("{moved}, {end}, {intact}"));
+        let rest = link::recv_from(to, moved as u64, 5000, 1);
+        said.line(&format!("{way} in all"), rest);
     }
     Ok(())
 }

@@ -125,8 +125,10 @@ fn urgent_byte(link: &Link, said: &mut Said, inline: bool) -> io::Result<()> {
         let urgent = wait(to, PollFlags::PRI, NEVER)?;
         said.line(&format!("{way} told"), events(urgent));
         if !inline {
-            let byte = take(to, 1, RecvFlags::OOB);
-            said.line(&format!("{way} beside"), count(byte.map(|bytes| bytes.len())));
+            // Who is not told does not ask.
+            let byte = urgent.contains(PollFlags::PRI).then(|| take(to, 1, RecvFlags::OOB));
+            let byte = byte.map_or("not asked for".to_owned(), |byte| count(byte.map(|bytes| bytes.len())));
+            said.line(&format!("{way} beside"), byte);
         }
         let mut stream = String::new();
         while !stream.ends_with("def") {
@@ -251,6 +253,24 @@ pub fn full(link: &Link, said: &mut Said) -> io::Result<()> {
         send_all(from, 1000, 2)?;
         arrived(to, 1000)?;
         said.line(&format!("{way} after"), recv_exact(to, 1000, 2));
+    }
+    Ok(())
+}
+
+/// `SO_SNDTIMEO` ends a wait for a reader that never reads.
+pub fn sndtimeo(link: &Link, said: &mut Said) -> io::Result<()> {
+    let pair = link.pair(Drive::Blocking)?;
+    for (way, from, to) in pair.ways() {
+        from.set_write_timeout(Some(NEVER))?;
+        let mut sent = 0;
+        let end = loop {
+            match send(from, pattern(1, sent, 65_536), SendFlags::NOSIGNAL) {
+                Ok(n) => sent += n as u64,
+                Err(e) => break e,
+            }
+        };
+        said.line(&format!("{way} in the end"), count(Err(end)));
+        said.line(&format!("{way} read"), recv_exact(to, sent, 1).intact);
     }
     Ok(())
 }
