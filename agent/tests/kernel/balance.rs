@@ -249,6 +249,28 @@ async fn policy_by_user_and_control_group() {
 }
 
 #[tokio::test]
+async fn a_control_group_that_is_made_later_counts() {
+    need!("a_control_group_that_is_made_later_counts", "python3");
+    let a = named("127.0.0.1:0", "a").await;
+    let bed = bed(Vec::new()).await;
+    let later = bed.enrolled.join("later");
+    let service = |deny| vec![Straight { deny, ..straight("240.1.0.1:80", &[(a, 1)]) }];
+    let services = service(vec![Caller::Cgroup(later.clone())]);
+    let mut table = bed.table.clone();
+    table.straight = services.clone();
+    bed.ebpf().apply(&table).unwrap();
+    let call = || async { run_in(&later, &["python3", "-c", CALLS, "240.1.0.1", "80", "1"]).done().await };
+    std::fs::create_dir(&later).unwrap();
+    let start = Instant::now();
+    while call().await != "EPERM" {
+        assert!(start.elapsed() < LIMIT, "it never counts");
+        bed.ebpf().balance(&services);
+    }
+    bed.ebpf().balance(&service(Vec::new()));
+    assert_eq!(call().await, "240.1.0.1 80 a", "a rule that is taken away counts at once");
+}
+
+#[tokio::test]
 async fn an_endpoint_that_does_not_answer_is_passed_over() {
     need!("an_endpoint_that_does_not_answer_is_passed_over", "python3");
     let (a, down) = (named("127.0.0.1:0", "a").await, nobody().await);
