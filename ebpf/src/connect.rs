@@ -129,6 +129,8 @@ fn capture(
     }
 
     let (service, listener) = match service(addr, port) {
+        // The kernel way needs none.
+        Some(service) if service.number != 0 => (service, None),
         // SAFETY: copied at once; a concurrent replacement is one aligned word.
         Some(service) => (service, unsafe { MESH_LISTENERS.get(netns) }.copied()),
         None => match dns::listener(netns, &addr, port) {

@@ -104,9 +104,10 @@ pub static MESH_ENDPOINTS: HashMap<EndpointKey, EndpointState, MAX_SERVICES, ON_
 #[btf_map]
 pub static MESH_USE: HashMap<UseKey, Use, MAX_USES, ON_DEMAND> = HashMap::new();
 
-/// Such connections that exist now, by socket cookie. Written by sockops.
+/// Such connections that exist now, by socket cookie. Written by sockops. Memory is taken at once: entries come and
+/// go with every connection, and to find memory for one costs as much as all the rest of a connect.
 #[btf_map]
-pub static MESH_CONNECTION: HashMap<u64, Origin, MAX_TUPLES, ON_DEMAND> = HashMap::new();
+pub static MESH_CONNECTION: HashMap<u64, Origin, MAX_TUPLES> = HashMap::new();
 /// Sockets that bytes can be redirected to. Written by sockops; the kernel takes a socket out when it is
 /// closed. Nobody else may: what a reader has not read is lost with its entry.
 #[btf_map]

@@ -71,6 +71,9 @@ pub fn established(ctx: &SockOpsContext, passive: bool) {
         // The latter: a hook of an inner control group was here already.
         return;
     }
+    if !passive && !is_wanted(sk) {
+        return;
+    }
     let mut own = SocketKey::default();
     write_key(ctx.ops, &mut own);
     let flags = if passive { passive_end(&own) } else { active_end(sk, &own).unwrap_or(NOT_AT_ALL) };
@@ -174,6 +177,14 @@ pub fn redirected(ctx: &SockOpsContext) -> (u64, u64) {
     let (sent, own) = unsafe { ((*flow).redirected, (*flow).peer.flipped()) };
     // SAFETY: copied at once.
     (sent, unsafe { MESH_ENDS.get(own) }.map_or(0, |end| end.received))
+}
+
+/// Whether a connection that this end opened may be redirected at all: most are not, and are to cost nothing.
+#[inline(always)]
+fn is_wanted(sk: *mut bpf_sock) -> bool {
+    let origin = origin_of(sk);
+    // SAFETY: not null; only a connect of this socket writes it.
+    origin.is_null() || unsafe { (*origin).flags } & (Origin::REDIRECT | Origin::JOIN) != 0
 }
 
 /// Flags of the end that opened the connection, none if it is not to be redirected.
