@@ -19,8 +19,19 @@ const INIT: &str = include_str!("guest.sh");
 /// The agent's configuration there.
 const CONFIG: &str = include_str!("guest.yaml");
 /// Programs that the agent and the kernel tests call, besides Python.
-const PROGRAMS: &[&str] =
-    &["unshare", "ip", "curl", "bpftool", "nft", "iptables-restore", "ip6tables-restore", "iptables", "ip6tables"];
+const PROGRAMS: &[&str] = &[
+    "unshare",
+    "ip",
+    "curl",
+    "bpftool",
+    "nft",
+    "iptables",
+    "iptables-save",
+    "iptables-restore",
+    "ip6tables",
+    "ip6tables-save",
+    "ip6tables-restore",
+];
 /// Where `iptables` loads its matches and targets from.
 const XTABLES: &str = "/usr/lib/x86_64-linux-gnu/xtables";
 /// Parts of Python's library that no test needs, many of them large.
