@@ -1,7 +1,8 @@
 //! Bytes both ways between a program and an endpoint, each half ended the way its sender ended it.
 //!
 //! A FIN is passed on as a FIN of that half, a reset as a reset. Whatever ends the copy otherwise
-//! (idle time, a forced stop, a dropped future) shows as a reset on both sides, never as a clean end.
+//! (idle time, a forced stop, a dropped future, the death of the agent) shows as a reset on both sides,
+//! never as a clean end.
 
 use std::{
     io,
@@ -57,8 +58,11 @@ pub fn both_ways(
     report: Report,
 ) -> impl Future<Output = Result<(), CallError>> + Send + 'static {
     let Report { live, watch, idle_timeout } = report;
-    keep_urgent(caller.io.socket());
-    keep_urgent(endpoint.io.socket());
+    for io in [caller.io.socket(), endpoint.io.socket()] {
+        keep_urgent(io);
+        // From the start, because the kernel closes the sockets of a process that is killed. Undone at a clean end.
+        reset_on_close(io);
+    }
     let mut pair = Pair {
         caller: caller.io,
         endpoint: endpoint.io,
@@ -89,6 +93,12 @@ fn keep_urgent(io: &TcpStream) {
 pub fn reset_on_close(io: &TcpStream) {
     // Fails only on a socket that is gone already.
     let _ = socket2::SockRef::from(io).set_linger(Some(Duration::ZERO));
+}
+
+/// Takes [`reset_on_close`] back: what was written arrives, and then the end.
+fn end_on_close(io: &TcpStream) {
+    // Fails only on a socket that is gone already.
+    let _ = socket2::SockRef::from(io).set_linger(None);
 }
 
 struct Pair {
@@ -125,9 +135,9 @@ impl Pair {
 
 impl Drop for Pair {
     fn drop(&mut self) {
-        if !self.clean {
-            reset_on_close(self.caller.socket());
-            reset_on_close(self.endpoint.socket());
+        if self.clean {
+            end_on_close(self.caller.socket());
+            end_on_close(self.endpoint.socket());
         }
     }
 }
