@@ -293,6 +293,11 @@ impl Ebpf {
         self.listeners.insert(&self.netns, &listener).context("cannot write the kernel's table of listeners")
     }
 
+    /// How often that has happened since the tables were made.
+    fn counted(&self, outcome: Outcome) -> u64 {
+        self.counters.get(&(outcome as u32), 0).map_or(0, |by_cpu| by_cpu.iter().sum())
+    }
+
     /// Forgets connections that were captured and never accepted, a few per call.
     fn sweep(&self, now_ns: u64) {
         let mut cursor = self.sweep.lock();
@@ -372,6 +377,8 @@ impl Capture for Ebpf {
         let mut members = self.change.lock();
         members.refresh(&self.control, &self.programs);
         self.clients.follow(&members.attached());
+        drop(members);
+        self.redirect.tell_of_other_owners(self.counted(Outcome::PairBusy));
     }
 
     fn spaces(&self, all: bool) -> Vec<Space> {
@@ -500,13 +507,8 @@ impl Capture for Ebpf {
     }
 
     fn counters(&self) -> BTreeMap<&'static str, u64> {
-        let mut counters: BTreeMap<_, _> = Outcome::ALL
-            .iter()
-            .map(|outcome| {
-                let by_cpu = self.counters.get(&(*outcome as u32), 0);
-                (outcome.name(), by_cpu.map_or(0, |values| values.iter().sum()))
-            })
-            .collect();
+        let mut counters: BTreeMap<_, _> =
+            Outcome::ALL.iter().map(|outcome| (outcome.name(), self.counted(*outcome))).collect();
         counters.insert("never_accepted", self.swept.load(Relaxed));
         counters
     }

@@ -159,45 +159,40 @@ pub fn is_nonblocking(pid: u32, local: SocketAddr, remote: SocketAddr) -> io::Re
             Err(e) if e.kind() == io::ErrorKind::NotFound && table == "tcp6" => continue,
             Err(e) => return Err(e),
         };
-        if let Some(inode) = inode_of(&text, Some(local), Some(remote)) {
+        if let Some(inode) = inode_of(&text, local, remote) {
             return descriptor_flags(pid, inode).map(|flags| flags.map(|f| f & libc::O_NONBLOCK as u32 != 0));
         }
     }
     Ok(None)
 }
 
-/// Processes with a descriptor of the socket that listens on `addr` in this process's network namespace, or
-/// on every address at that port. Looks at the descriptors of every process: for rare use.
-pub fn listeners(addr: SocketAddr) -> io::Result<Vec<u32>> {
-    let any = |v4: bool| {
-        SocketAddr::new(if v4 { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() }, addr.port())
-    };
-    let mut inodes = Vec::new();
-    for table in ["tcp", "tcp6"] {
-        let Ok(text) = fs::read_to_string(format!("/proc/self/net/{table}")) else { continue };
-        let found = [addr, any(true), any(false)].into_iter().filter_map(|at| inode_of(&text, Some(at), None));
-        inodes.extend(found);
-    }
-    let mut found = Vec::new();
+/// A process that holds the socket which is connected from `local` to `remote` in this process's network
+/// namespace: the one that listens at `local`, or one that it has handed the socket to, as servers do that fork
+/// for each connection. Looks at the descriptors of every process: for rare use.
+pub fn holder(local: SocketAddr, remote: SocketAddr) -> io::Result<Option<u32>> {
+    let inode = ["tcp", "tcp6"].into_iter().find_map(|table| {
+        let text = fs::read_to_string(format!("/proc/self/net/{table}")).ok()?;
+        // One that was not accepted yet is nobody's.
+        inode_of(&text, local, remote).filter(|inode| *inode != 0)
+    });
+    let Some(inode) = inode else { return Ok(None) };
     for entry in fs::read_dir("/proc")?.flatten() {
         let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
-        if inodes.iter().any(|inode| matches!(descriptor_flags(pid, *inode), Ok(Some(_)))) {
-            found.push(pid);
+        if matches!(descriptor_flags(pid, inode), Ok(Some(_))) {
+            return Ok(Some(pid));
         }
     }
-    Ok(found)
+    Ok(None)
 }
 
-/// The inode of the socket with these ends in the text of `/proc/PID/net/tcp` or `tcp6`; without `remote`,
-/// of the one that listens.
-fn inode_of(table: &str, local: Option<SocketAddr>, remote: Option<SocketAddr>) -> Option<u64> {
+/// The inode of the socket with these ends in the text of `/proc/PID/net/tcp` or `tcp6`.
+fn inode_of(table: &str, local: SocketAddr, remote: SocketAddr) -> Option<u64> {
     table.lines().skip(1).find_map(|line| {
         let mut fields = line.split_whitespace();
         let own = address(fields.nth(1)?)?;
         let other = address(fields.next()?)?;
-        let listens = fields.next()? == "0A";
-        let fits = local.is_none_or(|l| same(l, own)) && remote.map_or(listens, |r| !listens && same(r, other));
-        fits.then(|| fields.nth(5)?.parse().ok())?
+        // Of the fields between: the state, and five more.
+        (same(local, own) && same(remote, other)).then(|| fields.nth(6)?.parse().ok())?
     })
 }
 
@@ -429,9 +424,13 @@ mod tests {
             assert_eq!(look(), Some(false));
             stream.set_nonblocking(true).unwrap();
             assert_eq!(look(), Some(true));
-            assert_eq!(listeners(remote).unwrap(), [std::process::id()]);
-            drop(stream);
+            assert_eq!(holder(local, remote).unwrap(), Some(std::process::id()));
+            assert_eq!(holder(remote, local).unwrap(), None, "not accepted yet");
+            let (accepted, _) = listener.accept().unwrap();
+            assert_eq!(holder(remote, local).unwrap(), Some(std::process::id()));
+            drop((stream, accepted));
             assert_eq!(look(), None);
+            assert_eq!(holder(local, remote).unwrap(), None);
         }
     }
 
@@ -449,7 +448,8 @@ mod tests {
         }
         assert_eq!(flags_of("pos:\t0\nflags:\t02004002\nmnt_id:\t9\n"), Some(0o2004002));
         assert_eq!(flags_of("garbage"), None);
-        assert_eq!(inode_of("head\n garbage\n\n", None, None), None);
+        let any = "0.0.0.0:0".parse().unwrap();
+        assert_eq!(inode_of("head\n garbage\n\n", any, any), None);
     }
 
     #[test]

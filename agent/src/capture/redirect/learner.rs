@@ -154,11 +154,7 @@ impl School {
 /// The process that holds the other end of the agent's connection from `from` to `at`. Looks at every process:
 /// for rare use.
 async fn owner(at: SocketAddr, from: SocketAddr) -> Option<u32> {
-    let look = async || {
-        let holds = move |pid: &u32| matches!(learn::is_nonblocking(*pid, at, from), Ok(Some(_)));
-        let find = move || learn::listeners(at).ok()?.into_iter().find(holds);
-        tokio::task::spawn_blocking(find).await.ok()?
-    };
+    let look = async || tokio::task::spawn_blocking(move || learn::holder(at, from).ok()?).await.ok()?;
     match look().await {
         Some(pid) => Some(pid),
         None => {

@@ -8,6 +8,7 @@ pub mod btf;
 mod group;
 pub mod learn;
 pub mod learner;
+mod owners;
 pub mod selftest;
 mod verdicts;
 
@@ -48,6 +49,8 @@ use crate::{
 
 /// How long a stop waits for programs to read what was redirected to them.
 const READ_WITHIN: Duration = Duration::from_secs(2);
+/// How often it is told that others own sockets.
+const OWNERS_AGAIN: Duration = Duration::from_secs(60);
 /// How often one connection of all programs that are redirected is looked at.
 const CALLERS_AGAIN: Duration = Duration::from_millis(50);
 
@@ -66,6 +69,10 @@ pub struct Redirect {
     /// The network namespace that the agent dials from.
     netns: u64,
     learning: OnceLock<Learning>,
+    /// Number of the program for messages; 0 if that is not known.
+    message: u32,
+    /// When it was told last that others own sockets, and how many that were.
+    told_of_owners: Mutex<(Option<Instant>, u64)>,
 }
 
 /// What began with [`Redirect::start`].
@@ -142,7 +149,10 @@ impl Redirect {
         if let Some(reason) = &unusable {
             tracing::warn!(reason, "no redirect on this host: all bytes go by TCP");
         }
-        let (fill, group) = parts.unzip();
+        let (fill, group, message) = match parts {
+            Some((fill, group, message)) => (Some(fill), Some(group), message),
+            None => (None, None, 0),
+        };
         Ok(Self {
             control: open(pins, map::CONTROL)?,
             ends: open(pins, map::ENDS)?,
@@ -159,6 +169,8 @@ impl Redirect {
             room: config.max_connections as usize * 2,
             netns: sys::netns_cookie(&std::net::TcpListener::bind((std::net::Ipv4Addr::LOCALHOST, 0))?)?,
             learning: OnceLock::new(),
+            message,
+            told_of_owners: Mutex::default(),
         })
     }
 
@@ -167,7 +179,7 @@ impl Redirect {
         pins: &Pins,
         name: &str,
         sockops: BorrowedFd<'_>,
-    ) -> anyhow::Result<(OwnedFd, OwnGroup)> {
+    ) -> anyhow::Result<(OwnedFd, OwnGroup, u32)> {
         let load = |ebpf: &mut aya::Ebpf, name| load_program(ebpf, name).map_err(|e| super::ebpf::refusal(name, &e));
         let message = load(ebpf, program::MSG)?;
         let fill = load(ebpf, program::FILL)?;
@@ -176,7 +188,7 @@ impl Redirect {
         sys::map_attach(message.as_fd(), sockets.as_fd()).context("cannot attach to the table of sockets")?;
         let group = OwnGroup::enter(name)?;
         group.attach(sockops, &pins.own_link()).inspect_err(|_| group.leave())?;
-        Ok((fill, group))
+        Ok((fill, group, owners::number(message.as_fd())))
     }
 
     /// Tells the kernel half what holds now.
@@ -285,6 +297,21 @@ impl Redirect {
             },
             flags if flags & Origin::REDIRECT != 0 => "off: the kernel did not take both sockets".to_owned(),
             _ => "off: came before redirect was on".to_owned(),
+        }
+    }
+
+    /// Told how many sockets the kernel has refused so far because another program's table has them, says so in
+    /// the log when they have become more. Not for the runtime that moves bytes.
+    pub(super) fn tell_of_other_owners(&self, refused: u64) {
+        let now = Instant::now();
+        let mut told = self.told_of_owners.lock();
+        if refused > told.1 && told.0.is_none_or(|at| now.duration_since(at) >= OWNERS_AGAIN) {
+            tracing::warn!(
+                sockets = refused - told.1,
+                owners = owners::others(self.message),
+                "redirect: another program's table of sockets has sockets that were to be redirected, they go by TCP"
+            );
+            *told = (Some(now), refused);
         }
     }
 
