@@ -20,6 +20,8 @@ mod limits;
 mod loss;
 mod motan2;
 mod names;
+mod redirect;
+mod redirect_loss;
 mod reload;
 mod semantics;
 mod tcp;

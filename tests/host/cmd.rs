@@ -72,6 +72,12 @@ impl Cmd {
         self
     }
 
+    /// Runs it by another program, which takes it as its last arguments.
+    pub fn under(mut self, runner: &[&str]) -> Self {
+        self.argv.splice(0..0, runner.iter().map(|&a| a.to_owned()));
+        self
+    }
+
     /// Runs in this control group.
     pub fn cgroup(mut self, group: &Cgroup) -> Self {
         self.cgroup = Some(group.path().to_owned());

@@ -60,5 +60,8 @@ fn missing(need: &Need) -> Option<String> {
 pub fn which(name: &str) -> Option<PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();
     let places = env::split_paths(&path).chain(["/usr/sbin", "/sbin", "/usr/local/go/bin"].map(PathBuf::from));
+    // Debian keeps every version of PostgreSQL's programs in a folder of its own.
+    let versions = fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
+    let places = places.chain(versions.map(|version| version.path().join("bin")));
     places.map(|dir| dir.join(name)).find(|file| file.is_file())
 }

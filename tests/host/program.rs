@@ -19,7 +19,7 @@ pub struct Server {
 }
 
 impl Server {
-    fn start(addr: SocketAddr, dir: Temp, cmd: Cmd) -> Self {
+    pub(crate) fn start(addr: SocketAddr, dir: Temp, cmd: Cmd) -> Self {
         let proc = cmd.spawn(&dir.file("log"));
         let mut server = Self { addr, proc, dir, cmd };
         server.wait();
@@ -61,11 +61,11 @@ pub struct Place<'a> {
 }
 
 impl Place<'_> {
-    fn ip(&self) -> IpAddr {
+    pub(crate) fn ip(&self) -> IpAddr {
         self.net.map_or(IpAddr::from([127, 0, 0, 1]), Net::there)
     }
 
-    fn put(&self, mut cmd: Cmd) -> Cmd {
+    pub(crate) fn put(&self, mut cmd: Cmd) -> Cmd {
         if let Some(group) = self.cgroup {
             cmd = cmd.cgroup(group);
         }
@@ -77,7 +77,7 @@ impl Place<'_> {
 }
 
 /// An nginx that answers `/` with `name`, gives files under `/files/`, which is `files/` in its folder, and
-/// takes uploads there by PUT.
+/// takes uploads there by PUT. Under `/sent/` it gives the same files by `sendfile`.
 pub fn nginx(name: &str, place: &Place<'_>) -> Server {
     let dir = Temp::new();
     let addr = SocketAddr::new(place.ip(), free_port());
@@ -96,6 +96,7 @@ http {{
     listen {addr};
     location / {{ return 200 '{name}'; }}
     location /files/ {{ root {path}; dav_methods PUT; }}
+    location /sent/ {{ sendfile on; alias {path}/files/; }}
   }}
 }}
 "

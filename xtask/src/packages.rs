@@ -30,6 +30,9 @@ pub const PROGRAMS: &[(&str, &[&str])] = &[
     ("javac", &["default-jdk-headless"]),
     ("go", &["golang-go"]),
     ("musl-gcc", &["musl-tools"]),
+    ("postgres", &["postgresql"]),
+    ("mariadbd", &["mariadb-server-core"]),
+    ("mariadb-slap", &["mariadb-client"]),
 ];
 
 /// Time for one call of apt: a slow mirror and a large package (a JDK) included.

@@ -43,8 +43,11 @@ pub fn cargo<I: AsRef<OsStr>>(args: impl IntoIterator<Item = I>) -> Command {
 /// Where a program is: on the `PATH`, or where Debian keeps those for administrators.
 pub fn find(program: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
+    // Debian keeps every version of PostgreSQL's programs in a folder of its own.
+    let versions = fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
     std::env::split_paths(&path)
         .chain(["/usr/sbin", "/sbin", "/usr/bin", "/bin", "/usr/local/go/bin"].map(PathBuf::from))
+        .chain(versions.map(|version| version.path().join("bin")))
         .map(|dir| dir.join(program))
         .find(|file| is_executable(file))
 }

@@ -22,6 +22,9 @@ const PROGRAMS: &[&str] = &[
     "javac",
     "go",
     "musl-gcc",
+    "postgres",
+    "mariadbd",
+    "mariadb-slap",
 ];
 
 /// Compiling everything on two cores is most of it.

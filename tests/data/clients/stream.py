@@ -31,6 +31,8 @@ def serve(name, host="127.0.0.1", port="0"):
 
     def one(sock):
         try:
+            # Non-blocking underneath.
+            sock.settimeout(600)
             asked = b""
             while not asked.endswith(b"\n"):
                 part = sock.recv(1)
@@ -107,6 +109,65 @@ def streams(host, port, count):
         thread.start()
     for thread in threads:
         thread.join()
+
+
+def survivors(host, port, count):
+    """`count` times at once and for ever: opens a connection without blocking, sends a stream whose length everyone
+    knows and compares what comes back, and says how that ended: `whole`, the error's name, or `cut` where the
+    other end claims to be done."""
+
+    def one(seed):
+        numbers = random.Random(seed)
+        while True:
+            total, got, sent = numbers.choice([1000, 300_000, 3_000_000]), 0, 0
+            data, name, end, wrong = numbers.randbytes(total), "", "whole", None
+            began = time.time()
+            try:
+                sock = connect(host, port, 30)
+            except OSError as error:
+                say(ms=int(began * 1000), connect=errno.errorcode.get(error.errno, str(error)))
+                time.sleep(0.02)
+                continue
+            say(ms=int(began * 1000), connect="ok")
+            try:
+                sock.sendall(b"echo\n")
+                while not name.endswith("\n"):
+                    part = sock.recv(1)
+                    if not part:
+                        raise EOFError
+                    name += part.decode()
+                sock.setblocking(False)
+                while got < total:
+                    wants = [sock] if sent < total and sent - got < 1 << 20 else []
+                    readable, writable, _ = select.select([sock], wants, [], 30)
+                    if not readable and not writable:
+                        raise TimeoutError(errno.ETIMEDOUT, "hangs")
+                    if writable:
+                        try:
+                            sent += sock.send(data[sent : sent + numbers.choice([1, 100, 1448, 30000, 200000])])
+                        except BlockingIOError:
+                            pass
+                    if readable:
+                        try:
+                            back = sock.recv(1 << 16)
+                        except BlockingIOError:
+                            continue
+                        if not back:
+                            raise EOFError
+                        if back != data[got : got + len(back)]:
+                            wrong = "bytes from %d on differ" % got
+                            break
+                        got += len(back)
+            except EOFError:
+                end = "cut"
+            except OSError as error:
+                end = errno.errorcode.get(error.errno, str(error))
+            sock.close()
+            say(ms=int(began * 1000), to=name.strip(), end=end, got=got, sent=sent, total=total, wrong=wrong)
+
+    for seed in range(int(count)):
+        threading.Thread(target=one, args=(seed,), daemon=True).start()
+    signal.pause()
 
 
 def ask(host, port, timeout=5):
@@ -195,7 +256,7 @@ def idle(host, port):
 
 
 def main(verb, *args):
-    verbs = [serve, sink, streams, churn, asks, calls, idle]
+    verbs = [serve, sink, streams, survivors, churn, asks, calls, idle]
     {f.__name__: f for f in verbs}[verb](*args)
 
 
