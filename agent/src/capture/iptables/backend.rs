@@ -155,6 +155,8 @@ fn probe_restore(family: Family, rules: &Rules) -> anyhow::Result<()> {
         text.push_str(&format!("-A {PROBE} {} -p tcp -j RETURN\n", caller.iptables()));
     }
     text.push_str(&format!("-A {PROBE} -p tcp -j REDIRECT --to-ports 1\nCOMMIT\n"));
+    // Applying reads what is there before it changes anything.
+    save(family)?;
     restore(family, &text)?;
     restore(family, &format!("*nat\n:{PROBE} - [0:0]\n-X {PROBE}\nCOMMIT\n"))
 }

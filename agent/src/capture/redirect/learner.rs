@@ -14,6 +14,7 @@ use tokio::{
 };
 
 use super::learn::{self, File, Memory, Reason, Verdict};
+use crate::sys;
 
 /// Connections that wait to be looked at; more are not worth it.
 const ROOM: usize = 256;
@@ -167,8 +168,13 @@ async fn owner(at: SocketAddr, from: SocketAddr) -> Option<u32> {
 
 /// Reads the program file, which may be large, where waiting for the disk harms nobody.
 async fn look_into(pid: u32, path: PathBuf, inspect: Inspect) -> Option<Reason> {
-    let looked = tokio::task::spawn_blocking(move || inspect(pid, &path)).await;
-    looked.unwrap_or(Some(Reason::Unreadable))
+    let look = move || {
+        let found = inspect(pid, &path);
+        // Once for each program; what it read is of no further use.
+        sys::give_memory_back();
+        found
+    };
+    tokio::task::spawn_blocking(look).await.unwrap_or(Some(Reason::Unreadable))
 }
 
 /// Looks at the socket, twice: programs may connect or accept and set it to non-blocking a moment later, or the
