@@ -23,6 +23,8 @@ use object::{
 };
 use serde::Serialize;
 
+use crate::sys::diag::Diag;
+
 /// Connections of an executable that must have been non-blocking before it is redirected.
 pub const SAMPLES: u32 = 3;
 /// How often an executable with a verdict is looked at again.
@@ -152,6 +154,11 @@ pub fn executable(pid: u32) -> io::Result<(File, PathBuf)> {
 /// Whether the socket of process `pid` that is connected from `local` to `remote` has `O_NONBLOCK`; none when
 /// the process has no such socket (any more).
 pub fn is_nonblocking(pid: u32, local: SocketAddr, remote: SocketAddr) -> io::Result<Option<bool>> {
+    let nonblocking = |inode| Ok(descriptor_flags(pid, inode)?.map(|flags| flags & libc::O_NONBLOCK as u32 != 0));
+    if fs::read_link(format!("/proc/{pid}/ns/net"))? == fs::read_link("/proc/thread-self/ns/net")? {
+        return Diag::open()?.inode(local, remote)?.map_or(Ok(None), nonblocking);
+    }
+    // The kernel answers for the asker's network namespace only; this file lists the sockets of the other's.
     for table in ["tcp", "tcp6"] {
         let text = match fs::read_to_string(format!("/proc/{pid}/net/{table}")) {
             Ok(text) => text,
@@ -160,29 +167,28 @@ pub fn is_nonblocking(pid: u32, local: SocketAddr, remote: SocketAddr) -> io::Re
             Err(e) => return Err(e),
         };
         if let Some(inode) = inode_of(&text, local, remote) {
-            return descriptor_flags(pid, inode).map(|flags| flags.map(|f| f & libc::O_NONBLOCK as u32 != 0));
+            return nonblocking(inode);
         }
     }
     Ok(None)
 }
 
-/// A process that holds the socket which is connected from `local` to `remote` in this process's network
-/// namespace: the one that listens at `local`, or one that it has handed the socket to, as servers do that fork
-/// for each connection. Looks at the descriptors of every process: for rare use.
-pub fn holder(local: SocketAddr, remote: SocketAddr) -> io::Result<Option<u32>> {
-    let inode = ["tcp", "tcp6"].into_iter().find_map(|table| {
-        let text = fs::read_to_string(format!("/proc/self/net/{table}")).ok()?;
-        // One that was not accepted yet is nobody's.
-        inode_of(&text, local, remote).filter(|inode| *inode != 0)
-    });
-    let Some(inode) = inode else { return Ok(None) };
-    for entry in fs::read_dir("/proc")?.flatten() {
-        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
-        if matches!(descriptor_flags(pid, inode), Ok(Some(_))) {
-            return Ok(Some(pid));
-        }
-    }
-    Ok(None)
+/// The inode of the socket which is connected from `local` to `remote` in this process's network namespace; none
+/// while it waits to be accepted.
+pub fn inode(local: SocketAddr, remote: SocketAddr) -> io::Result<Option<u64>> {
+    Diag::open()?.inode(local, remote)
+}
+
+/// Whether process `pid` has a descriptor of the socket `inode`.
+pub fn holds(pid: u32, inode: u64) -> bool {
+    matches!(descriptor_flags(pid, inode), Ok(Some(_)))
+}
+
+/// A process that holds the socket `inode`: the one that listens, or one that it has handed the socket to, as
+/// servers do that fork for each connection. Looks at the descriptors of every process: for rare use.
+pub fn holder(inode: u64) -> io::Result<Option<u32>> {
+    let mut processes = fs::read_dir("/proc")?.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    Ok(processes.find(|pid| holds(*pid, inode)))
 }
 
 /// The inode of the socket with these ends in the text of `/proc/PID/net/tcp` or `tcp6`.
@@ -416,6 +422,7 @@ mod tests {
 
     #[test]
     fn the_flags_of_a_live_socket_are_found() {
+        let held = |a, b| inode(a, b).unwrap().and_then(|inode| holder(inode).unwrap());
         for at in ["127.0.0.1:0", "[::1]:0"] {
             let listener = TcpListener::bind(at).unwrap();
             let stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
@@ -424,13 +431,13 @@ mod tests {
             assert_eq!(look(), Some(false));
             stream.set_nonblocking(true).unwrap();
             assert_eq!(look(), Some(true));
-            assert_eq!(holder(local, remote).unwrap(), Some(std::process::id()));
-            assert_eq!(holder(remote, local).unwrap(), None, "not accepted yet");
+            assert_eq!(held(local, remote), Some(std::process::id()));
+            assert_eq!(held(remote, local), None, "not accepted yet");
             let (accepted, _) = listener.accept().unwrap();
-            assert_eq!(holder(remote, local).unwrap(), Some(std::process::id()));
+            assert_eq!(held(remote, local), Some(std::process::id()));
             drop((stream, accepted));
             assert_eq!(look(), None);
-            assert_eq!(holder(local, remote).unwrap(), None);
+            assert_eq!(held(local, remote), None);
         }
     }
 

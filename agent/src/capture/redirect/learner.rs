@@ -1,6 +1,7 @@
 //! Looks at the programs behind captured connections, one connection at a time, beside the data path.
 
 use std::{
+    collections::HashMap,
     net::SocketAddr,
     path::{Path, PathBuf},
     sync::Arc,
@@ -21,7 +22,9 @@ const ROOM: usize = 256;
 /// A program may set up its socket a moment after it connected: the second look comes this much later.
 const SECOND_LOOK: Duration = Duration::from_millis(100);
 /// Looks at once.
-const LOOKS: usize = 16;
+const LOOKS: usize = 8;
+/// The descriptors of all processes are searched no more often than this.
+const SEARCH_AGAIN: Duration = Duration::from_millis(50);
 
 /// A connection between a program and the agent.
 #[derive(Clone, Copy, Debug)]
@@ -83,7 +86,7 @@ impl Learner {
 type Inspect = fn(u32, &Path) -> Option<Reason>;
 
 async fn learn(mut queue: Receiver<Seen>, table: Arc<dyn Table>, inspect: Inspect) {
-    let school = Arc::new(School { memory: Mutex::default(), table, inspect });
+    let school = Arc::new(School { memory: Mutex::default(), owners: Mutex::default(), table, inspect });
     let mut looks = JoinSet::new();
     while let Some(seen) = queue.recv().await {
         // A look waits for its program now and then.
@@ -97,7 +100,7 @@ async fn learn(mut queue: Receiver<Seen>, table: Arc<dyn Table>, inspect: Inspec
                     school.judge(pid, local, remote).await;
                 }
                 Seen::Acceptor { at, from } => {
-                    let Some(pid) = owner(at, from).await else { return };
+                    let Some(pid) = school.owner(at, from).await else { return };
                     if let Some(verdict) = school.judge(pid, at, from).await {
                         school.table.set_acceptor(at, verdict);
                     }
@@ -110,11 +113,52 @@ async fn learn(mut queue: Receiver<Seen>, table: Arc<dyn Table>, inspect: Inspec
 
 struct School {
     memory: Mutex<Memory>,
+    owners: Mutex<Owners>,
     table: Arc<dyn Table>,
     inspect: Inspect,
 }
 
+/// Who was found behind listening sockets.
+#[derive(Default)]
+struct Owners {
+    known: HashMap<SocketAddr, u32>,
+    /// When all processes were looked at last.
+    searched: Option<Instant>,
+}
+
 impl School {
+    /// The process that holds the other end of the agent's connection from `from` to `at`; none when it could not
+    /// be found, or all processes were searched a moment ago.
+    async fn owner(&self, at: SocketAddr, from: SocketAddr) -> Option<u32> {
+        let look = async || tokio::task::spawn_blocking(move || learn::inode(at, from).ok()?).await.ok()?;
+        let inode = match look().await {
+            Some(inode) => inode,
+            None => {
+                // It may still wait to be accepted.
+                tokio::time::sleep(SECOND_LOOK).await;
+                look().await?
+            }
+        };
+        let known = self.owners.lock().known.get(&at).copied();
+        if let Some(pid) = known.filter(|pid| learn::holds(*pid, inode)) {
+            return Some(pid);
+        }
+        {
+            let mut owners = self.owners.lock();
+            if owners.searched.is_some_and(|last| last.elapsed() < SEARCH_AGAIN) {
+                return None;
+            }
+            owners.searched = Some(Instant::now());
+        }
+        let pid = tokio::task::spawn_blocking(move || learn::holder(inode).ok()?).await.ok()??;
+        let mut owners = self.owners.lock();
+        if owners.known.len() >= ROOM {
+            owners.known.clear();
+        }
+        owners.known.insert(at, pid);
+        Some(pid)
+    }
+
     /// The verdict on the program of `pid`, which has a socket from `local` to `remote`; none when nothing could
     /// be learned: a program that is gone teaches nothing.
     async fn judge(&self, pid: u32, local: SocketAddr, remote: SocketAddr) -> Option<Verdict> {
@@ -149,20 +193,6 @@ impl School {
             tracing::debug!(pid, ?file, verdict = verdict.text(), "redirect: a program was looked at");
         }
         Some(verdict)
-    }
-}
-
-/// The process that holds the other end of the agent's connection from `from` to `at`. Looks at every process:
-/// for rare use.
-async fn owner(at: SocketAddr, from: SocketAddr) -> Option<u32> {
-    let look = async || tokio::task::spawn_blocking(move || learn::holder(at, from).ok()?).await.ok()?;
-    match look().await {
-        Some(pid) => Some(pid),
-        None => {
-            // It may still wait to be accepted.
-            tokio::time::sleep(SECOND_LOOK).await;
-            look().await
-        }
     }
 }
 

@@ -52,7 +52,7 @@ const READ_WITHIN: Duration = Duration::from_secs(2);
 /// How often it is told that others own sockets.
 const OWNERS_AGAIN: Duration = Duration::from_secs(60);
 /// How often one connection of all programs that are redirected is looked at.
-const CALLERS_AGAIN: Duration = Duration::from_millis(50);
+const CALLERS_AGAIN: Duration = Duration::from_secs(1);
 
 /// The agent's side of redirect. All calls may be made from any thread.
 #[derive(Debug)]
