@@ -126,8 +126,25 @@ impl From<TcpStream> for Stream {
 }
 
 impl AsyncRead for Stream {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_read(cx, buf)
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let Self { io, gate } = self.get_mut();
+        if gate.is_none() {
+            return Pin::new(io).poll_read(cx, buf);
+        }
+        // tokio takes a read that does not fill the buffer for the last there is, and waits for the kernel to tell
+        // of more. Redirected bytes and those that came by TCP are in two queues, and one read takes from one of
+        // them only: what is in the other was told of already.
+        loop {
+            ready!(io.poll_read_ready(cx))?;
+            match io.try_read(buf.initialize_unfilled()) {
+                Ok(n) => {
+                    buf.advance(n);
+                    return Poll::Ready(Ok(()));
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => return Poll::Ready(Err(error)),
+            }
+        }
     }
 }
 

@@ -230,6 +230,35 @@ async fn a_program_falls_back_to_tcp_before_a_full_reader_and_comes_back() {
     assert!(bed.ebpf().redirect().unwrap().end(&key).unwrap().is_some_and(|end| end.flags & End::AGENT != 0));
 }
 
+/// Sends argv[2] bytes, says so and waits for one.
+const QUESTION: &str = "
+import socket, sys
+s = socket.create_connection((sys.argv[1], 80))
+s.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+for _ in range(int(sys.argv[2]) // 10000): s.sendall(bytes([7]) * 10000)
+print('asked', flush=True)
+print(s.recv(1))
+";
+
+#[tokio::test]
+async fn bytes_of_both_queues_are_read_though_nothing_comes_after_them() {
+    need!("bytes_of_both_queues_are_read_though_nothing_comes_after_them", "python3");
+    let bed = redirecting(&["240.0.0.1:80"]).await;
+    let all = 300_000;
+    let mut program = bed.python(QUESTION, &["240.0.0.1", &all.to_string()]);
+    let (io, _) = bed.accept().await;
+    // Part of it came by TCP, because nobody has read so far.
+    assert_eq!(program.line().await, "asked");
+    let mut io = wrap(&bed, io);
+    let (mut n, mut buffer) = (0, vec![0; 60_000]);
+    while n < all {
+        n += timeout(LIMIT, io.read(&mut buffer)).await.expect("what came by TCP is not read").unwrap();
+    }
+    io.write_all(b"!").await.unwrap();
+    assert_eq!(program.done().await, "b'!'");
+    assert!(bed.counter("redirected") > 1 && bed.counter("redirect_full") > 0, "{:?}", bed.ebpf().counters());
+}
+
 #[tokio::test]
 async fn a_full_table_costs_redirect_only() {
     need!("a_full_table_costs_redirect_only", "python3");
