@@ -93,6 +93,9 @@ impl Acceptor {
         mut stop: watch::Receiver<bool>,
         drain: Drain,
     ) {
+        // Accepted sockets inherit it: should this process be killed, their ends are resets from the first moment on,
+        // and nobody takes what came so far for all there is. Taken back where the protocol tells.
+        tcp::reset_on_close(&listener);
         let target = Arc::new(target);
         let mut connections = JoinSet::new();
         let mut asked = drain.clone();
@@ -209,6 +212,9 @@ impl Acceptor {
             Destination::Undeclared(_) => Box::pin(self.detect(&io, &destination)).await?,
         };
         guard.live.set_protocol(route.protocol);
+        if route.protocol != tcp::NAME {
+            tcp::end_on_close(&io);
+        }
         let io = Downstream::new(self.own.accepted(io), prefix, guard.live.clone());
         let conn = Accepted { io, peer, guard, dialled };
         self.protocol(route.protocol).serve(conn, route, drain).await

@@ -6,6 +6,7 @@
 
 use std::{
     io,
+    os::fd::AsFd,
     pin::{Pin, pin},
     sync::{Arc, atomic::Ordering::Relaxed},
     time::Duration,
@@ -89,14 +90,15 @@ fn keep_urgent(io: &TcpStream) {
     let _ = socket2::SockRef::from(io).set_out_of_band_inline(true);
 }
 
-/// Makes the coming close of `io` a reset, so that its peer sees a failure and no clean end.
-pub fn reset_on_close(io: &TcpStream) {
+/// Makes the coming close of `io` a reset, so that its peer sees a failure and no clean end. For a listener: of what
+/// it accepts.
+pub fn reset_on_close(io: &impl AsFd) {
     // Fails only on a socket that is gone already.
     let _ = socket2::SockRef::from(io).set_linger(Some(Duration::ZERO));
 }
 
 /// Takes [`reset_on_close`] back: what was written arrives, and then the end.
-fn end_on_close(io: &TcpStream) {
+pub fn end_on_close(io: &TcpStream) {
     // Fails only on a socket that is gone already.
     let _ = socket2::SockRef::from(io).set_linger(None);
 }
