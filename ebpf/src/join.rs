@@ -15,7 +15,7 @@ pub fn opened(origin: u32, own: &SocketKey) -> Option<u32> {
     if origin & (Origin::JOIN | Origin::REFUSED_PROGRAM) != Origin::JOIN || !is_local(&own.local, &own.remote) {
         return None;
     }
-    let key = listening(own.netns, own.remote, own.remote_port);
+    let key = AcceptorKey::new(own.netns, own.remote, own.remote_port);
     // SAFETY: one word, copied at once.
     match unsafe { MESH_JOINS.get(&key) }.copied() {
         Some(join::YES) => Some(End::JOIN),
@@ -31,7 +31,7 @@ pub fn opened(origin: u32, own: &SocketKey) -> Option<u32> {
 /// An enrolled program has accepted a connection whose other end is not in the table.
 #[inline(always)]
 pub fn accepted(own: &SocketKey) {
-    answer(&listening(own.netns, own.local, own.local_port), join::YES);
+    answer(&AcceptorKey::new(own.netns, own.local, own.local_port), join::YES);
 }
 
 /// An end is closed. Where it found nobody, the listening program is another one by now: it is asked again.
@@ -39,7 +39,7 @@ pub fn accepted(own: &SocketKey) {
 pub fn closed(flow: &Flow) {
     if flow.flags & End::JOIN != 0 && flow.redirected == 0 && flow.way == Way::NoPeer as u32 {
         let peer = &flow.peer;
-        answer(&listening(peer.netns, peer.local, peer.local_port), join::ASKED);
+        answer(&AcceptorKey::new(peer.netns, peer.local, peer.local_port), join::ASKED);
     }
 }
 
@@ -49,9 +49,4 @@ fn answer(key: &AcceptorKey, value: u32) {
         // SAFETY: an aligned word; elements live as long as this program runs.
         unsafe { known.write_volatile(value) };
     }
-}
-
-#[inline(always)]
-fn listening(netns: u64, addr: ebpf_common::Address, port: u16) -> AcceptorKey {
-    AcceptorKey { netns, addr, port, reserved: [0; 3] }
 }

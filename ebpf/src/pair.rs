@@ -222,7 +222,7 @@ fn accepted(own: &SocketKey, peer: &SocketKey) -> Option<u32> {
         return Some(End::JOIN);
     }
     if other & End::AGENT != 0 {
-        let acceptor = AcceptorKey { netns: own.netns, addr: own.local, port: own.local_port, reserved: [0; 3] };
+        let acceptor = AcceptorKey::new(own.netns, own.local, own.local_port);
         // SAFETY: one word, copied at once.
         let verdict = match unsafe { MESH_ACCEPTORS.get(acceptor) } {
             Some(verdict) => *verdict,

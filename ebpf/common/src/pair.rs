@@ -244,6 +244,14 @@ pub struct AcceptorKey {
     pub reserved: [u16; 3],
 }
 
+impl AcceptorKey {
+    /// The socket that listens on `addr` and `port`, network byte order, in the network namespace `netns`.
+    #[inline(always)]
+    pub const fn new(netns: u64, addr: Address, port: u16) -> Self {
+        Self { netns, addr, port, reserved: [0; 3] }
+    }
+}
+
 /// Which program file: survives a move of the file, not its replacement.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
