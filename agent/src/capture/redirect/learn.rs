@@ -13,6 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use ebpf_common::Asked;
 use object::{
     Endianness,
     elf::{FileHeader32, FileHeader64},
@@ -51,22 +52,20 @@ pub enum Reason {
     /// It is on the list of programs that splice.
     Listed = 4,
     /// It asked for completions of zero-copy sends.
-    Zerocopy = 5,
+    Zerocopy = Asked::Zerocopy as u32,
     /// It set a low-water mark.
-    LowWater = 6,
+    LowWater = Asked::LowWater as u32,
     /// It put a protocol on top of TCP inside the kernel, such as TLS.
-    Ulp = 7,
+    Ulp = Asked::Ulp as u32,
     /// It asked for the size of what is unread with every read.
-    Inquiry = 8,
-    /// It uses urgent data.
-    Urgent = 9,
+    Inquiry = Asked::Inquiry as u32,
     /// Its file could not be read.
     Unreadable = 10,
 }
 
 impl Reason {
     /// All of them.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 9] = [
         Self::Blocking,
         Self::Splice,
         Self::Go,
@@ -75,7 +74,6 @@ impl Reason {
         Self::LowWater,
         Self::Ulp,
         Self::Inquiry,
-        Self::Urgent,
         Self::Unreadable,
     ];
 
@@ -95,7 +93,6 @@ impl Reason {
             Self::LowWater => "sets SO_RCVLOWAT",
             Self::Ulp => "sets TCP_ULP",
             Self::Inquiry => "sets TCP_INQ",
-            Self::Urgent => "sets SO_OOBINLINE",
             Self::Unreadable => "its program file cannot be read",
         }
     }
