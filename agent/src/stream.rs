@@ -42,9 +42,6 @@ pub trait Meter: Send + Sync + 'static {
     /// nothing is redirected to it.
     fn unread(&self, reader: &SocketKey) -> Option<u32>;
 
-    /// Whether anything can be redirected on this host, now or after a change of its settings.
-    fn is_possible(&self) -> bool;
-
     /// The agent has dialled `io`. Told once for each connection, on the data path: must not wait.
     fn dialled(&self, io: &TcpStream);
 }
@@ -95,9 +92,9 @@ pub struct Stream {
 }
 
 impl Stream {
-    /// Wraps `io`; without a meter, or where nothing can be redirected, it is just that.
+    /// Wraps `io`; without a meter it is just that.
     pub fn new(io: TcpStream, meter: Option<&Arc<dyn Meter>>) -> Self {
-        let gate = meter.filter(|m| m.is_possible()).map(|m| Box::new(Gate::new(m.clone())));
+        let gate = meter.map(|m| Box::new(Gate::new(m.clone())));
         Self { io, gate }
     }
 
@@ -290,10 +287,6 @@ mod tests {
             let now = self.unread.load(Relaxed);
             self.unread.store(now.saturating_sub(1 << 20), Relaxed);
             Some(now)
-        }
-
-        fn is_possible(&self) -> bool {
-            true
         }
 
         fn dialled(&self, _: &TcpStream) {}

@@ -171,7 +171,8 @@ pub trait Capture: Send + Sync + 'static {
 
     /// What this capture wants of the agent's own sockets.
     fn own_sockets(&self) -> OwnSockets {
-        OwnSockets { mark: self.mark(), meter: self.redirect().map(|redirect| redirect as Arc<dyn Meter>) }
+        let meter = self.redirect().filter(|redirect| redirect.is_possible());
+        OwnSockets { mark: self.mark(), meter: meter.map(|redirect| redirect as Arc<dyn Meter>) }
     }
 
     /// Counters of every outcome, by name.

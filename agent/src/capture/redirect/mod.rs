@@ -38,7 +38,7 @@ use self::{
 };
 use super::{
     convert::{octets, socket_addr},
-    ebpf::{load_program, open},
+    ebpf::{load_program, open, own_netns},
     pins::Pins,
 };
 use crate::{
@@ -99,6 +99,19 @@ struct State {
     distrusted: Option<String>,
     /// The self-test has begun.
     tested: bool,
+}
+
+impl State {
+    /// What the kernel half is told: a value of [`redirect`].
+    fn switch(&self) -> u64 {
+        match self.mode {
+            _ if self.unusable.is_some() => redirect::OFF,
+            config::Redirect::Off => redirect::OFF,
+            config::Redirect::Auto if self.distrusted.is_some() => redirect::OFF,
+            config::Redirect::Auto => redirect::AUTO,
+            config::Redirect::On => redirect::ON,
+        }
+    }
 }
 
 /// What the kernel half knows of both ends of a connection.
@@ -167,7 +180,7 @@ impl Redirect {
                 tested: false,
             }),
             room: config.max_connections as usize * 2,
-            netns: sys::netns_cookie(&std::net::TcpListener::bind((std::net::Ipv4Addr::LOCALHOST, 0))?)?,
+            netns: own_netns()?,
             learning: OnceLock::new(),
             message,
             told_of_owners: Mutex::default(),
@@ -193,15 +206,9 @@ impl Redirect {
 
     /// Tells the kernel half what holds now.
     pub(super) fn switch(&self) -> io::Result<()> {
+        // Locked until it is written: of two changes the later one must hold.
         let state = self.state.lock();
-        let value = match state.mode {
-            _ if state.unusable.is_some() => redirect::OFF,
-            config::Redirect::Off => redirect::OFF,
-            config::Redirect::Auto if state.distrusted.is_some() => redirect::OFF,
-            config::Redirect::Auto => redirect::AUTO,
-            config::Redirect::On => redirect::ON,
-        };
-        self.control.insert(&control::REDIRECT, &value)
+        self.control.insert(&control::REDIRECT, &state.switch())
     }
 
     /// Changes the host's mode. Connections that exist keep to what they are, except that `off` holds for the
@@ -366,9 +373,14 @@ impl Redirect {
         }
     }
 
-    /// Whether something can be redirected on this host.
+    /// Whether anything can be redirected on this host, now or after a change of its settings.
+    pub fn is_possible(&self) -> bool {
+        self.fill.is_some()
+    }
+
+    /// Whether something can be redirected on this host now.
     pub fn enabled(&self) -> bool {
-        self.disabled().is_none()
+        self.state.lock().switch() != redirect::OFF
     }
 
     /// Program files seen, with what is known of them.
@@ -404,7 +416,7 @@ impl Redirect {
     }
 
     fn acceptor_key(&self, addr: SocketAddr) -> AcceptorKey {
-        AcceptorKey { netns: self.netns, addr: octets(addr.ip()), port: addr.port().to_be(), reserved: [0; 3] }
+        AcceptorKey::new(self.netns, octets(addr.ip()), addr.port().to_be())
     }
 
     /// What the kernel half knows of the end `key`; none when it is not in the table of sockets.
@@ -455,14 +467,10 @@ impl Meter for Redirect {
         sys::test_run(fill.as_fd(), reader).ok().filter(|n| *n != u32::MAX)
     }
 
-    fn is_possible(&self) -> bool {
-        self.fill.is_some()
-    }
-
     fn dialled(&self, io: &TcpStream) {
-        let Some(learning) = self.learning.get() else { return };
+        let Some(learning) = self.learning.get().filter(|_| self.enabled()) else { return };
         let (Ok(from), Ok(at)) = (io.local_addr(), io.peer_addr()) else { return };
-        if (!at.ip().is_loopback() && at.ip() != from.ip()) || !self.enabled() {
+        if !at.ip().is_loopback() && at.ip() != from.ip() {
             return;
         }
         // The kernel half has entered it by now if the program there is enrolled.
