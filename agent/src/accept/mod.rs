@@ -179,29 +179,15 @@ impl Acceptor {
                 (Destination::clone(&fixed.load()), Origin::of(destination))
             }
             Target::Inbound(routes) => {
-                let dialed = match self.capture.inbound_destination(&io) {
-                    Ok(dialed) => dialed,
-                    Err(error) => return Err(self.not_captured(&io, &error)),
-                };
+                let dialed = self.capture.inbound_destination(&io).map_err(|e| self.not_captured(&e))?;
                 let destination = SocketAddr::new(dialed.ip().to_canonical(), dialed.port());
                 let found = routes.load().find_local(destination);
-                let route = found.unwrap_or_else(|| {
-                    self.counters.passed_through.fetch_add(1, Relaxed);
-                    (self.passthrough)(destination)
-                });
-                (route, Origin::of(destination))
+                (self.or_through(found, destination), Origin::of(destination))
             }
             Target::Captured(routes) => {
-                let origin = match self.capture.origin(&io) {
-                    Ok(origin) => origin,
-                    Err(error) => return Err(self.not_captured(&io, &error)),
-                };
+                let origin = self.capture.origin(&io).map_err(|e| self.not_captured(&e))?;
                 let found = routes.load().find(origin.destination);
-                let destination = found.unwrap_or_else(|| {
-                    self.counters.passed_through.fetch_add(1, Relaxed);
-                    (self.passthrough)(origin.destination)
-                });
-                (destination, origin)
+                (self.or_through(found, origin.destination), origin)
             }
         };
         let captured = !matches!(target, Target::Fixed(_));
@@ -220,10 +206,17 @@ impl Acceptor {
         self.protocol(route.protocol).serve(conn, route, drain).await
     }
 
-    /// Someone dialled the listener itself, or the kernel forgot: there is no place to send it.
-    fn not_captured(&self, io: &TcpStream, error: &io::Error) -> ConnError {
+    /// The route that was found, or straight to where the connection wanted to go.
+    fn or_through(&self, found: Option<Destination>, destination: SocketAddr) -> Destination {
+        found.unwrap_or_else(|| {
+            self.counters.passed_through.fetch_add(1, Relaxed);
+            (self.passthrough)(destination)
+        })
+    }
+
+    /// Someone dialled the listener itself, or the kernel forgot: there is no place to send it, and it is reset.
+    fn not_captured(&self, error: &io::Error) -> ConnError {
         self.counters.not_captured.fetch_add(1, Relaxed);
-        tcp::reset_on_close(io);
         ConnError::Unserved(format!("not captured: {error}"))
     }
 
