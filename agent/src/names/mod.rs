@@ -14,6 +14,7 @@ mod zone;
 mod tests;
 
 use std::{
+    io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     sync::Arc,
     time::Duration,
@@ -74,6 +75,17 @@ struct Server {
     counters: Arc<AgentCounters>,
     /// Where resolvers are asked.
     place: Place,
+}
+
+impl Server {
+    /// A socket to ask the resolver at `to` from, which the capture leaves alone.
+    async fn socket(&self, to: SocketAddr, kind: socket2::Type) -> io::Result<socket2::Socket> {
+        let socket = self.place.socket(to, kind).await?;
+        if let Some(mark) = self.capture.mark() {
+            socket.set_mark(mark)?;
+        }
+        Ok(socket)
+    }
 }
 
 /// Sockets for questions, bound.
@@ -204,7 +216,7 @@ impl Answering {
 }
 
 /// Binds sockets in the calling thread's network namespace.
-fn bind(port: u16) -> std::io::Result<Sockets> {
+fn bind(port: u16) -> io::Result<Sockets> {
     let v4 = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
     let tcp4 = listen(v4)?;
     // Every resolver has a loopback address of its own, so all are bound, and the device keeps others out:
@@ -215,8 +227,8 @@ fn bind(port: u16) -> std::io::Result<Sockets> {
     let six = || {
         let tcp = listen(SocketAddr::from((Ipv6Addr::LOCALHOST, port)))?;
         let any = SocketAddr::from((Ipv6Addr::LOCALHOST, 0));
-        let udp = (0..RESOLVERS6).map(|_| datagrams(any)).collect::<std::io::Result<Vec<_>>>()?;
-        Ok::<_, std::io::Error>((udp, tcp))
+        let udp = (0..RESOLVERS6).map(|_| datagrams(any)).collect::<io::Result<Vec<_>>>()?;
+        Ok::<_, io::Error>((udp, tcp))
     };
     let six = match six() {
         Ok(six) => Some(six),
@@ -227,7 +239,7 @@ fn bind(port: u16) -> std::io::Result<Sockets> {
     Ok(Sockets { udp4, tcp4, six })
 }
 
-fn listen(at: SocketAddr) -> std::io::Result<std::net::TcpListener> {
+fn listen(at: SocketAddr) -> io::Result<std::net::TcpListener> {
     let socket = socket2::Socket::new(socket2::Domain::for_address(at), socket2::Type::STREAM, None)?;
     socket.set_reuse_address(true)?;
     socket.set_nonblocking(true)?;
@@ -236,7 +248,7 @@ fn listen(at: SocketAddr) -> std::io::Result<std::net::TcpListener> {
     Ok(socket.into())
 }
 
-fn datagrams(at: SocketAddr) -> std::io::Result<std::net::UdpSocket> {
+fn datagrams(at: SocketAddr) -> io::Result<std::net::UdpSocket> {
     let socket = socket2::Socket::new(socket2::Domain::for_address(at), socket2::Type::DGRAM, None)?;
     socket.set_nonblocking(true)?;
     // A burst of questions must not meet a full buffer; without the right to exceed the host's limit, that holds.

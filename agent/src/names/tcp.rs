@@ -74,10 +74,7 @@ struct Upstream<'a> {
 impl Upstream<'_> {
     async fn send(&mut self, framed: &[u8]) -> io::Result<()> {
         if self.io.is_none() {
-            let socket = self.server.place.socket(self.at, socket2::Type::STREAM).await?;
-            if let Some(mark) = self.server.capture.mark() {
-                socket.set_mark(mark)?;
-            }
+            let socket = self.server.socket(self.at, socket2::Type::STREAM).await?;
             socket.set_tcp_nodelay(true)?;
             let socket = TcpSocket::from_std_stream(socket.into());
             let connected = time::timeout(PATIENCE, socket.connect(self.at)).await;

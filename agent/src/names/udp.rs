@@ -128,10 +128,7 @@ async fn pass_on(server: Arc<Server>, socket: Arc<UdpSocket>, question: Vec<u8>,
 
 /// Asks a resolver from a port of its own, which the kernel picks at random, and takes its answer as it is.
 async fn ask(server: &Server, to: SocketAddr, question: &[u8]) -> io::Result<Vec<u8>> {
-    let socket = server.place.socket(to, socket2::Type::DGRAM).await?;
-    if let Some(mark) = server.capture.mark() {
-        socket.set_mark(mark)?;
-    }
+    let socket = server.socket(to, socket2::Type::DGRAM).await?;
     socket.connect(&to.into())?;
     let socket = UdpSocket::from_std(socket.into())?;
     socket.send(question).await?;
