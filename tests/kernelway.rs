@@ -15,9 +15,7 @@ fn stream(verb: &str) -> Cmd {
 
 /// Lines of JSON that a program has said so far.
 fn lines(proc: &Proc) -> Vec<Value> {
-    let said = proc.said();
-    let whole = said.rfind('\n').map_or("", |end| &said[..end]);
-    whole.lines().map(|l| serde_json::from_str(l).unwrap_or_else(|e| panic!("{e}: {l}"))).collect()
+    proc.lines().iter().map(|l| serde_json::from_str(l).unwrap_or_else(|e| panic!("{e}: {l}"))).collect()
 }
 
 /// An endpoint in a control group of its own.

@@ -19,9 +19,7 @@ fn stream(verb: &str) -> Cmd {
 }
 
 fn lines(proc: &Proc) -> Vec<Value> {
-    let said = proc.said();
-    let whole = said.rfind('\n').map_or("", |end| &said[..end]);
-    whole.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
+    proc.lines().iter().filter_map(|line| serde_json::from_str(line).ok()).collect()
 }
 
 /// A server in `group` that says its address.

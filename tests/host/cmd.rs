@@ -223,6 +223,13 @@ impl Proc {
     pub fn said(&self) -> String {
         fs::read(&self.log).map(|b| String::from_utf8_lossy(&b).into_owned()).unwrap_or_default()
     }
+
+    /// The lines that it has said to their ends so far.
+    pub fn lines(&self) -> Vec<String> {
+        let said = self.said();
+        let whole = said.rfind('\n').map_or("", |end| &said[..end]);
+        whole.lines().map(str::to_owned).collect()
+    }
 }
 
 impl Drop for Proc {

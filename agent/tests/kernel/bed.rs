@@ -25,6 +25,24 @@ use tokio::{
 /// Nothing here takes longer unless it hangs.
 pub const LIMIT: Duration = Duration::from_secs(60);
 
+/// Sends without blocking until nothing is taken for 2 s, says how much that was; told to go on, sends to argv[3]
+/// and ends.
+pub const FLOOD: &str = "
+import select, socket, sys
+s = socket.create_connection((sys.argv[1], int(sys.argv[2])))
+s.setblocking(False)
+total, n = int(sys.argv[3]), 0
+piece = bytes([7]) * 16384
+while select.select([], [s], [], 2)[1]:
+    try: n += s.send(piece)
+    except BlockingIOError: pass
+print(n, flush=True)
+sys.stdin.readline()
+s.setblocking(True)
+while n < total: n += s.send(piece)
+print(n)
+";
+
 /// Whether kernel tests can run here; if not, says so as `SKIPPED`, or fails when nothing may be skipped.
 pub fn can_run(test: &str, programs: &[&str]) -> bool {
     let missing = |program: &&&str| {

@@ -14,7 +14,7 @@ use ebpf_common::{End, SocketKey};
 use tokio::time::{Instant, sleep};
 
 use crate::{
-    bed::{Bed, LIMIT, Running, run_in, service},
+    bed::{Bed, FLOOD, LIMIT, Running, run_in, service},
     need,
 };
 
@@ -128,24 +128,6 @@ else:
     if sys.argv[3] == 'hold': sys.stdin.readline()
     if sys.argv[3] == 'reset': s.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack('ii', 1, 0))
     s.close()
-";
-
-/// Sends without blocking until nothing is taken for 2 s, says how much that was; told to go on, sends to argv[3]
-/// and ends.
-const FLOOD: &str = "
-import select, socket, sys
-s = socket.create_connection((sys.argv[1], int(sys.argv[2])))
-s.setblocking(False)
-total, n = int(sys.argv[3]), 0
-piece = bytes([7]) * 16384
-while select.select([], [s], [], 2)[1]:
-    try: n += s.send(piece)
-    except BlockingIOError: pass
-print(n, flush=True)
-sys.stdin.readline()
-s.setblocking(True)
-while n < total: n += s.send(piece)
-print(n)
 ";
 
 /// A server in a control group of its own and callers in `bed.enrolled`, which may be joined to it.

@@ -13,7 +13,7 @@ use tokio::{
 };
 
 use crate::{
-    bed::{Bed, LIMIT},
+    bed::{Bed, FLOOD, LIMIT},
     need,
 };
 
@@ -186,28 +186,11 @@ async fn a_reader_that_never_reads_holds_little_of_the_agents() {
     assert_eq!(program.done().await, all.to_string());
 }
 
-/// Sends without blocking until nothing is taken, says how much that was; told to go on, sends to argv[2].
-const FLOOD: &str = "
-import select, socket, sys
-s = socket.create_connection((sys.argv[1], 80))
-s.setblocking(False)
-total, n = int(sys.argv[2]), 0
-piece = bytes([7]) * 16384
-while select.select([], [s], [], 2)[1]:
-    try: n += s.send(piece)
-    except BlockingIOError: pass
-print(n, flush=True)
-sys.stdin.readline()
-s.setblocking(True)
-while n < total: n += s.send(piece)
-print(n)
-";
-
 #[tokio::test]
 async fn a_program_falls_back_to_tcp_before_a_full_reader_and_comes_back() {
     need!("a_program_falls_back_to_tcp_before_a_full_reader_and_comes_back", "python3");
     let bed = redirecting(&["240.0.0.1:80"]).await;
-    let mut program = bed.python(FLOOD, &["240.0.0.1", "67108864"]);
+    let mut program = bed.python(FLOOD, &["240.0.0.1", "80", "67108864"]);
     let (mut io, _) = bed.accept().await;
     let key = key_of(&io).unwrap();
     let held: usize = program.line().await.parse().unwrap();
