@@ -25,6 +25,8 @@ pub struct BuildCx {
     pub base_dir: std::path::PathBuf,
     /// Where access log lines go; `None` where nothing is served (a check of a configuration).
     pub access_log: Option<Arc<crate::metrics::AccessLogWriter>>,
+    /// Flags that operators turn while the agent runs.
+    pub switchers: crate::switcher::Switchers,
 }
 
 /// Builds the kind called `name`, or says which names there are.

@@ -7,9 +7,11 @@
 pub mod call;
 pub mod config;
 pub mod drain;
+pub mod fetch;
 pub mod kind;
 pub mod metrics;
 pub mod stream;
+pub mod switcher;
 pub mod sys;
 
 // The line a call travels, from the application's socket to the endpoint's.

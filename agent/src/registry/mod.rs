@@ -4,8 +4,12 @@ mod direct;
 mod file;
 mod merge;
 
-use std::{collections::HashSet, sync::Arc};
+use std::{
+    collections::{BTreeMap, HashSet},
+    sync::Arc,
+};
 
+use futures_util::future::BoxFuture;
 use model::{Instance, ServiceKey, Snapshot};
 use tokio::sync::watch;
 
@@ -25,6 +29,89 @@ pub trait Registry: Send + Sync + 'static {
     /// When the channel closes, its last value is final: nothing will change any more. Background work
     /// ends when the last receiver is dropped. Must be called within a tokio runtime.
     fn watch(&self, service: &ServiceKey) -> watch::Receiver<Arc<Snapshot>>;
+
+    /// Makes known what this agent provides, and keeps it known as `wanted` says, whatever happens to the
+    /// registry: failures are tried again until `wanted` is [`Wanted::Gone`] or its sender is dropped.
+    /// The answer follows what the registry holds. `None`: this kind takes no registrations.
+    fn register(&self, _provided: &Provided, _wanted: watch::Receiver<Wanted>) -> Option<watch::Receiver<Standing>> {
+        None
+    }
+
+    /// The command text that governs `scope`, now and at every change, by the same rules as
+    /// [`Registry::watch`]. `None`: this kind holds no commands.
+    fn commands(&self, _scope: &Scope) -> Option<watch::Receiver<Arc<CommandText>>> {
+        None
+    }
+
+    /// Replaces the command text of `scope`, if it still is `expected`. An error names what is there
+    /// instead, or why the registry did not take it; nothing was changed then.
+    fn write_commands<'a>(
+        &'a self,
+        _scope: &'a Scope,
+        _expected: Option<&'a str>,
+        _text: &'a str,
+    ) -> BoxFuture<'a, anyhow::Result<()>> {
+        Box::pin(async { anyhow::bail!("this kind of registry holds no commands") })
+    }
+}
+
+/// One service that this agent provides, as registries are told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Provided {
+    /// Service, group and version.
+    pub key: ServiceKey,
+    /// A name in `protocol::KINDS`, as callers must speak it.
+    pub protocol: String,
+    /// Where callers dial, with weight, zone and metadata.
+    pub instance: Instance,
+    /// Application that provides it.
+    pub application: String,
+    /// Further parameters of the registration, by their names on the wire of Motan (`serialization`, ...).
+    pub parameters: BTreeMap<String, String>,
+}
+
+/// What a registry shall hold of a [`Provided`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wanted {
+    /// Callers may come.
+    Available,
+    /// Known, but callers must not come: before the operator says so, and while he takes it out.
+    Unavailable,
+    /// Not known at all.
+    Gone,
+}
+
+/// What a registry holds of a [`Provided`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// Nothing was told yet, or the registry was not reached; why, for operators.
+    Pending(Option<String>),
+    /// It is held as [`Wanted::Available`].
+    Available,
+    /// It is held as [`Wanted::Unavailable`].
+    Unavailable,
+    /// It was taken back, and nothing more will follow.
+    Gone,
+}
+
+/// Whom a command text governs.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Scope {
+    /// All services of a group; patterns in the commands choose among them.
+    Group(String),
+    /// All services of one application's agents. Goes before the group's.
+    Agent(String),
+}
+
+/// The commands of a [`Scope`] as they are written in the registry. `model` knows what they mean.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct CommandText {
+    /// Grows with every change; 0 until the registry was heard of.
+    pub revision: u64,
+    /// The text; `None` when there is none (any more).
+    pub text: Option<String>,
+    /// Why this may be older than what the registry holds; `None` when it is current.
+    pub stale: Option<String>,
 }
 
 /// The instances that `service` asks for: those of its group and version, and those that name none.

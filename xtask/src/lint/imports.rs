@@ -10,7 +10,7 @@ use anyhow::{Context, Result};
 use super::Source;
 
 /// Imported by everything; imports nothing but itself, unless the table says otherwise.
-const GROUND: &[&str] = &["call", "kind", "drain", "sys", "config", "metrics", "stream"];
+const GROUND: &[&str] = &["call", "kind", "drain", "fetch", "sys", "config", "metrics", "stream", "switcher"];
 
 /// Who may import what, besides the ground. A module that is in neither list may not exist.
 const TABLE: &[(&str, &[&str])] = &[

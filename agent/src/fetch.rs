@@ -1,0 +1,160 @@
+//! A small HTTP/1.1 client for what the agent itself asks of others: registries, collectors, other agents.
+//! Not for calls of programs, which run through `protocol`.
+
+use std::{fmt, time::Duration};
+
+use anyhow::{Context, bail};
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, header::HOST};
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpStream;
+
+/// Largest answer that is read.
+const ANSWER_BYTES: usize = 64 * 1024 * 1024;
+
+/// Someone who is asked again and again: `http://HOST:PORT` with an optional path before every request's own.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Peer {
+    authority: String,
+    base: String,
+}
+
+/// What came back.
+#[derive(Debug)]
+pub struct Answer {
+    /// Status code.
+    pub status: StatusCode,
+    /// Headers.
+    pub headers: HeaderMap,
+    /// All of the body, at most 64 MiB.
+    pub body: Bytes,
+}
+
+impl Answer {
+    /// The body of a 2xx answer; anything else is an error that shows the beginning of what was said.
+    pub fn success(self) -> anyhow::Result<Bytes> {
+        if self.status.is_success() {
+            return Ok(self.body);
+        }
+        let text = String::from_utf8_lossy(&self.body);
+        let said: String = text.trim().chars().take(200).collect();
+        bail!("answered {}{}{said}", self.status, if said.is_empty() { "" } else { ": " })
+    }
+}
+
+impl fmt::Display for Peer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "http://{}{}", self.authority, self.base)
+    }
+}
+
+impl Peer {
+    /// Reads `http://HOST:PORT[/PATH]` or `HOST:PORT`; `port` is taken where none is written.
+    pub fn parse(text: &str, port: u16) -> anyhow::Result<Self> {
+        let rest = match text.split_once("://") {
+            Some(("http", rest)) => rest,
+            Some((scheme, _)) => bail!("`{text}`: `{scheme}` is not supported, write `http://HOST:PORT`"),
+            None => text,
+        };
+        let (authority, base) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+        let has_port = authority.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok());
+        let authority = if has_port { authority.to_owned() } else { format!("{authority}:{port}") };
+        if authority.starts_with(':') {
+            bail!("`{text}` names no host, write `http://HOST:PORT`");
+        }
+        Ok(Self { authority, base: base.trim_end_matches('/').to_owned() })
+    }
+
+    /// Asks once on a connection of its own, everything within `patience`. Dropping the future closes the
+    /// connection. `path` begins with `/` and carries its query.
+    pub async fn ask(
+        &self,
+        method: Method,
+        path: &str,
+        headers: &[(&'static str, &str)],
+        body: impl Into<Bytes>,
+        patience: Duration,
+    ) -> anyhow::Result<Answer> {
+        let asking = self.exchange(&method, path, headers, body.into());
+        let answer = tokio::time::timeout(patience, asking).await;
+        answer.unwrap_or_else(|_| Err(anyhow::anyhow!("no answer within {patience:?}"))).with_context(|| {
+            let shown = path.split('?').next().unwrap_or(path);
+            format!("{method} {self}{shown}")
+        })
+    }
+
+    /// [`Peer::ask`] with `GET`.
+    pub async fn get(&self, path: &str, patience: Duration) -> anyhow::Result<Answer> {
+        self.ask(Method::GET, path, &[], Bytes::new(), patience).await
+    }
+
+    async fn exchange(
+        &self,
+        method: &Method,
+        path: &str,
+        headers: &[(&'static str, &str)],
+        body: Bytes,
+    ) -> anyhow::Result<Answer> {
+        let io = TcpStream::connect(&self.authority).await.context("cannot connect")?;
+        let (mut sender, connection) = http1::handshake(TokioIo::new(io)).await?;
+        let mut request = Request::builder().method(method).uri(format!("{}{path}", self.base));
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        let mut request = request.body(Full::new(body))?;
+        request.headers_mut().insert(HOST, HeaderValue::from_str(&self.authority)?);
+        let answer = async {
+            let (head, body) = sender.send_request(request).await?.into_parts();
+            let body = Limited::new(body, ANSWER_BYTES).collect().await.map_err(|e| anyhow::anyhow!("{e}"))?;
+            Ok(Answer { status: head.status, headers: head.headers, body: body.to_bytes() })
+        };
+        tokio::pin!(connection);
+        tokio::select! {
+            biased;
+            answer = answer => answer,
+            // Ends early only when it broke: the exchange above says more, but would wait for ever.
+            end = &mut connection => bail!("the connection ended: {}", end.err().map_or_else(|| "closed".to_owned(), |e| e.to_string())),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::TcpListener,
+    };
+
+    use super::*;
+
+    #[test]
+    fn addresses_are_read_with_and_without_their_parts() {
+        let shown = |text: &str| Peer::parse(text, 8500).map(|p| p.to_string()).map_err(|e| e.to_string());
+        assert_eq!(shown("127.0.0.1").unwrap(), "http://127.0.0.1:8500");
+        assert_eq!(shown("http://c:1/v1/").unwrap(), "http://c:1/v1");
+        assert_eq!(shown("http://[::1]:1").unwrap(), "http://[::1]:1");
+        assert!(shown("https://c").unwrap_err().contains("`https` is not supported"));
+        assert!(shown("http://").unwrap_err().contains("names no host"));
+    }
+
+    #[tokio::test]
+    async fn an_answer_comes_back_whole_and_an_error_says_who_was_asked() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let at = listener.local_addr().unwrap();
+        tokio::spawn(async move {
+            let (mut io, _) = listener.accept().await.unwrap();
+            let mut buffer = [0; 1024];
+            let n = io.read(&mut buffer).await.unwrap();
+            assert!(buffer[..n].starts_with(b"PUT /v1/kv?x=1 HTTP/1.1\r\n"));
+            io.write_all(b"HTTP/1.1 500 Oops\r\ncontent-length: 4\r\n\r\nbusy").await.unwrap();
+        });
+        let peer = Peer::parse(&at.to_string(), 1).unwrap();
+        let answer =
+            peer.ask(Method::PUT, "/v1/kv?x=1", &[("x-a", "b")], "body", Duration::from_secs(5)).await.unwrap();
+        assert_eq!(answer.success().unwrap_err().to_string(), "answered 500 Internal Server Error: busy");
+        let gone = peer.get("/v1?secret=1", Duration::from_secs(5)).await.unwrap_err();
+        assert_eq!(gone.to_string(), format!("GET http://{at}/v1"));
+    }
+}
