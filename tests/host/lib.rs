@@ -12,6 +12,7 @@ pub mod agent;
 pub mod backend;
 pub mod cgroup;
 pub mod cmd;
+pub mod consul;
 pub mod database;
 pub mod http;
 pub mod load;

@@ -2,7 +2,7 @@
 
 use std::{env, fs, io::Write, path::PathBuf, sync::OnceLock};
 
-use crate::{Agent, cgroup};
+use crate::{Agent, cgroup, top_dir};
 
 /// Something a test cannot run without.
 #[derive(Clone, Copy, Debug)]
@@ -13,6 +13,8 @@ pub enum Need {
     Kernel,
     /// A program in PATH.
     Program(&'static str),
+    /// A program of others that `cargo xtask peers` makes; see [`peer`].
+    Peer(&'static str),
 }
 
 /// Whether something is missing, having said so: a line `SKIPPED: test: reason` on standard output and in
@@ -52,8 +54,16 @@ fn missing(need: &Need) -> Option<String> {
             })
             .clone()
         }),
+        Need::Peer(name) => {
+            (!peer(name).is_dir()).then(|| format!("{name} is not built (`cargo xtask peers {name}` does it)"))
+        }
         Need::Program(name) => which(name).is_none().then(|| format!("{name} is not installed")),
     }
+}
+
+/// The folder of a peer that `cargo xtask peers` has made: below `target/full`, or where `SOCKMESH_PEERS` says.
+pub fn peer(name: &str) -> PathBuf {
+    env::var_os("SOCKMESH_PEERS").map_or_else(|| top_dir().join("target/full"), PathBuf::from).join(name)
 }
 
 /// Where a program is, searched in PATH and where Debian puts servers.

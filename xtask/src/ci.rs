@@ -11,8 +11,13 @@ type Step = fn() -> Result<()>;
 /// Runs every check, cheap ones first, and prints what each took. All run, so that one look shows all
 /// that is wrong.
 pub fn run() -> Result<()> {
-    let steps: [(&str, Step); 5] =
-        [("format", format), ("lint", lint::run), ("clippy", clippy), ("docs", docs), ("test", || test::run(None))];
+    let steps: [(&str, Step); 5] = [
+        ("format", format),
+        ("lint", lint::run),
+        ("clippy", clippy),
+        ("docs", docs),
+        ("test", || test::run(None, test::Extent::Usual)),
+    ];
     let mut results = Vec::new();
     for (name, step) in steps {
         println!("== {name}");
@@ -47,6 +52,8 @@ fn format() -> Result<()> {
 fn clippy() -> Result<()> {
     let deny = ["--", "-D", "warnings"];
     sh::run(sh::cargo(["clippy", "--quiet", "--workspace", "--all-targets"]).args(deny))?;
+    // Left out of "all targets", as of plain `cargo test`.
+    sh::run(sh::cargo(["clippy", "--quiet", "--package", "tests", "--test", "full"]).args(deny))?;
     match toolchain::provide() {
         Ok(tools) => sh::run(build::bpf_cargo(&tools, "clippy").arg("--quiet").args(deny)),
         Err(e) if test::require_all() => Err(e.context("the kernel half cannot be checked")),

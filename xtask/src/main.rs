@@ -10,6 +10,7 @@ mod frames;
 mod kernels;
 mod lint;
 mod packages;
+mod peers;
 mod sh;
 mod sys;
 mod test;
@@ -18,6 +19,8 @@ mod toolchain;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+
+use self::test::Extent;
 
 #[derive(Parser)]
 #[command(name = "cargo xtask", bin_name = "cargo xtask", about = "Builds, runs, tests and checks Sockmesh")]
@@ -34,6 +37,14 @@ enum Verb {
     Test {
         /// Only tests whose name contains this
         filter: Option<String>,
+        /// Also against programs that no package has: they are built once (minutes each) and kept
+        #[arg(long)]
+        full: bool,
+    },
+    /// Builds or fetches the programs that `test --full` needs, those that are named or all
+    Peers {
+        /// Their names
+        names: Vec<String>,
     },
     /// Builds the eBPF object (making its tool chain below target/ if need be) and the agent
     Build,
@@ -63,7 +74,8 @@ enum Verb {
 fn main() -> ExitCode {
     let result = match Args::parse().verb {
         Verb::Run(options) => demo::run(&options),
-        Verb::Test { filter } => test::run(filter.as_deref()),
+        Verb::Test { filter, full } => test::run(filter.as_deref(), if full { Extent::Full } else { Extent::Usual }),
+        Verb::Peers { names } => peers::run(&names),
         Verb::Build => build::all().map(|ebpf| {
             let how = if ebpf == build::Ebpf::Built { "with" } else { "without" };
             println!("built {} {how} eBPF capture", build::agent().display());

@@ -4,7 +4,7 @@ use std::{fs, time::Duration};
 
 use anyhow::{Context, Result, bail};
 
-use crate::{build, packages, sh};
+use crate::{build, packages, peers, sh};
 
 /// Real programs that system tests start.
 const PROGRAMS: &[&str] = &[
@@ -29,6 +29,15 @@ const PROGRAMS: &[&str] = &[
 
 /// Compiling everything on two cores is most of it.
 const LIMIT: Duration = Duration::from_secs(25 * 60);
+
+/// Which tests are run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Extent {
+    /// Those that need nothing but Debian packages.
+    Usual,
+    /// Those of `tests/full` too, against programs of others that are built first.
+    Full,
+}
 
 /// What became of the tests.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -59,8 +68,13 @@ impl Tally {
 }
 
 /// Runs the tests whose name contains `filter`, or all.
-pub fn run(filter: Option<&str>) -> Result<()> {
-    let lacking = packages::provide(PROGRAMS);
+pub fn run(filter: Option<&str>, extent: Extent) -> Result<()> {
+    let mut lacking = packages::provide(PROGRAMS);
+    let mut runs = vec![&["--workspace", "--exclude", "tests"][..], &["--package", "tests"]];
+    if extent == Extent::Full {
+        lacking.extend(peers::provide(&peers::concerned(filter)));
+        runs.push(&["--package", "tests", "--test", "full"]);
+    }
     for line in &lacking {
         println!("tests will miss {line}");
     }
@@ -71,7 +85,7 @@ pub fn run(filter: Option<&str>) -> Result<()> {
     let mut tally = Tally::default();
     let mut broken = Vec::new();
     // Units first: when one fails, it says more than the system test that fails with it.
-    for which in [&["--workspace", "--exclude", "tests"][..], &["--package", "tests"]] {
+    for which in runs {
         let mut command = sh::cargo(["test", "--no-fail-fast"]);
         command.args(which).args(filter);
         command.env("SOCKMESH_SKIP_FILE", &skips).env("SOCKMESH_BIN", build::agent());

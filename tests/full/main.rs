@@ -1,0 +1,5 @@
+//! Promises to users, checked with programs that are built first: `cargo xtask test --full`.
+
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "test code: a panic is its way to fail")]
+
+mod consul;

@@ -1,0 +1,258 @@
+//! Programs that `cargo xtask test --full` runs the agent against and that no Debian package has: built or
+//! fetched once, kept by version below `target/full/`.
+//!
+//! To add one: a row in [`PEERS`] and the function that the row names, which puts what tests need into
+//! [`Work::dir`]. Tests say `lacks(&[Need::Peer("name")])` and find that folder with `host::need::peer("name")`;
+//! their files are `tests/full/*.rs`. A peer made of sources of this repository names their folder in
+//! [`Peer::sources`], and is built again when they change. A change of the recipe alone needs a new version
+//! (`1.2.3-b`). `cargo xtask peers NAME` has one peer there without running a test.
+
+use std::{
+    collections::BTreeSet,
+    fs::{self, OpenOptions},
+    hash::{DefaultHasher, Hash, Hasher},
+    io::Write as _,
+    os::unix::fs::symlink,
+    path::{Path, PathBuf},
+    process::Command,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail};
+
+use crate::{packages, sh};
+
+/// A program of others, in one version.
+pub struct Peer {
+    /// By which tests ask for it.
+    pub name: &'static str,
+    /// Part of the folder's name: another version is another folder.
+    pub version: &'static str,
+    /// A folder of this repository that it is made of; empty when there is none.
+    pub sources: &'static str,
+    /// Programs that are needed to make or to run it; Debian packages for them are in `packages`.
+    pub programs: &'static [&'static str],
+    /// Time for all of [`Peer::make`], on a machine that does nothing else.
+    pub limit: Duration,
+    /// Makes it. What it leaves in [`Work::dir`] is kept.
+    pub make: fn(&Work) -> Result<()>,
+}
+
+/// Every peer.
+pub const PEERS: &[Peer] = &[
+    Peer {
+        name: "consul",
+        version: "1.22.7",
+        sources: "",
+        programs: &["go"],
+        // Eight minutes of two cores and 3.3 GB of memory, most of it for the compiler's work on one package.
+        limit: Duration::from_secs(45 * 60),
+        make: consul,
+    },
+    Peer {
+        name: "rnacos",
+        version: "0.8.8",
+        sources: "",
+        programs: &[],
+        limit: Duration::from_secs(45 * 60),
+        make: rnacos,
+    },
+];
+
+/// Where a peer is being made.
+pub struct Work {
+    dir: PathBuf,
+    log: PathBuf,
+    version: &'static str,
+    end: Instant,
+}
+
+impl Work {
+    /// The folder that is kept when all went well, and where commands of [`Work::run`] start.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// The version of the row.
+    pub fn version(&self) -> &'static str {
+        self.version
+    }
+
+    /// Writes a file into the folder, with the folders it lies in.
+    pub fn write(&self, name: &str, text: &str) -> Result<()> {
+        let path = self.dir.join(name);
+        path.parent().map(fs::create_dir_all).transpose()?;
+        fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))
+    }
+
+    /// Runs a step in the folder, its output in the peer's log, as long as the row's time lasts.
+    pub fn run(&self, command: &mut Command) -> Result<()> {
+        let step = self.dir.join("step.log");
+        command.current_dir(&self.dir);
+        let left = self.end.saturating_duration_since(Instant::now());
+        let result = sh::run_logged(command, &step, left);
+        let mut all = OpenOptions::new().create(true).append(true).open(&self.log)?;
+        all.write_all(&fs::read(&step).unwrap_or_default())?;
+        fs::remove_file(&step).ok();
+        result
+    }
+
+    /// A program of the row, found where [`sh::find`] looks, with temporary files and caches of its own kind.
+    pub fn program(&self, name: &str) -> Result<Command> {
+        let path = sh::find(name).with_context(|| format!("{name} is not installed"))?;
+        Ok(Command::new(path))
+    }
+}
+
+/// The peers that tests whose names contain `filter` are about: those that it names, or all.
+pub fn concerned(filter: Option<&str>) -> Vec<&'static Peer> {
+    let named = |peer: &&Peer| filter.is_some_and(|f| f.contains(peer.name) || peer.name.contains(f));
+    let some: Vec<_> = PEERS.iter().filter(named).collect();
+    if some.is_empty() { PEERS.iter().collect() } else { some }
+}
+
+/// Has the peers called `names` there, or all when none is named.
+pub fn run(names: &[String]) -> Result<()> {
+    let known = || PEERS.iter().map(|p| p.name).collect::<Vec<_>>().join(", ");
+    if let Some(other) = names.iter().find(|name| PEERS.iter().all(|p| p.name != **name)) {
+        bail!("no peer is called `{other}`; there are: {}", known());
+    }
+    let wanted: Vec<_> = PEERS.iter().filter(|p| names.is_empty() || names.iter().any(|n| n == p.name)).collect();
+    let lacking = provide(&wanted);
+    if lacking.is_empty() { Ok(()) } else { bail!("{}", lacking.join("\n")) }
+}
+
+/// Has `peers` there, one after the other. Returns one line for each that could not be had.
+pub fn provide(peers: &[&Peer]) -> Vec<String> {
+    let mut lacking = Vec::new();
+    for peer in peers {
+        if let Err(error) = one(peer) {
+            lacking.push(format!("{} {}: {error:#}", peer.name, peer.version));
+        }
+    }
+    lacking
+}
+
+fn one(peer: &Peer) -> Result<()> {
+    let top = sh::target("full");
+    fs::create_dir_all(&top)?;
+    let mut folder = format!("{}-{}", peer.name, peer.version);
+    if !peer.sources.is_empty() {
+        folder += &format!("-{:016x}", fingerprint(&sh::root().join(peer.sources))?);
+    }
+    let lacking = packages::provide(peer.programs);
+    if !lacking.is_empty() {
+        bail!("{}", lacking.join("; "));
+    }
+    let dir = top.join(&folder);
+    if !dir.is_dir() {
+        make(peer, &top, &dir)?;
+    }
+    // Tests know a peer by its name; which version that is, is said here alone.
+    let (link, fresh) = (top.join(peer.name), top.join(format!(".{}.new", peer.name)));
+    fs::remove_file(&fresh).ok();
+    symlink(&folder, &fresh).and_then(|()| fs::rename(&fresh, &link)).context("cannot link it")
+}
+
+fn make(peer: &Peer, top: &Path, dir: &Path) -> Result<()> {
+    let (part, log) = (dir.with_extension("part"), top.join(format!("{}.log", peer.name)));
+    // What a run that was stopped left there is of no known state.
+    fs::remove_dir_all(&part).ok();
+    fs::create_dir_all(&part)?;
+    fs::remove_file(&log).ok();
+    println!("making {} {} (once; at most {} min)", peer.name, peer.version, peer.limit.as_secs() / 60);
+    let start = Instant::now();
+    let work = Work { dir: part, log, version: peer.version, end: start + peer.limit };
+    (peer.make)(&work).with_context(|| format!("cannot be made, see {}", work.log.display()))?;
+    fs::rename(&work.dir, dir).with_context(|| format!("cannot name {}", dir.display()))?;
+    println!("made {} {} in {} s", peer.name, peer.version, start.elapsed().as_secs());
+    Ok(())
+}
+
+/// Names and contents of all files in a folder.
+fn fingerprint(folder: &Path) -> Result<u64> {
+    let mut files = BTreeSet::new();
+    let mut folders = vec![folder.to_owned()];
+    while let Some(folder) = folders.pop() {
+        let entries = fs::read_dir(&folder).with_context(|| format!("cannot read {}", folder.display()))?;
+        for entry in entries {
+            let entry = entry?;
+            if entry.file_type()?.is_dir() {
+                folders.push(entry.path());
+            } else {
+                files.insert(entry.path());
+            }
+        }
+    }
+    let mut hasher = DefaultHasher::new();
+    for file in files {
+        file.strip_prefix(folder).unwrap_or(&file).hash(&mut hasher);
+        fs::read(&file)?.hash(&mut hasher);
+    }
+    Ok(hasher.finish())
+}
+
+/// A Go program that is only a dependency: `go install` refuses modules whose own go.mod replaces others.
+fn go_dependency(work: &Work, requires: &[&str], package: &str, binary: &str) -> Result<()> {
+    let requires: String = requires.iter().map(|r| format!("require {r}\n")).collect();
+    work.write("src/go.mod", &format!("module peer\n\ngo 1.26\n\n{requires}"))?;
+    work.write("src/tools.go", &format!("//go:build tools\n\npackage tools\n\nimport _ \"{package}\"\n"))?;
+    let go = |args: &[&str]| -> Result<()> {
+        let mut command = work.program("go")?;
+        command.args(["-C", "src"]).args(args);
+        work.run(command.envs([("GOFLAGS", "-mod=mod"), ("CGO_ENABLED", "0"), ("GOTOOLCHAIN", "local")]))
+    };
+    go(&["mod", "tidy"])?;
+    go(&["build", "-trimpath", "-ldflags", "-s -w", "-o", &format!("../{binary}"), package])
+}
+
+fn consul(work: &Work) -> Result<()> {
+    // The version of its own API module that 1.22.7 names does not compile with it.
+    let requires =
+        [&*format!("github.com/hashicorp/consul v{}", work.version()), "github.com/hashicorp/consul/api v1.34.5"];
+    go_dependency(work, &requires, "github.com/hashicorp/consul", "consul")
+}
+
+fn rnacos(work: &Work) -> Result<()> {
+    let mut command = sh::cargo(["install", "rnacos", "--locked", "--root", ".", "--version", work.version()]);
+    work.run(command.env("CARGO_TARGET_DIR", work.dir().join("build")))?;
+    fs::remove_dir_all(work.dir().join("build")).context("cannot remove what the build left")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_filter_that_names_peers_wants_no_others() {
+        let of = |filter| concerned(filter).iter().map(|p| p.name).collect::<Vec<_>>();
+        assert_eq!(of(Some("consul_registers")), ["consul"]);
+        assert_eq!(of(Some("nacos")), ["rnacos"]);
+        assert_eq!(of(Some("unheard_of")).len(), PEERS.len());
+        assert_eq!(of(None).len(), PEERS.len());
+    }
+
+    #[test]
+    fn names_are_told_apart_and_programs_have_packages() {
+        let names: BTreeSet<_> = PEERS.iter().map(|p| p.name).collect();
+        assert_eq!(names.len(), PEERS.len());
+        for program in PEERS.iter().flat_map(|p| p.programs) {
+            assert!(packages::PROGRAMS.iter().any(|(name, _)| name == program), "no package is known for {program}");
+        }
+    }
+
+    #[test]
+    fn sources_are_known_by_names_and_contents() {
+        let dir = std::env::temp_dir().join(format!("xtask-peers-{}", std::process::id()));
+        fs::create_dir_all(dir.join("a")).unwrap();
+        fs::write(dir.join("a/x"), "1").unwrap();
+        let first = fingerprint(&dir).unwrap();
+        assert_eq!(fingerprint(&dir).unwrap(), first);
+        fs::write(dir.join("a/x"), "2").unwrap();
+        let second = fingerprint(&dir).unwrap();
+        fs::rename(dir.join("a/x"), dir.join("a/y")).unwrap();
+        let third = fingerprint(&dir).unwrap();
+        assert!(first != second && second != third && first != third);
+        fs::remove_dir_all(dir).unwrap();
+    }
+}
