@@ -61,6 +61,8 @@ pub(crate) const TOP: Section = Section {
         ),
         key("limits", "mapping", Says("see below"), "Protection of the agent from its peers."),
         key("access_log", "mapping", Says("see below"), "Where the lines of the filter `access_log` go."),
+        key("graphite", "list of mappings", Yaml("[]"), "Servers that are sent figures each interval."),
+        key("series", "mapping", Says("see below"), "How many series there may be in `/metrics` and towards Graphite."),
         key(
             "registries",
             "mapping",
@@ -250,6 +252,60 @@ pub(crate) const ACCESS_LOG: Section = Section {
             "number, 1 to 1000000",
             Yaml("5000"),
             "Lines waiting for the disk. Further ones are dropped and counted.",
+        ),
+    ],
+};
+
+/// `graphite[]`.
+pub(crate) const GRAPHITE: Section = Section {
+    path: "graphite[]",
+    about: "A server that is sent figures each interval: by service, group, method and side, those of the methods where the filter `metrics` is on.",
+    keys: &[
+        key("address", "`HOST:PORT`", Required, "Where it listens. A name is looked up again with each connection."),
+        key(
+            "form",
+            "`plain`, `motan`",
+            Yaml("plain"),
+            "`plain`: Carbon's line protocol over TCP. `motan`: what motan-go sends over UDP, so that its dashboards go on.",
+        ),
+        key(
+            "prefix",
+            "name with dots",
+            Yaml("\"sockmesh.{host}.{application}\""),
+            "`plain`: what every name begins with. `{host}`, `{application}` and `{name}` stand for this agent's.",
+        ),
+        key("interval", "duration, 100ms to 1h", Says("10s; 5s with `motan`"), "How often."),
+        key(
+            "queue",
+            "number, 100 to 1000000",
+            Yaml("10000"),
+            "`plain`: lines that wait while the server does not take them. Beyond it the oldest are dropped and counted.",
+        ),
+    ],
+};
+
+/// `series`.
+pub(crate) const SERIES: Section = Section {
+    path: "series",
+    about: "How many series there may be. `/metrics` says how much of it is used.",
+    keys: &[
+        key(
+            "methods",
+            "number, 1 to 1000000",
+            Yaml("2000"),
+            "Methods of all services together that are counted by themselves; further ones run under `other`.",
+        ),
+        key(
+            "endpoints",
+            "number, 0 to 1000000",
+            Yaml("1000"),
+            "Endpoints with series in `/metrics`: those that are out or were called first.",
+        ),
+        key(
+            "idle",
+            "duration",
+            Yaml("1h"),
+            "A method that nobody called for this long is forgotten; its counters begin at 0 when it comes back. 0s means never.",
         ),
     ],
 };
@@ -498,6 +554,8 @@ pub(crate) const SECTIONS: &[&Section] = &[
     &EXEMPT,
     &LIMITS,
     &ACCESS_LOG,
+    &GRAPHITE,
+    &SERIES,
     &REGISTRY,
     &REFERER,
     &CALLER,

@@ -5,7 +5,7 @@ use std::{path::Path, time::Duration};
 use super::{
     AccessLog, Capture, CaptureMode, Config, ConfigErrors, Iptables, Limits, Ports, Problem, Redirect, RegistryConfig,
     checks::{self, Seen},
-    enroll, exempt, keys, kinds,
+    enroll, exempt, graphite, keys, kinds,
     node::{Data, Entry, Node},
     problem::Report,
     read::{Map, Others, Place, entries, items, join, scalar},
@@ -118,6 +118,12 @@ fn top(node: &Node, base_dir: &Path, report: &mut Report) -> Option<Config> {
     }
     if let Some(node) = map.get("access_log") {
         access_log(node, &map.key("access_log"), base_dir, &mut config.access_log, report);
+    }
+    if let Some(node) = map.get("graphite") {
+        graphite::graphite(node, &map.key("graphite"), &mut config.graphite, report);
+    }
+    if let Some(node) = map.get("series") {
+        graphite::series(node, &map.key("series"), &mut config.series, report);
     }
     ports(map.get("ports").unwrap_or(&NOTHING), &map.key("ports"), &mut config.ports, &mut seen, report);
     if let Some(node) = map.get("capture") {

@@ -7,6 +7,7 @@
 mod checks;
 mod enroll;
 mod exempt;
+mod graphite;
 mod instances;
 mod keys;
 mod kinds;
@@ -25,6 +26,7 @@ use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, time::Duration}
 pub use self::{
     enroll::{Enroll, Who},
     exempt::{Exempt, Network},
+    graphite::{Graphite, GraphiteForm, Series},
     keys::tables,
     load::{Loaded, load, parse},
     problem::{ConfigErrors, Problem},
@@ -56,6 +58,10 @@ pub struct Config {
     pub threads: usize,
     /// Where the access log goes.
     pub access_log: AccessLog,
+    /// Servers that are sent figures.
+    pub graphite: Vec<Graphite>,
+    /// How many series there may be.
+    pub series: Series,
     /// How long a stop may take before the rest is cut.
     pub drain: Duration,
     /// Registries by name.
@@ -458,6 +464,8 @@ impl Default for Config {
             limits: Limits::default(),
             threads: std::thread::available_parallelism().map_or(2, usize::from),
             access_log: AccessLog::default(),
+            graphite: Vec::new(),
+            series: Series::default(),
             drain: Duration::from_secs(10),
             registries: BTreeMap::new(),
             referers: Vec::new(),

@@ -85,6 +85,9 @@ fn the_whole_schema_becomes_the_structs() {
     assert_eq!((config.capture.iptables, &config.capture.exempt), (Iptables::Nft, &exempt));
     assert_eq!(config.access_log.path.as_deref(), Some(Path::new("/etc/sockmesh/access.log")));
     assert_eq!(config.limits, Limits::default());
+    let motan = Graphite::at("10.0.0.9:3456", GraphiteForm::Motan);
+    assert_eq!(config.graphite, [Graphite::at("carbon.example:2003", GraphiteForm::Plain), motan]);
+    assert_eq!(config.series, Series::default());
     assert_eq!(config.registries["nodes"].kind, "file");
     assert_eq!(config.registries["nodes"].options["path"], Value::from("nodes.yaml"));
 
@@ -128,12 +131,13 @@ fn around(path: &str, key: &str, value: Option<&str>) -> String {
     match path {
         "" if key == "referers" || key == "services" => format!("drain: 1s\n{line}"),
         "" => format!("services: []\n{line}\n"),
-        "ports" | "capture" | "limits" | "access_log" => format!("{path}: {{{line}}}"),
+        "ports" | "capture" | "limits" | "access_log" | "series" => format!("{path}: {{{line}}}"),
         "capture.exempt" => format!("capture: {{exempt: {{{line}}}}}"),
         "capture.enroll[]" => {
             let who: &[_] = if matches!(key, "redirect" | "join") { &[("uid", "7")] } else { &[] };
             format!("capture: {{enroll: [{{{}}}]}}", with(who))
         }
+        "graphite[]" => format!("services: []\ngraphite: [{{{}}}]", with(&[("address", "'c:2003'")])),
         "registries.*" => format!("registries: {{r: {{{}}}}}", with(&[("kind", "file"), ("path", "f")])),
         "referers[]" | "cluster" => referer(&[]),
         "referers[].allow[]" => format!(

@@ -35,4 +35,6 @@ pub struct ServiceStats {
     pub latency: Histogram,
     /// The same by method, where the `metrics` filter is on.
     pub methods: MethodTable,
+    /// Attempts by method, where the `metrics` filter counts those.
+    pub attempts: MethodTable,
 }
