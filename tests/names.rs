@@ -116,11 +116,11 @@ struct World {
 
 impl World {
     fn new(mode: &str) -> Self {
-        Self::of(Cgroup::new("callers"), mode, true)
+        Self::of(Cgroup::new("callers"), mode, "", true)
     }
 
     /// With `callers` enrolled from the beginning, or nobody.
-    fn of(callers: Cgroup, mode: &str, enrolled: bool) -> Self {
+    fn of(callers: Cgroup, mode: &str, capture: &str, enrolled: bool) -> Self {
         let web = Backend::named("web");
         let services = format!(
             "referers:
@@ -130,7 +130,7 @@ impl World {
             web.addr()
         );
         let enroll = [&callers];
-        let settings = Settings { enroll: if enrolled { &enroll } else { &[] }, mode, ..Settings::default() };
+        let settings = Settings { enroll: if enrolled { &enroll } else { &[] }, mode, capture, ..Settings::default() };
         let agent = Agent::with(&settings, &services);
         Self { callers, agent, resolver: Resolver::new(), dir: Temp::new(), _web: web }
     }
@@ -179,6 +179,16 @@ impl World {
             plain.join(" ")
         )
     }
+}
+
+#[test]
+fn names_over_tcp_stay_on_tcp() {
+    if lacks(&[Need::Kernel, Need::Program("python3")]) {
+        return;
+    }
+    let world = World::of(Cgroup::new("callers"), "", "redirect: on", true);
+    assert_eq!(world.python(&["stream", &world.resolver.ip.to_string(), "web.mesh"]), "0 240.0.0.1");
+    assert_eq!(world.agent.metric("sockmesh_names_questions_total", &["transport=\"tcp\""]), 1.0);
 }
 
 #[test]
@@ -321,7 +331,7 @@ fn names_in_another_network_namespace() {
     // A resolver on loopback inside, as systemd-resolved is one; the agent is outside.
     let (net, callers) = (Net::new(), Cgroup::new("callers"));
     let mode = format!("ebpf, root: {}", callers.path().display());
-    let mut world = World::of(callers, &mode, false);
+    let mut world = World::of(callers, &mode, "", false);
     let (stub, six) = {
         let _inside = net.enter();
         (Resolver::at(Ipv4Addr::new(127, 0, 0, 53).into()), Resolver::at(Ipv6Addr::LOCALHOST.into()))

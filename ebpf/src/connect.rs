@@ -128,13 +128,13 @@ fn capture(
         let _ = MESH_TUPLES.remove(TupleKey::reservation(netns, cookie));
     }
 
-    let (service, listener) = match service(addr, port) {
+    let (service, listener, for_names) = match service(addr, port) {
         // The kernel way needs none.
-        Some(service) if service.number != 0 => (service, None),
+        Some(service) if service.number != 0 => (service, None, false),
         // SAFETY: copied at once; a concurrent replacement is one aligned word.
-        Some(service) => (service, unsafe { MESH_LISTENERS.get(netns) }.copied()),
+        Some(service) => (service, unsafe { MESH_LISTENERS.get(netns) }.copied(), false),
         None => match dns::listener(netns, &addr, port) {
-            Some(listener) => (Service::default(), Some(listener)),
+            Some(listener) => (Service::default(), Some(listener), true),
             None => return Err(Outcome::NotService),
         },
     };
@@ -178,7 +178,9 @@ fn capture(
     origin.state = OriginState::Rewritten as u32;
     // SAFETY: helper without side effects.
     let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
-    origin.flags = redirect(ctx.sock_addr, workload.flags);
+    // Questions for names stay on TCP: the listener for them takes no sockets into the map, and the program's
+    // end alone in it would gain nothing and lose FIONREAD.
+    origin.flags = if for_names { 0 } else { redirect(ctx.sock_addr, workload.flags) };
     if MESH_TUPLES.insert(TupleKey::reservation(netns, cookie), &*origin, 0).is_err() {
         forget_origin(sk);
         return Err(Outcome::Full);

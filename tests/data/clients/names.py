@@ -3,12 +3,15 @@
     names.py ask HOW RESOLVER NAME [TYPE]   HOW: sendto, mapped, six or connected
     names.py many RESOLVER COUNT            half of the questions for web.mesh, half for others
     names.py both NAME RESOLVER...          A and AAAA at once, of all resolvers, from one socket
+    names.py stream RESOLVER NAME           over TCP, reading no more than FIONREAD says is there
 """
 
+import fcntl
 import select
 import socket
 import struct
 import sys
+import termios
 
 
 def question(number, name, kind):
@@ -103,4 +106,19 @@ def both(name, *resolvers):
     print(*sorted(map(shown, right)))
 
 
-{"ask": ask, "both": both, "many": many}[sys.argv[1]](*sys.argv[2:])
+def stream(resolver, name):
+    asked = question(0x1234, name, 1)
+    s = socket.create_connection((resolver, 53), 10)
+    s.sendall(struct.pack(">H", len(asked)) + asked)
+    got = b""
+    while len(got) < 2 or len(got) < 2 + struct.unpack(">H", got[:2])[0]:
+        assert select.select([s], [], [], 10)[0], "no answer"
+        there = struct.unpack("i", fcntl.ioctl(s, termios.FIONREAD, b"\0" * 4))[0]
+        assert there > 0, "readable, but FIONREAD says nothing is there"
+        got += s.recv(there)
+    number, code, found = addresses(got[2:], asked)
+    assert number == 0x1234
+    print(code, *map(shown, found))
+
+
+{"ask": ask, "both": both, "many": many, "stream": stream}[sys.argv[1]](*sys.argv[2:])
