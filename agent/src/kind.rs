@@ -19,6 +19,8 @@ pub struct Kind<T: ?Sized + 'static> {
 pub struct BuildCx {
     /// Application name of this agent.
     pub application: crate::call::Text,
+    /// Failure domain that this host is in; empty when it is in none.
+    pub zone: crate::call::Text,
     /// Name of the service the kind is built for; empty for host-wide kinds.
     pub service: crate::call::Text,
     /// Directory that relative paths in the configuration are relative to.

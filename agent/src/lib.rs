@@ -4,6 +4,7 @@
 //! `cargo xtask lint` holds the import table.
 
 // Ground: the vocabulary of the data path, imported by everything.
+pub mod availability;
 pub mod call;
 pub mod config;
 pub mod drain;

@@ -4,7 +4,7 @@ use std::{io::IsTerminal, path::PathBuf, process::ExitCode};
 
 use agent::{
     app,
-    cli::{check, commands, config, enroll, lists, stat},
+    cli::{check, commands, config, enroll, lists, registrations, stat},
 };
 use clap::{Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
@@ -41,6 +41,8 @@ enum Verb {
     Release(enroll::ReleaseArgs),
     /// List names under .mesh with their addresses
     Names(lists::Args),
+    /// List provided services in registries; say whether callers may come
+    Registrations(registrations::Args),
     /// Apply the changed configuration file as a whole or not at all
     Reload(commands::Args),
     /// Stop the agent gracefully
@@ -86,6 +88,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Verb::Enroll(args) => enroll::enroll(args),
         Verb::Release(args) => enroll::release(args),
         Verb::Names(args) => lists::names(args),
+        Verb::Registrations(args) => registrations::run(args),
         Verb::Reload(args) => commands::reload(args),
         Verb::Drain(args) => commands::drain(args),
         Verb::Version(args) => commands::version(args),

@@ -3,6 +3,7 @@
 mod enrolled;
 mod export;
 mod process;
+mod registered;
 mod routes;
 mod server;
 mod stat;
@@ -23,12 +24,14 @@ use tokio::sync::{mpsc, oneshot, watch};
 pub use self::server::serve;
 
 use crate::{
+    availability::Availability,
     call::Text,
     capture::{Capture, enroll::Roster},
     cluster::Cluster,
     config::Who,
     metrics::{AccessLogWriter, AgentCounters, LiveTable},
     names::Names,
+    registry::{Provided, Standing},
 };
 
 /// Everything the API may look at, and the few commands it passes on. Given by `app`.
@@ -67,6 +70,21 @@ pub struct Handles {
     pub access_log: Option<Arc<AccessLogWriter>>,
     /// Names under `.mesh`.
     pub names: Arc<Names>,
+    /// Whether callers from elsewhere may come.
+    pub availability: Availability,
+    /// What is registered where.
+    pub registrations: Arc<ArcSwap<Vec<Registered>>>,
+}
+
+/// One provided service in one registry.
+#[derive(Clone, Debug)]
+pub struct Registered {
+    /// Name of the registry in the configuration.
+    pub registry: String,
+    /// What is registered.
+    pub provided: Provided,
+    /// What the registry holds of it.
+    pub standing: watch::Receiver<Standing>,
 }
 
 /// Something an operator asks the agent to do.

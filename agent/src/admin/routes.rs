@@ -22,7 +22,7 @@ use super::{
     enrolled::{self, Asked},
     export,
     process::Process,
-    stat, view,
+    registered, stat, view,
 };
 use crate::metrics::{prometheus, window::Windows};
 
@@ -43,12 +43,14 @@ pub(super) const ROUTES: &[(Method, &str, &str)] = &[
     (Method::GET, "/sockets", "connections of programs that exist now"),
     (Method::GET, "/enrolled", "who is enrolled, since when, and what that stands for now"),
     (Method::GET, "/names", "names under .mesh, their addresses and services"),
+    (Method::GET, "/registrations", "provided services in registries, and whether callers may come"),
     (Method::GET, "/config", "the configuration in use and how connections are captured"),
     (Method::GET, "/version", "version of the running agent"),
     (Method::POST, "/reload", "applies the configuration file as it is now, as a whole or not at all"),
     (Method::POST, "/enroll", "enrolls `?what=`, with `&confirm_within=` for a time unless confirmed"),
     (Method::POST, "/confirm", "confirms `?what=`, or all that wait for it"),
     (Method::POST, "/release", "enrolls `?what=` no more"),
+    (Method::POST, "/availability", "turns registrations `?to=available` or `?to=unavailable`"),
     (Method::POST, "/drain", "stops gracefully"),
 ];
 
@@ -144,6 +146,11 @@ impl Api {
             "/names" => json(StatusCode::OK, &stat::names(handles)),
             "/config" => json(StatusCode::OK, &stat::config(handles)),
             "/version" => json(StatusCode::OK, &view::Version { version: handles.version.to_owned() }),
+            "/registrations" => json(StatusCode::OK, &registered::page(handles)),
+            "/availability" => match registered::turn(handles, query) {
+                Ok(said) => done(&said),
+                Err(wrong) => error(StatusCode::BAD_REQUEST, wrong),
+            },
             "/enrolled" => json(StatusCode::OK, &enrolled::page(handles)),
             "/reload" => self.told(Command::Reload).await,
             "/enroll" | "/confirm" | "/release" => self.enroll(path, query).await,

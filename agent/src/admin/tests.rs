@@ -98,6 +98,8 @@ async fn bench(clusters: Vec<Arc<Cluster>>) -> Bench {
         counters: Arc::default(),
         access_log: None,
         names: Arc::default(),
+        availability: Availability::default(),
+        registrations: Arc::default(),
     });
     let listener = tokio::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
     let at = listener.local_addr().unwrap();

@@ -303,3 +303,35 @@ pub struct Error {
     /// What is wrong and what to do.
     pub error: String,
 }
+
+/// `GET /registrations`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Registrations {
+    /// Whether callers from elsewhere may come.
+    pub available: bool,
+    /// Each provided service in each of its registries.
+    pub registrations: Vec<Registration>,
+}
+
+/// One provided service in one registry.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Registration {
+    /// Name of the service.
+    pub service: String,
+    /// Group it is provided in.
+    pub group: String,
+    /// Version it is provided as.
+    pub version: String,
+    /// What callers speak.
+    pub protocol: String,
+    /// Name of the registry in the configuration.
+    pub registry: String,
+    /// Where callers dial.
+    pub address: String,
+    /// Share of calls relative to other providers.
+    pub weight: u32,
+    /// What the registry holds: `available`, `unavailable`, `pending` or `gone`.
+    pub state: String,
+    /// Why it is pending.
+    pub why: Option<String>,
+}

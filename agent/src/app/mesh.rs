@@ -18,12 +18,13 @@ use tokio::{
 };
 
 use super::{
-    plan::{AddressPlan, ClusterId, Plan, SourcePlan},
+    plan::{AddressPlan, ClusterId, ClusterPlan, Plan, SourcePlan},
     serving::{self, Served, Serving},
 };
 use crate::{
     accept::Target,
     admin::StaleReasons,
+    call::Text,
     capture::balance::Straight,
     cluster::{Cluster, Parts},
     config::{self, Config, RegistryConfig},
@@ -36,7 +37,7 @@ use crate::{
 };
 
 /// Registries by name, with what they were built from.
-type Registries = BTreeMap<String, (RegistryConfig, Arc<dyn Registry>)>;
+pub(super) type Registries = BTreeMap<String, (RegistryConfig, Arc<dyn Registry>)>;
 
 /// Everything that a reload may change.
 pub(super) struct Mesh {
@@ -68,6 +69,7 @@ enum Address {
 
 struct Running {
     cluster: Arc<Cluster>,
+    application: Option<Text>,
     source: SourcePlan,
     /// Follows the registries.
     _task: AbortOnDrop,
@@ -133,10 +135,9 @@ impl Mesh {
         }
         let mut fresh = HashMap::new();
         for wanted in &plan.clusters {
-            let same = self.clusters.get(&wanted.id).is_some_and(|r| r.cluster.config == wanted.config);
-            if !same {
-                let cluster =
-                    self.build(&wanted.id, &wanted.config).with_context(|| format!("service {}", wanted.id.key))?;
+            let same = |r: &Running| r.cluster.config == wanted.config && r.application == wanted.application;
+            if !self.clusters.get(&wanted.id).is_some_and(same) {
+                let cluster = self.build(wanted).with_context(|| format!("service {}", wanted.id.key))?;
                 fresh.insert(wanted.id.clone(), Arc::new(cluster));
             }
         }
@@ -148,10 +149,12 @@ impl Mesh {
         Ok(Prepared { registries, fresh, bound })
     }
 
-    fn build(&self, id: &ClusterId, config: &config::Cluster) -> anyhow::Result<Cluster> {
+    fn build(&self, wanted: &ClusterPlan) -> anyhow::Result<Cluster> {
+        let ClusterPlan { id, config, application, .. } = wanted;
         let protocol = self.serving.acceptor().protocols.iter().find(|(name, _)| *name == id.protocol);
         let (protocol, kind) = protocol.expect("plans name only protocols of KINDS");
-        let cx = BuildCx { service: id.key.service.as_str().into(), ..self.cx.clone() };
+        let application = application.clone().unwrap_or_else(|| self.cx.application.clone());
+        let cx = BuildCx { application, service: id.key.service.as_str().into(), ..self.cx.clone() };
         Cluster::build(Parts {
             key: id.key.clone(),
             direction: id.direction(),
@@ -196,7 +199,7 @@ impl Mesh {
                 }
                 (old, fresh) => {
                     let cluster = fresh.or(old.map(|old| old.cluster)).expect("prepared because there was none");
-                    self.follow(cluster, wanted.source.clone(), &prepared.registries)
+                    self.follow(cluster, wanted, &prepared.registries)
                 }
             };
             view.push(running.cluster.clone());
@@ -276,7 +279,8 @@ impl Mesh {
     }
 
     /// Starts following the registries of a cluster.
-    fn follow(&self, cluster: Arc<Cluster>, source: SourcePlan, registries: &Registries) -> Running {
+    fn follow(&self, cluster: Arc<Cluster>, wanted: &ClusterPlan, registries: &Registries) -> Running {
+        let source = wanted.source.clone();
         let known = source.registries.iter().filter_map(|name| registries.get(name));
         let mut lists: Vec<_> = known.map(|(_, registry)| registry.watch(&cluster.info.key)).collect();
         if !source.instances.is_empty() {
@@ -293,7 +297,13 @@ impl Mesh {
         // What is known already holds at once: who was told that a reload is done must not meet the old list.
         follower.take();
         let task = tokio::spawn(follower.keep_up());
-        Running { cluster, source, _task: AbortOnDrop(task.abort_handle()), first }
+        let application = wanted.application.clone();
+        Running { cluster, application, source, _task: AbortOnDrop(task.abort_handle()), first }
+    }
+
+    /// The registries in use.
+    pub(super) const fn registries(&self) -> &Registries {
+        &self.registries
     }
 
     /// The cluster called `id`.

@@ -3,6 +3,7 @@
 mod balance;
 mod mesh;
 mod plan;
+mod registering;
 mod serving;
 mod spaces;
 
@@ -29,12 +30,14 @@ use self::{
     balance::Books,
     mesh::Mesh,
     plan::Plan,
+    registering::Registrar,
     serving::{Serving, bind_both},
     spaces::Spaces,
 };
 use crate::{
     accept::{self, Acceptor, Target},
     admin::{self, Command, ConfigInfo, Handles},
+    availability::Availability,
     capture::{self, Capture, CaptureTable, enroll::Roster},
     cluster::{Cluster, Parts},
     config::{self, Config},
@@ -60,6 +63,8 @@ pub struct Options {
 const BEAT: Duration = Duration::from_millis(100);
 /// The data runtime must have moved within this time for a beat to be honest.
 const STALLED_AFTER: Duration = Duration::from_secs(2);
+/// How long a stop waits for registries to take registrations back.
+const TAKE_BACK: Duration = Duration::from_secs(3);
 /// How long a start waits for registries before it serves without their lists.
 const FIRST_SNAPSHOT: Duration = Duration::from_secs(3);
 
@@ -107,6 +112,7 @@ struct App {
     path: PathBuf,
     config: Config,
     mesh: Mesh,
+    registrar: Registrar,
     books: Books,
     capture: Arc<dyn Capture>,
     serving: Serving,
@@ -157,6 +163,7 @@ impl App {
         let live = Arc::new(LiveTable::default());
         let cx = BuildCx {
             application: config.application.clone(),
+            zone: config.zone.clone(),
             base_dir: config.base_dir.clone(),
             access_log: access_log.clone(),
             ..BuildCx::default()
@@ -211,6 +218,8 @@ impl App {
             loaded_at: SystemTime::now(),
             last_error: None,
         }));
+        let availability = Availability::new(!config.start_unavailable);
+        let mut registrar = Registrar::new(availability.clone());
         let handles = Handles {
             application: config.application.clone(),
             name: config.name.clone(),
@@ -229,6 +238,8 @@ impl App {
             counters: counters.clone(),
             access_log: access_log.clone(),
             names: names.clone(),
+            availability,
+            registrations: registrar.view.clone(),
         };
         let admin = tokio::net::TcpListener::from_std(admin)?;
         tokio::spawn(async move {
@@ -240,6 +251,7 @@ impl App {
         data.spawn(beat_of_the_data_runtime(pulse.clone()));
         sys::give_memory_back();
         ready.send_replace(true);
+        registrar.apply(&config, mesh.registries());
         tracing::info!(
             version = env!("CARGO_PKG_VERSION"),
             admin = %config.ports.admin,
@@ -250,6 +262,7 @@ impl App {
             path: path.to_owned(),
             config,
             mesh,
+            registrar,
             books: Books::default(),
             capture: chosen.capture,
             serving,
@@ -358,6 +371,7 @@ impl App {
         if let Err(error) = self.capture.apply(&self.table(&new, &enrolled)) {
             // Back to what was in force, which the kernel had accepted before.
             let restored = self.mesh.apply(&self.config);
+            self.registrar.apply(&self.config, self.mesh.registries());
             let restored = restored.and_then(|()| self.capture.apply(&self.table(&self.config, &self.enrolled.load())));
             let after =
                 restored.err().map(|e| format!("; restoring the old one failed too: {e:#}")).unwrap_or_default();
@@ -366,6 +380,7 @@ impl App {
         self.enrolled.store(Arc::new(enrolled));
         self.spaces.update(true);
         self.names.set(&new);
+        self.registrar.apply(&new, self.mesh.registries());
         let message = format!("{} services called, {} provided", new.referers.len(), new.services.len());
         self.config = new;
         Ok(message)
@@ -422,10 +437,26 @@ impl App {
         Ok(said)
     }
 
+    /// Tells callers from elsewhere to go to others, before anything is refused. A further signal cuts the wait.
+    async fn take_back(&mut self) {
+        let done = self.registrar.take_back(TAKE_BACK);
+        tokio::pin!(done);
+        let mut beat = tokio::time::interval(BEAT);
+        loop {
+            tokio::select! {
+                () = &mut done => return,
+                _ = beat.tick() => self.capture.beat(),
+                _ = self.stop.term.recv() => return,
+                _ = self.stop.int.recv() => return,
+            }
+        }
+    }
+
     /// Finishes what is held, takes everything back, ends.
     async fn stop(mut self) -> anyhow::Result<ExitCode> {
         tracing::info!(deadline = ?self.config.drain, "stopping: no new connections, finishing those that are here");
         self.ready.send_replace(false);
+        self.take_back().await;
         self.capture.stop_capturing();
         self.serving.release_drain();
         let finish = self.drainer.drain(self.config.drain);

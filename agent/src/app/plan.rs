@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, net::SocketAddr};
 use model::{Instance, ServiceKey};
 
 use crate::{
+    call::Text,
     capture::{
         CaptureTable,
         balance::{self, Straight},
@@ -48,16 +49,20 @@ impl ClusterId {
 pub(super) struct ClusterPlan {
     pub(super) id: ClusterId,
     pub(super) config: config::Cluster,
+    /// Told to callees; the agent's when `None`.
+    pub(super) application: Option<Text>,
     pub(super) source: SourcePlan,
 }
 
 /// Where the endpoints of a cluster come from.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct SourcePlan {
     /// Names of registries, asked in this order.
     pub(super) registries: Vec<String>,
     /// Listed in the configuration itself.
     pub(super) instances: Vec<Instance>,
+    /// Groups used together instead of the own one.
+    pub(super) mix_groups: Vec<String>,
 }
 
 /// The clusters behind an address.
@@ -73,8 +78,15 @@ impl Plan {
     pub(super) fn of(config: &Config) -> Self {
         let mut plan = Self::default();
         for referer in &config.referers {
-            let source = SourcePlan { registries: referer.registries.clone(), instances: referer.endpoints.clone() };
+            let source = SourcePlan {
+                registries: referer.registries.clone(),
+                instances: referer.endpoints.clone(),
+                mix_groups: referer.mix_groups.clone(),
+            };
             let address = plan.add(false, &referer.key, referer.protocol.as_deref(), &referer.cluster, &source);
+            for cluster in plan.clusters.iter_mut().filter(|c| address.clusters.contains(&c.id)) {
+                cluster.application.clone_from(&referer.application);
+            }
             if let (CallPath::Kernel, Some(cluster)) = (referer.path, address.clusters.first()) {
                 plan.straight.push((straight(referer), cluster.clone()));
             }
@@ -87,7 +99,7 @@ impl Plan {
         }
         for service in &config.services {
             let local = Instance::at(service.local.to_string());
-            let source = SourcePlan { registries: Vec::new(), instances: vec![local] };
+            let source = SourcePlan { instances: vec![local], ..SourcePlan::default() };
             let address = plan.add(true, &service.key, service.protocol.as_deref(), &service.cluster, &source);
             plan.inbound.extend(service.inbound.iter().map(|at| (*at, address.clone())));
             if let Some(export) = service.export {
@@ -116,7 +128,7 @@ impl Plan {
                 id.nth += 1;
             }
             address.clusters.push(id.clone());
-            self.clusters.push(ClusterPlan { id, config: config.clone(), source: source.clone() });
+            self.clusters.push(ClusterPlan { id, config: config.clone(), application: None, source: source.clone() });
         }
         address
     }
@@ -169,6 +181,10 @@ pub(super) fn needs_restart(old: &Config, new: &Config) -> Vec<&'static str> {
         ("limits", old.limits == new.limits),
         ("threads", old.threads == new.threads),
         ("access_log", old.access_log == new.access_log),
+        ("zone", old.zone == new.zone),
+        ("snapshots", old.snapshots == new.snapshots),
+        ("hold_back", old.hold_back == new.hold_back),
+        ("start_unavailable", old.start_unavailable == new.start_unavailable),
     ];
     pairs.into_iter().filter(|(_, same)| !same).map(|(name, _)| name).collect()
 }
@@ -190,6 +206,8 @@ mod tests {
             deny: Vec::new(),
             registries: Vec::new(),
             endpoints: vec![Instance::at("127.0.0.1:1")],
+            mix_groups: Vec::new(),
+            application: None,
             cluster: config::Cluster::default(),
         }
     }
@@ -229,11 +247,15 @@ mod tests {
             limits: config::Limits { connections: 1, ..old.limits.clone() },
             threads: old.threads + 1,
             access_log: config::AccessLog { buffer_lines: 1, ..old.access_log.clone() },
+            zone: "z".into(),
+            snapshots: Some("/other".into()),
+            hold_back: config::HoldBack { shrunk_percent: 1, ..old.hold_back.clone() },
+            start_unavailable: true,
             ..Config::default()
         };
         let docs = include_str!("../../../docs/operate.md");
         let fixed = needs_restart(&old, &new);
-        assert_eq!(fixed.len(), 13);
+        assert_eq!(fixed.len(), 17);
         for name in fixed {
             assert!(docs.contains(&format!("`{name}`")), "docs/operate.md does not name `{name}`");
         }

@@ -5,6 +5,7 @@ pub mod commands;
 pub mod config;
 pub mod enroll;
 pub mod lists;
+pub mod registrations;
 pub mod stat;
 
 mod client;

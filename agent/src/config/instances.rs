@@ -1,15 +1,16 @@
 //! Endpoints as people write them: in the configuration, in a `direct` registry, in a registry's file.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::HashSet;
 
 use model::{DEFAULT_WEIGHT, Instance};
 
 use super::{
+    governance::texts,
     keys::{FILE, INSTANCE},
     node::{Data, Entry, Node},
     problem::{Problem, Report},
-    read::{Map, Others, Place, entries, items, join, scalar},
-    values::{self, Wrong},
+    read::{Map, Others, Place, entries, items, scalar},
+    values,
 };
 
 /// A list of endpoints as far as it can be used.
@@ -66,7 +67,7 @@ fn instance(node: &Node, path: &str, bad: &mut Report, report: &mut Report) -> O
             map.set("zone", values::optional_word, &mut instance.zone, report);
             map.set("version", values::optional_word, &mut instance.version, report);
             if let Some(node) = map.get("metadata") {
-                instance.metadata = metadata(node, &map.key("metadata"), report);
+                instance.metadata = texts(node, &map.key("metadata"), report);
             }
             instance.address = map.read("address", address, bad)?;
             (report.mistakes.len() == before).then_some(instance)
@@ -77,15 +78,4 @@ fn instance(node: &Node, path: &str, bad: &mut Report, report: &mut Report) -> O
             None
         }
     }
-}
-
-fn metadata(node: &Node, path: &str, report: &mut Report) -> BTreeMap<String, String> {
-    let any = |text: &str| Ok::<_, Wrong>(text.to_owned());
-    let mut map = BTreeMap::new();
-    for entry in entries(node, path, report).unwrap_or_default() {
-        if let Some(text) = scalar(&entry.value, &join(path, &entry.key), any, report) {
-            map.insert(entry.key.clone(), text);
-        }
-    }
-    map
 }

@@ -52,6 +52,26 @@ pub(crate) const TOP: Section = Section {
         key("application", "name", Yaml("sockmesh"), "Application name told to callees when the caller names none."),
         key("threads", "number, 1 to 1024", Says("number of CPUs"), "Threads that carry traffic."),
         key("drain", "duration", Yaml("10s"), "How long a stop waits for calls in flight before it cuts them."),
+        key(
+            "advertise",
+            "address",
+            Says("the address of this host that the default route leaves from"),
+            "Address told to callers of the services that are registered.",
+        ),
+        key("zone", "name", Yaml("\"\""), "Failure domain that this host is in."),
+        key(
+            "snapshots",
+            "path",
+            Says("none"),
+            "Folder for lists of endpoints, one file per service and group, used when a registry does not answer at start. Made if it is missing.",
+        ),
+        key("hold_back", "mapping", Says("see below"), "When a list that a registry says is not believed at once."),
+        key(
+            "start_unavailable",
+            "boolean",
+            Yaml("false"),
+            "Registered services are told as unavailable after a start, until `sockmesh registrations --set available`.",
+        ),
         key("ports", "mapping", Says("see below"), "Ports of the agent itself."),
         key(
             "capture",
@@ -310,6 +330,27 @@ pub(crate) const SERIES: Section = Section {
     ],
 };
 
+/// `hold_back`.
+pub(crate) const HOLD_BACK: Section = Section {
+    path: "hold_back",
+    about: "When a list that a registry says is not believed at once. The endpoints of before stay beside the new ones until it is confirmed: by a second look, by `sockmesh confirm SERVICE`, or by a list that is whole again.",
+    keys: &[
+        key(
+            "shrunk_percent",
+            "number, 1 to 100",
+            Yaml("70"),
+            "A list that lost more than this share of its endpoints is held.",
+        ),
+        key(
+            "shrunk_after",
+            "duration, 0s for never",
+            Yaml("60s"),
+            "A shrunken list is believed when the registry still says it after this time.",
+        ),
+        key("empty_after", "duration, 0s for never", Yaml("0s"), "The same for an empty list."),
+    ],
+};
+
 /// `registries.*`.
 pub(crate) const REGISTRY: Section = Section {
     path: "registries.*",
@@ -374,6 +415,18 @@ pub(crate) const REFERER: Section = Section {
             "Names under `registries` to ask for endpoints; lists are merged in this order.",
         ),
         key("endpoints", "list", Yaml("[]"), "Endpoints written here: `IP:PORT`, or the mapping below."),
+        key(
+            "mix_groups",
+            "name or list",
+            Yaml("[]"),
+            "Groups used together instead of `group` while no command says otherwise. `idc-a:3` gives a group a weight, 1 to 100.",
+        ),
+        key(
+            "application",
+            "name",
+            Says("the agent's"),
+            "Application name told to callees of this service when the caller names none.",
+        ),
     ],
 };
 
@@ -414,6 +467,21 @@ pub(crate) const SERVICE: Section = Section {
             "Addresses of the program itself: callers from other hosts or network namespaces that dial them are brought to the agent. A port alone means every local address. Loopback is left alone. Needs `capture: ebpf` or `iptables`.",
         ),
         key("local", "address with port", Required, "The local program, the only endpoint."),
+        key(
+            "registry",
+            "name or list",
+            Yaml("[]"),
+            "Names under `registries` where the service is registered while the agent serves. Needs `protocol`.",
+        ),
+        key(
+            "advertise",
+            "address, with or without port",
+            Says("the top's `advertise`, with the port of `export`"),
+            "Where callers that find it in a registry dial.",
+        ),
+        key("weight", "number, 0 to 10000", Yaml("10"), "Share of calls relative to other providers, as registered."),
+        key("zone", "name", Says("the top's"), "Failure domain, as registered."),
+        key("metadata", "mapping of texts", Yaml("{}"), "Further parameters of the registration."),
         key(
             "client_address",
             "boolean",
@@ -556,6 +624,7 @@ pub(crate) const SECTIONS: &[&Section] = &[
     &ACCESS_LOG,
     &GRAPHITE,
     &SERIES,
+    &HOLD_BACK,
     &REGISTRY,
     &REFERER,
     &CALLER,

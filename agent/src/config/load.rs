@@ -5,7 +5,7 @@ use std::{path::Path, time::Duration};
 use super::{
     AccessLog, Capture, CaptureMode, Config, ConfigErrors, Iptables, Limits, Ports, Problem, Redirect, RegistryConfig,
     checks::{self, Seen},
-    enroll, exempt, graphite, keys, kinds,
+    enroll, exempt, governance, graphite, keys, kinds,
     node::{Data, Entry, Node},
     problem::Report,
     read::{Map, Others, Place, entries, items, join, scalar},
@@ -113,6 +113,13 @@ fn top(node: &Node, base_dir: &Path, report: &mut Report) -> Option<Config> {
     map.set("application", application, &mut config.application, report);
     map.set("threads", number(1..=1024), &mut config.threads, report);
     map.set("drain", values::duration, &mut config.drain, report);
+    config.advertise = map.read("advertise", governance::own_address, report);
+    map.set("zone", |text: &str| values::optional_word(text).map(Text::from), &mut config.zone, report);
+    config.snapshots = map.read("snapshots", values::path, report).map(|p| base_dir.join(p));
+    if let Some(node) = map.get("hold_back") {
+        governance::hold_back(node, &map.key("hold_back"), &mut config.hold_back, report);
+    }
+    map.set("start_unavailable", values::boolean, &mut config.start_unavailable, report);
     if let Some(node) = map.get("limits") {
         limits(node, &map.key("limits"), &mut config.limits, report);
     }
@@ -134,6 +141,7 @@ fn top(node: &Node, base_dir: &Path, report: &mut Report) -> Option<Config> {
 
     let cx = BuildCx {
         application: config.application.clone(),
+        zone: config.zone.clone(),
         service: Text::default(),
         base_dir: base_dir.to_owned(),
         ..BuildCx::default()

@@ -7,6 +7,7 @@
 mod checks;
 mod enroll;
 mod exempt;
+mod governance;
 mod graphite;
 mod instances;
 mod keys;
@@ -21,11 +22,17 @@ mod values;
 #[cfg(test)]
 mod tests;
 
-use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, time::Duration};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+    time::Duration,
+};
 
 pub use self::{
     enroll::{Enroll, Who},
     exempt::{Exempt, Network},
+    governance::{Advertise, HoldBack},
     graphite::{Graphite, GraphiteForm, Series},
     keys::tables,
     load::{Loaded, load, parse},
@@ -64,6 +71,16 @@ pub struct Config {
     pub series: Series,
     /// How long a stop may take before the rest is cut.
     pub drain: Duration,
+    /// Address of this host that callers of its services are told; found out when `None`.
+    pub advertise: Option<IpAddr>,
+    /// Failure domain that this host is in; empty when it is in none.
+    pub zone: Text,
+    /// Folder of the snapshot files; none are kept when `None`.
+    pub snapshots: Option<PathBuf>,
+    /// When a list that a registry says is not believed at once.
+    pub hold_back: HoldBack,
+    /// Registered services stay unavailable after a start until the operator says otherwise.
+    pub start_unavailable: bool,
     /// Registries by name.
     pub registries: BTreeMap<String, RegistryConfig>,
     /// Services that local programs call.
@@ -204,7 +221,7 @@ pub struct RegistryConfig {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct VirtualAddress {
     /// Address that programs connect to; it need not exist anywhere.
-    pub ip: std::net::IpAddr,
+    pub ip: IpAddr,
     /// Port; `None` means every port.
     pub port: Option<u16>,
 }
@@ -232,6 +249,11 @@ pub struct Referer {
     pub registries: Vec<String>,
     /// Endpoints written into the configuration itself (registry `direct`).
     pub endpoints: Vec<model::Instance>,
+    /// Groups used together instead of the own one while no command says otherwise, each possibly with a
+    /// weight (`idc-a:3`).
+    pub mix_groups: Vec<String>,
+    /// Application told to callees of this service; the agent's when `None`.
+    pub application: Option<Text>,
     /// How calls are made.
     pub cluster: Cluster,
 }
@@ -279,8 +301,25 @@ pub struct Service {
     pub inbound: Vec<VirtualAddress>,
     /// Address of the local program, the only endpoint.
     pub local: SocketAddr,
+    /// Where and how it is made known.
+    pub registration: Registration,
     /// How calls are made.
     pub cluster: Cluster,
+}
+
+/// Where and how a provided service is made known.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Registration {
+    /// Names of registries to register with; a service in none is not registered.
+    pub registries: Vec<String>,
+    /// Where callers dial; the agent's `advertise` with the port of `export` when `None`.
+    pub advertise: Option<Advertise>,
+    /// Share of calls relative to its siblings.
+    pub weight: u32,
+    /// Failure domain; the agent's when `None`.
+    pub zone: Option<String>,
+    /// Further parameters, by the names that callers know.
+    pub metadata: BTreeMap<String, String>,
 }
 
 /// How calls to one service are made.
@@ -430,6 +469,18 @@ impl Default for Eject {
     }
 }
 
+impl Default for Registration {
+    fn default() -> Self {
+        Self {
+            registries: Vec::new(),
+            advertise: None,
+            weight: model::DEFAULT_WEIGHT,
+            zone: None,
+            metadata: BTreeMap::new(),
+        }
+    }
+}
+
 impl Default for Cluster {
     fn default() -> Self {
         Self {
@@ -467,6 +518,11 @@ impl Default for Config {
             graphite: Vec::new(),
             series: Series::default(),
             drain: Duration::from_secs(10),
+            advertise: None,
+            zone: Text::default(),
+            snapshots: None,
+            hold_back: HoldBack::default(),
+            start_unavailable: false,
             registries: BTreeMap::new(),
             referers: Vec::new(),
             services: Vec::new(),

@@ -7,6 +7,7 @@ use model::ServiceKey;
 use super::{
     CallPath, Caller, Cluster, Eject, Method, OnAgentLoss, Referer, Service,
     checks::{Role, Seen},
+    governance,
     instances::instances,
     keys, kinds,
     node::Node,
@@ -49,6 +50,8 @@ pub(super) fn referer(node: &Node, path: &str, cx: &BuildCx, seen: &mut Seen, re
 
     let registries = registries(&map, seen, report);
     let endpoints = endpoints(&map, report);
+    let mix_groups = governance::groups(&map, "mix_groups", report);
+    let application = map.read("application", |text| values::word(text).map(Text::from), report);
     let sources = [map.get("registry"), map.get("endpoints")].into_iter().flatten();
     // A source that was written, but wrongly, has been told already.
     if sources.clone().count() == 0 || sources.into_iter().all(is_empty) {
@@ -89,6 +92,8 @@ pub(super) fn referer(node: &Node, path: &str, cx: &BuildCx, seen: &mut Seen, re
         deny,
         registries,
         endpoints,
+        mix_groups,
+        application,
         cluster,
     })
 }
@@ -174,6 +179,8 @@ pub(super) fn service(node: &Node, path: &str, cx: &BuildCx, seen: &mut Seen, re
         report.mistake(place.problem("no caller can reach it", remedy));
     }
     seen.service(Role::Service, &key, place, report);
+    let registries = registries(&map, seen, report);
+    let registration = governance::registration(&map, registries, protocol.as_deref(), report);
     let mut cluster = cluster(&map, &cx, report);
     map.set("client_address", boolean, &mut cluster.client_address, report);
     if cluster.client_address && !matches!(protocol.as_deref(), Some("http" | "tcp")) {
@@ -181,7 +188,7 @@ pub(super) fn service(node: &Node, path: &str, cx: &BuildCx, seen: &mut Seen, re
         let remedy = "declare it; Motan2 programs find the caller's address in the call's metadata";
         report.mistake(map.place("client_address").problem(problem, remedy));
     }
-    Some(Service { key, protocol, export, inbound, local: local?, cluster })
+    Some(Service { key, protocol, export, inbound, local: local?, registration, cluster })
 }
 
 fn is_empty(node: &Node) -> bool {

@@ -131,7 +131,7 @@ fn around(path: &str, key: &str, value: Option<&str>) -> String {
     match path {
         "" if key == "referers" || key == "services" => format!("drain: 1s\n{line}"),
         "" => format!("services: []\n{line}\n"),
-        "ports" | "capture" | "limits" | "access_log" | "series" => format!("{path}: {{{line}}}"),
+        "ports" | "capture" | "limits" | "access_log" | "series" | "hold_back" => format!("{path}: {{{line}}}"),
         "capture.exempt" => format!("capture: {{exempt: {{{line}}}}}"),
         "capture.enroll[]" => {
             let who: &[_] = if matches!(key, "redirect" | "join") { &[("uid", "7")] } else { &[] };

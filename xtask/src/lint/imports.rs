@@ -10,7 +10,8 @@ use anyhow::{Context, Result};
 use super::Source;
 
 /// Imported by everything; imports nothing but itself, unless the table says otherwise.
-const GROUND: &[&str] = &["call", "kind", "drain", "fetch", "sys", "config", "metrics", "stream", "switcher"];
+const GROUND: &[&str] =
+    &["availability", "call", "kind", "drain", "fetch", "sys", "config", "metrics", "stream", "switcher"];
 
 /// Who may import what, besides the ground. A module that is in neither list may not exist.
 const TABLE: &[(&str, &[&str])] = &[
@@ -27,7 +28,7 @@ const TABLE: &[(&str, &[&str])] = &[
     ("endpoint", &[]),
     ("registry", &[]),
     ("names", &["capture"]),
-    ("admin", &["capture", "cluster", "endpoint", "filter", "names"]),
+    ("admin", &["capture", "cluster", "endpoint", "filter", "names", "registry"]),
     ("cli", &["admin", "capture"]),
 ];
 
