@@ -12,6 +12,7 @@ use crate::{
     capture::redirect::selftest::{self, Consequence},
     cluster::Cluster,
     endpoint::Endpoint,
+    filter::Shows,
     metrics::{
         Ending, MethodStats,
         prometheus::{Family, Labels, Page, Type},
@@ -115,12 +116,28 @@ const SERVICES: [(Head, PerService); 3] = [
     ),
 ];
 
+/// What filters count, one family for events and one for states.
+const FILTERS: [Head; 2] = [
+    (
+        "sockmesh_filter_events_total",
+        Type::Counter,
+        "What filters did, see docs/filters.md.",
+        "as the service, and filter, event, of",
+    ),
+    (
+        "sockmesh_filter_state",
+        Type::Gauge,
+        "How filters stand now, see docs/filters.md.",
+        "as the service, and filter, state, of",
+    ),
+];
+
 const ENDPOINT: &str = "as the service, and endpoint, endpoint_group";
 
 /// By endpoint.
 const ENDPOINTS: [(Head, PerEndpoint); 4] = [
     (("sockmesh_endpoint_up", Type::Gauge, "1 while the endpoint may be picked.", ENDPOINT), |e| {
-        u64::from(e.health.is_available() && e.weight > 0)
+        u64::from(e.is_available() && e.weight > 0)
     }),
     (("sockmesh_endpoint_in_flight", Type::Gauge, "Attempts in flight.", ENDPOINT), |e| u64::from(e.in_flight())),
     (("sockmesh_endpoint_attempts_total", Type::Counter, "Attempts begun.", ENDPOINT), |e| {
@@ -230,6 +247,7 @@ pub(super) fn metrics(handles: &Handles, process: &Process) -> String {
     let mut page = Page::default();
     let clusters = labelled(handles);
     services(&mut page, handles, &clusters);
+    filters(&mut page, &clusters);
     endpoints(&mut page, &clusters);
     callers(&mut page, handles);
     agent(&mut page, handles);
@@ -265,6 +283,21 @@ fn services(page: &mut Page, handles: &Handles, clusters: &Labelled) {
         let mut family = head(page, of);
         for (cluster, labels) in clusters {
             sample(&mut family, labels, handles, cluster);
+        }
+    }
+}
+
+fn filters(page: &mut Page, clusters: &Labelled) {
+    let mut figures = Vec::new();
+    for (cluster, labels) in clusters {
+        for (name, filter) in cluster.filters() {
+            filter.figures(&mut Shows::new(&mut |figure| figures.push((labels.clone().with("filter", name), figure))));
+        }
+    }
+    for (of, grows, what) in [(FILTERS[0], true, "event"), (FILTERS[1], false, "state")] {
+        let mut family = head(page, of);
+        for (labels, figure) in figures.iter().filter(|(_, figure)| figure.grows == grows) {
+            family.sample(&labels.clone().with(what, figure.name).with("of", &figure.of), figure.value);
         }
     }
 }
@@ -344,6 +377,7 @@ pub(super) fn heads() -> Vec<Head> {
     let mut all: Vec<Head> = Vec::new();
     all.extend(METHODS.iter().map(|(head, _)| *head));
     all.extend(SERVICES.iter().map(|(head, _)| *head));
+    all.extend(FILTERS);
     all.extend(ENDPOINTS.iter().map(|(head, _)| *head));
     all.extend(CALLERS.iter().map(|(head, _)| *head));
     let rows = crate::metrics::AgentCounters::default().rows();

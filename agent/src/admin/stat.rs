@@ -11,6 +11,7 @@ use crate::{
     capture::balance::{Failing, Used},
     cluster::Cluster,
     endpoint,
+    filter::Shows,
     metrics::{
         Summary,
         window::{Counted, Windows},
@@ -126,7 +127,19 @@ fn service(handles: &Handles, windows: &Windows, failing: &[Failing], cluster: &
         request_bytes: stats.request_bytes.load(Relaxed),
         response_bytes: stats.response_bytes.load(Relaxed),
         endpoints: cluster.endpoints().endpoints.iter().map(|e| endpoint(windows, cluster, failing, e)).collect(),
+        filters: filters(cluster),
     }
+}
+
+fn filters(cluster: &Cluster) -> Vec<view::Filter> {
+    let shown = cluster.filters().map(|(name, filter)| {
+        let mut figures = Vec::new();
+        filter.figures(&mut Shows::new(&mut |figure| {
+            figures.push(view::FilterFigure { name: figure.name.to_owned(), of: figure.of, value: figure.value });
+        }));
+        view::Filter { filter: name.to_owned(), figures }
+    });
+    shown.filter(|filter| !filter.figures.is_empty()).collect()
 }
 
 fn in_flight((started, ended): (u64, u64)) -> u64 {
@@ -150,6 +163,7 @@ fn endpoint(
     let state = match (standing.available, endpoint.weight) {
         (_, 0) => "weight 0",
         (true, _) if passed_over.is_some() => "passed over",
+        (true, _) if !endpoint.is_available() => "barred",
         (true, _) => "up",
         (false, _) => "out",
     };
@@ -159,9 +173,11 @@ fn endpoint(
         address: endpoint.addr,
         group: endpoint.group.to_string(),
         weight: endpoint.weight,
-        available: standing.available && endpoint.weight > 0,
+        available: endpoint.is_available() && endpoint.weight > 0,
         state: state.to_owned(),
-        reason: why.or_else(|| standing.reason.map(str::to_owned)),
+        reason: why
+            .or_else(|| standing.reason.map(str::to_owned))
+            .or_else(|| (!endpoint.is_available()).then(|| "a filter keeps calls away after failures".to_owned())),
         since_seconds: standing.since.map(|d| d.as_secs_f64()),
         figures: view::Figures::new(
             &lately,

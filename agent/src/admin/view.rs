@@ -96,6 +96,30 @@ pub struct Service {
     pub response_bytes: u64,
     /// Its endpoints.
     pub endpoints: Vec<Endpoint>,
+    /// What its filters count, those that count anything.
+    #[serde(default)]
+    pub filters: Vec<Filter>,
+}
+
+/// What one filter of a service counts.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Filter {
+    /// Its name.
+    pub filter: String,
+    /// Its figures.
+    pub figures: Vec<FilterFigure>,
+}
+
+/// A figure of a filter.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct FilterFigure {
+    /// What happened so often, or what stands so.
+    pub name: String,
+    /// The method, endpoint or target it is about; empty for all of the service.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub of: String,
+    /// Count since the service was configured, or the value of now.
+    pub value: u64,
 }
 
 /// One endpoint of a service.
@@ -109,7 +133,8 @@ pub struct Endpoint {
     pub weight: u32,
     /// Whether it may be picked.
     pub available: bool,
-    /// `up`, `passed over` (for a while, by the connect hooks), `out`, or `weight 0`.
+    /// `up`, `passed over` (for a while, by the connect hooks), `barred` (for a while, by a filter), `out`, or
+    /// `weight 0`.
     pub state: String,
     /// Why it is out.
     pub reason: Option<String>,

@@ -1,6 +1,7 @@
 //! The vocabulary of the data path: what a call, its answer and its failure are, whatever the protocol.
 
 mod body;
+pub mod exception;
 mod pairs;
 mod text;
 
@@ -17,6 +18,25 @@ pub use self::{
 use bytes::Bytes;
 
 use crate::stream::Stream;
+
+/// Which way a call goes through this agent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Direction {
+    /// From a local program to a service.
+    Outbound,
+    /// From elsewhere to a local program.
+    Inbound,
+}
+
+impl Direction {
+    /// Stable name for logs and metric labels.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Outbound => "outbound",
+            Self::Inbound => "inbound",
+        }
+    }
+}
 
 /// One call on its way to an endpoint.
 #[derive(Debug)]
@@ -62,6 +82,8 @@ pub struct Call {
     pub request_id: u64,
     /// Socket address of the caller.
     pub peer: Option<SocketAddr>,
+    /// The address that the caller asked for, as its connection says.
+    pub local: Option<SocketAddr>,
     /// Timeout that came with the call.
     pub wire_timeout: Option<Duration>,
     /// Absolute end of the call, retries included. Set by the cluster when the call enters it.
@@ -86,6 +108,7 @@ impl Call {
             application: Text::default(),
             request_id: 0,
             peer: None,
+            local: None,
             wire_timeout: None,
             deadline: Instant::now(),
             idempotent: false,
@@ -271,22 +294,29 @@ pub struct CallError {
     pub message: Cow<'static, str>,
     /// Endpoint of the attempt that failed; set where attempts are made.
     pub endpoint: Option<SocketAddr>,
+    /// Callers compare the text: a Motan caller gets it as it is, with code 400, whatever the kind.
+    pub verbatim: bool,
 }
 
 impl CallError {
     /// An error of the mesh itself (route, filter, queue): resending changes nothing.
     pub fn mesh(kind: ErrorKind, message: impl Into<Cow<'static, str>>) -> Self {
-        Self { kind, side: Side::Mesh, retry: Retry::Never, message: message.into(), endpoint: None }
+        Self { kind, side: Side::Mesh, retry: Retry::Never, message: message.into(), endpoint: None, verbatim: false }
     }
 
     /// An error between agent and endpoint.
     pub fn upstream(kind: ErrorKind, retry: Retry, message: impl Into<Cow<'static, str>>) -> Self {
-        Self { kind, side: Side::Upstream, retry, message: message.into(), endpoint: None }
+        Self { kind, side: Side::Upstream, retry, message: message.into(), endpoint: None, verbatim: false }
     }
 
     /// An error between caller and agent.
     pub fn downstream(kind: ErrorKind, message: impl Into<Cow<'static, str>>) -> Self {
-        Self { kind, side: Side::Downstream, retry: Retry::Never, message: message.into(), endpoint: None }
+        Self { side: Side::Downstream, ..Self::mesh(kind, message) }
+    }
+
+    /// The same, its text meant for callers to the letter.
+    pub fn verbatim(self) -> Self {
+        Self { verbatim: true, ..self }
     }
 }
 
@@ -313,6 +343,14 @@ pub enum ErrorKind {
     Overload,
     /// A filter said no.
     Rejected,
+    /// More calls than a limit of their rate allows.
+    RateLimited,
+    /// A circuit breaker is open.
+    CircuitOpen,
+    /// The caller did not prove who it is.
+    Unauthorized,
+    /// An operator has turned the service (or method) off.
+    Degraded,
     /// The agent is stopping.
     Draining,
     /// The caller went away before the answer.
@@ -333,6 +371,10 @@ impl ErrorKind {
             Self::TooLarge => "too_large",
             Self::Overload => "overload",
             Self::Rejected => "rejected",
+            Self::RateLimited => "rate_limited",
+            Self::CircuitOpen => "circuit_open",
+            Self::Unauthorized => "unauthorized",
+            Self::Degraded => "degraded",
             Self::Draining => "draining",
             Self::Cancelled => "cancelled",
         }

@@ -282,6 +282,7 @@ mod tests {
             request_bytes: 0,
             response_bytes: 0,
             endpoints: vec![endpoint(81, "up", None), endpoint(82, "out", Some(3.4))],
+            filters: Vec::new(),
         }
     }
 

@@ -8,32 +8,31 @@ use std::{
     time::Duration,
 };
 
-use http_body_util::BodyExt;
-use tokio::time::Instant;
-
 use super::Cluster;
 use crate::{
     call::{Body, CallError, ErrorKind, Request, Response, ResponseHead, Watch, Watched},
-    filter::{Outcome, Record},
+    filter::{CallCx, Notes, Outcome, Record},
     ha::Attempt,
 };
+use http_body_util::BodyExt;
 
 /// Carries a call's record to its end; dropped before that, the caller has gone away.
 pub(super) struct End {
     pub(super) record: Record,
+    pub(super) cx: CallCx,
     cluster: Arc<Cluster>,
     request_bytes: Option<Arc<AtomicU64>>,
     over: bool,
 }
 
 impl End {
-    pub(super) fn new(cluster: &Arc<Cluster>, req: &Request, started: Instant) -> Self {
+    pub(super) fn new(cluster: &Arc<Cluster>, req: &Request, cx: CallCx) -> Self {
         let cancelled = CallError::downstream(ErrorKind::Cancelled, "the caller went away");
         Self {
             record: Record {
                 cluster: cluster.info.clone(),
                 call: req.call.clone(),
-                started,
+                started: cx.started,
                 to_head: None,
                 total: Duration::ZERO,
                 copied: false,
@@ -43,15 +42,20 @@ impl End {
                 endpoint: None,
                 code: 0,
                 outcome: Outcome::Failed(cancelled),
+                notes: Notes::default(),
             },
+            cx,
             cluster: cluster.clone(),
             request_bytes: None,
             over: false,
         }
     }
 
-    /// Counts a streamed request as it is pulled.
-    pub(super) fn count_request(&mut self, req: &mut Request) {
+    /// All filters let it in: notes who they say the caller is, and counts a streamed request as it is pulled.
+    pub(super) fn entered(&mut self, req: &mut Request) {
+        if self.record.call.application != req.call.application {
+            self.record.call.application = req.call.application.clone();
+        }
         if let Body::Stream(body) = &mut req.body {
             let count = Arc::new(AtomicU64::new(0));
             self.request_bytes = Some(count.clone());
@@ -115,7 +119,8 @@ impl End {
         stats.request_bytes.fetch_add(record.request_bytes, Relaxed);
         stats.response_bytes.fetch_add(record.response_bytes, Relaxed);
         stats.latency.record(record.latency());
-        for filter in self.cluster.filters.iter().rev() {
+        record.notes = std::mem::take(&mut self.cx.notes);
+        for filter in self.cluster.filters[..self.cx.entered].iter().rev() {
             filter.on_end(record);
         }
     }

@@ -13,7 +13,6 @@ use std::{
 
 use arc_swap::ArcSwap;
 use model::Snapshot;
-use tokio::time::Instant;
 
 use self::end::End;
 use crate::{
@@ -130,6 +129,7 @@ impl Cluster {
                     if let Some(before) = changed {
                         endpoint.inherit(before);
                     }
+                    self.filters.iter().for_each(|filter| filter.on_endpoint(&endpoint));
                     let endpoint = Arc::new(endpoint);
                     fresh.push(Arc::downgrade(&endpoint));
                     endpoints.push(endpoint);
@@ -139,6 +139,11 @@ impl Cluster {
         let picker = self.lb.picker(&endpoints);
         self.set.store(Arc::new(EndpointSet { revision: snapshot.revision, endpoints, picker }));
         fresh
+    }
+
+    /// Its filters with their names, outermost first.
+    pub fn filters(&self) -> impl Iterator<Item = (&str, &dyn Filter)> {
+        self.config.filters.iter().zip(&self.filters).map(|(named, filter)| (named.name.as_str(), &**filter))
     }
 
     /// Time that a call gets: what came with it if that is within the configured range, else the
@@ -178,21 +183,19 @@ impl Cluster {
     /// the connector, because every stage that owned it would hold room for one more; what is left of it
     /// afterwards is of no use.
     pub async fn call(self: &Arc<Self>, req: &mut Request) -> Result<Response, CallError> {
-        let started = Instant::now();
-        req.call.deadline = started + self.timeout(&req.call.method, req.call.wire_timeout);
+        let cx = CallCx::new(self.info.clone());
+        req.call.deadline = cx.started + self.timeout(&req.call.method, req.call.wire_timeout);
         self.info.stats.started.fetch_add(1, Relaxed);
-        let mut end = End::new(self, req, started);
-        let mut cx = CallCx { cluster: self.info.clone(), started };
-        let (entered, mut result, attempt) = match filter::enter(&self.filters, &mut cx, req).await {
+        let mut end = End::new(self, req, cx);
+        let (mut result, attempt) = match filter::enter(&self.filters, &mut end.cx, req).await {
             Ok(()) => {
-                end.count_request(req);
-                let (result, attempt) = self.attempts(&cx, req, &mut end).await;
-                (self.filters.len(), result, attempt)
+                end.entered(req);
+                self.attempts(req, &mut end).await
             }
-            Err((entered, answer)) => (entered, *answer, None),
+            Err(answer) => (*answer, None),
         };
-        for filter in self.filters[..entered].iter().rev() {
-            filter.on_response(&mut cx, &mut result);
+        for filter in self.filters[..end.cx.entered].iter().rev() {
+            filter.on_response(&mut end.cx, &mut result);
         }
         end.head(&result);
         match result {
@@ -204,22 +207,18 @@ impl Cluster {
         }
     }
 
-    async fn attempts(
-        &self,
-        cx: &CallCx,
-        req: &mut Request,
-        end: &mut End,
-    ) -> (Result<Response, CallError>, Option<Attempt>) {
+    async fn attempts(&self, req: &mut Request, end: &mut End) -> (Result<Response, CallError>, Option<Attempt>) {
         let set = self.set.load_full();
         let method = self.config.methods.get(&*req.call.method);
-        let mut attempts = Attempts::new(&set, &*self.connector, &self.filters, cx);
+        let mut attempts = Attempts::new(&set, &*self.connector, &self.filters, &end.cx, &end.record.call);
         attempts.retries = method.and_then(|m| m.retries).unwrap_or(self.config.retries);
         attempts.idempotent = self.may_repeat(&req.call);
         attempts.max_in_flight = self.config.max_in_flight;
         let deadline = req.call.deadline;
         let result = tokio::time::timeout_at(deadline + DEADLINE_GRACE, self.ha.call(&attempts, req)).await;
-        end.record.attempts = attempts.count();
-        end.record.endpoint = attempts.last().map(|e| e.addr);
+        let (count, last) = (attempts.count(), attempts.last().map(|e| e.addr));
+        end.record.attempts = count;
+        end.record.endpoint = last;
         match result {
             Ok(Ok(Sent { response, attempt })) => {
                 end.record.endpoint = Some(attempt.endpoint().addr);

@@ -3,6 +3,7 @@ use std::{collections::VecDeque, sync::Mutex};
 use futures_util::future::BoxFuture;
 use http_body_util::{BodyExt, StreamBody};
 use model::Instance;
+use tokio::time::Instant;
 
 use super::*;
 use crate::{
@@ -63,6 +64,7 @@ impl Filter for Keep {
             call: record.call.clone(),
             cluster: record.cluster.clone(),
             outcome: record.outcome.clone(),
+            notes: Default::default(),
             ..*record
         };
         copy.endpoint = record.endpoint;

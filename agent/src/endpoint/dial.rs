@@ -93,6 +93,7 @@ pub async fn dial_for(
             Err(failed(ErrorKind::ConnectTimeout, "cannot connect to", &error))
         }
         Ok(Err(error)) if is_own_shortage(&error) => Err(CallError {
+            verbatim: false,
             kind: ErrorKind::Overload,
             side: Side::Mesh,
             // Without a descriptor no other endpoint can be reached either; without a free port, another can.

@@ -1,5 +1,6 @@
 //! One running copy of a service as this agent sees it: address, health, connections.
 
+mod bar;
 mod dial;
 mod ewma;
 mod health;
@@ -18,6 +19,7 @@ use std::{
 use futures_util::future::BoxFuture;
 
 pub use self::{
+    bar::Bar,
     dial::{DialOptions, Introduce, dial, dial_for},
     ewma::Ewma,
     health::{Health, Standing, probe_forever},
@@ -39,6 +41,10 @@ pub struct Endpoint {
     pub weight: u32,
     /// Whether it may be picked.
     pub health: Arc<Health>,
+    /// Raised by filters that keep calls of this cluster from it.
+    pub bar: Bar,
+    /// The same for all services of the host that have an endpoint at its address; set by the filter that keeps it.
+    pub shared_bar: OnceLock<Arc<Bar>>,
     /// What was seen of it.
     pub stats: Arc<Stats>,
     /// Connect timeout, marks and the like, for whoever dials it.
@@ -74,6 +80,8 @@ impl Endpoint {
             group,
             weight,
             health: Arc::new(Health::new(eject)),
+            bar: Bar::default(),
+            shared_bar: OnceLock::new(),
             stats: Arc::default(),
             dial,
             pool: OnceLock::new(),
@@ -101,6 +109,11 @@ impl Endpoint {
     /// The connector's state if any call was made yet.
     pub fn existing_pool<P: Any + Send + Sync>(&self) -> Option<&P> {
         self.pool.get()?.downcast_ref()
+    }
+
+    /// Whether it may be picked: in rotation, and not barred by a filter.
+    pub fn is_available(&self) -> bool {
+        self.health.is_available() && !self.bar.is_up() && !self.shared_bar.get().is_some_and(|bar| bar.is_up())
     }
 
     /// Attempts in flight.

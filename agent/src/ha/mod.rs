@@ -17,9 +17,9 @@ use smallvec::SmallVec;
 use tokio::time::Instant;
 
 use crate::{
-    call::{CallError, ErrorKind, Request, Response, Retry},
+    call::{Call, CallError, ErrorKind, Request, Response, Retry},
     endpoint::{Connector, Endpoint},
-    filter::{CallCx, Filter, Verdict},
+    filter::{CallCx, Filter, Trying, Verdict},
     kind::Kind,
     lb::EndpointSet,
 };
@@ -53,6 +53,8 @@ pub struct Attempts<'a> {
     pub filters: &'a [Arc<dyn Filter>],
     /// The call.
     pub cx: &'a CallCx,
+    /// What filters are told of it.
+    pub call: &'a Call,
     /// Further tries after the first, for this method.
     pub retries: u32,
     /// Whether this call may be sent twice.
@@ -75,12 +77,14 @@ impl<'a> Attempts<'a> {
         connector: &'a dyn Connector,
         filters: &'a [Arc<dyn Filter>],
         cx: &'a CallCx,
+        call: &'a Call,
     ) -> Self {
         Self {
             set,
             connector,
             filters,
             cx,
+            call,
             retries: 0,
             idempotent: false,
             max_in_flight: usize::MAX,
@@ -110,21 +114,26 @@ impl<'a> Attempts<'a> {
             index
         };
         let endpoint = &self.set.endpoints[index];
-        self.sent.fetch_add(1, Relaxed);
+        let number = self.sent.fetch_add(1, Relaxed) + 1;
+        let trying = Trying { call: self.call, to: endpoint, number, started: Instant::now() };
+        let mut hooks = Hooks { filters: self.filters, cx: self.cx, trying, entered: 0 };
         for filter in self.filters {
-            let mut verdict = filter.on_attempt(self.cx, endpoint);
+            hooks.entered += 1;
+            let mut verdict = filter.on_attempt(self.cx, &trying, req);
             while let Verdict::Wait(wait) = verdict {
                 verdict = wait.await;
             }
-            if let Verdict::Stop(answer) = verdict {
+            if let Verdict::Stop(mut answer) = verdict {
+                if let Err(error) = &mut *answer {
+                    error.endpoint = Some(endpoint.addr);
+                }
+                hooks.end((*answer).as_ref());
                 return answer.map(|response| Sent { response, attempt: Attempt::begin(endpoint) });
             }
         }
         let mut attempt = Attempt::begin(endpoint);
         let result = self.connector.call(endpoint, req).await;
-        for filter in self.filters.iter().rev() {
-            filter.on_attempt_end(self.cx, endpoint, result.as_ref());
-        }
+        hooks.end(result.as_ref());
         match result {
             Ok(response) => {
                 attempt.answered(&response);
@@ -173,6 +182,31 @@ impl<'a> Attempts<'a> {
             CallError::mesh(ErrorKind::NoEndpoint, format!("every endpoint of {service} was tried"))
         } else {
             CallError::mesh(ErrorKind::Overload, format!("every endpoint of {service} is at its in-flight limit"))
+        }
+    }
+}
+
+/// Filters that know of an attempt, to be told its end; dropped before that, it was given up.
+struct Hooks<'a> {
+    filters: &'a [Arc<dyn Filter>],
+    cx: &'a CallCx,
+    trying: Trying<'a>,
+    entered: usize,
+}
+
+impl Hooks<'_> {
+    fn end(&mut self, end: Result<&Response, &CallError>) {
+        for filter in self.filters[..std::mem::take(&mut self.entered)].iter().rev() {
+            filter.on_attempt_end(self.cx, &self.trying, end);
+        }
+    }
+}
+
+impl Drop for Hooks<'_> {
+    fn drop(&mut self) {
+        if self.entered > 0 {
+            let gone = CallError::downstream(ErrorKind::Cancelled, "the attempt was given up");
+            self.end(Err(&gone));
         }
     }
 }

@@ -42,7 +42,7 @@ pub struct PickCx<'a> {
 impl PickCx<'_> {
     /// Whether endpoint `index` may take this attempt.
     pub fn eligible(&self, index: usize) -> bool {
-        self.endpoints[index].health.is_available() && self.possible(index)
+        self.endpoints[index].is_available() && self.possible(index)
     }
 
     /// Whether it could if its health were no matter: weighed at all, not tried yet, not at its limit.

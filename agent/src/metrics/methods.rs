@@ -52,7 +52,7 @@ pub struct Ending(usize);
 /// Classes of protocol codes.
 const CLASSES: [&str; 6] = ["1xx", "2xx", "3xx", "4xx", "5xx", "other"];
 /// Names of [`crate::call::ErrorKind`]; a test holds them together.
-const ERRORS: [&str; 12] = [
+const ERRORS: [&str; 16] = [
     "no_cluster",
     "no_endpoint",
     "connect",
@@ -63,6 +63,10 @@ const ERRORS: [&str; 12] = [
     "too_large",
     "overload",
     "rejected",
+    "rate_limited",
+    "circuit_open",
+    "unauthorized",
+    "degraded",
     "draining",
     "cancelled",
 ];
@@ -200,6 +204,10 @@ mod tests {
             ErrorKind::TooLarge,
             ErrorKind::Overload,
             ErrorKind::Rejected,
+            ErrorKind::RateLimited,
+            ErrorKind::CircuitOpen,
+            ErrorKind::Unauthorized,
+            ErrorKind::Degraded,
             ErrorKind::Draining,
             ErrorKind::Cancelled,
         ] {

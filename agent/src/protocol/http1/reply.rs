@@ -22,7 +22,7 @@ pub(super) struct Own {
 /// Answers a call that nobody else answered.
 pub(super) fn to_error(error: &CallError) -> Own {
     let mut own = text(status(error), error.kind.name(), &error.message);
-    if error.kind == ErrorKind::Overload {
+    if matches!(error.kind, ErrorKind::Overload | ErrorKind::RateLimited | ErrorKind::CircuitOpen) {
         own.headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
     }
     if error.side == Side::Downstream {
@@ -51,12 +51,16 @@ fn status(error: &CallError) -> StatusCode {
         | ErrorKind::Connect
         | ErrorKind::ConnectTimeout
         | ErrorKind::Overload
+        | ErrorKind::CircuitOpen
+        | ErrorKind::Degraded
         | ErrorKind::Draining => StatusCode::SERVICE_UNAVAILABLE,
         ErrorKind::Timeout => StatusCode::GATEWAY_TIMEOUT,
         ErrorKind::Protocol | ErrorKind::Reset if error.side == Side::Downstream => StatusCode::BAD_REQUEST,
         ErrorKind::Protocol | ErrorKind::Reset => StatusCode::BAD_GATEWAY,
         ErrorKind::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
         ErrorKind::Rejected => StatusCode::FORBIDDEN,
+        ErrorKind::RateLimited => StatusCode::TOO_MANY_REQUESTS,
+        ErrorKind::Unauthorized => StatusCode::UNAUTHORIZED,
         // Nobody is left to read it.
         ErrorKind::Cancelled => StatusCode::BAD_REQUEST,
     }

@@ -199,6 +199,7 @@ impl Session {
         let uri = origin_form(uri);
         let mut call = Call::new(cluster.info.service.clone(), method_text(&method));
         call.peer = Some(self.peer);
+        call.local = Some(self.live.destination);
         call.path = Text::from(uri.path());
         // RFC 9110 section 9.2.2.
         call.idempotent = method.is_idempotent();

@@ -7,13 +7,15 @@ use bytes::Bytes;
 use super::{
     Decimal,
     codec::{Head, kind},
-    exception::{Exception, Failed},
     key,
     outbox::Outbox,
     request::Ticket,
 };
 use crate::{
-    call::{Body, CallError, Extra, Motan2Head, Pairs, Response, ResponseHead, Rule, Status},
+    call::{
+        Body, CallError, Extra, Motan2Head, Pairs, Response, ResponseHead, Rule, Status,
+        exception::{Exception, Failed},
+    },
     route::Direction,
 };
 

@@ -15,14 +15,14 @@ use tokio::time::{Instant, timeout_at};
 use super::{
     DEFAULT_TIMEOUT, Decimal,
     codec::{Frame, Head, kind},
-    exception, gzip, key,
+    gzip, key,
     link::NotQueued,
     pool::Pool,
 };
 use crate::{
     call::{
         self, Body, Call, CallError, ErrorKind, Extra, Motan2Head, Pairs, Request, Response, ResponseHead, Retry, Rule,
-        Status, Text,
+        Status, Text, exception,
     },
     config,
     endpoint::{Connector, Endpoint},

@@ -3,7 +3,6 @@
 mod answer;
 mod client;
 mod codec;
-mod exception;
 mod gzip;
 mod inbox;
 mod link;

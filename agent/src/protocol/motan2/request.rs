@@ -11,7 +11,10 @@ use super::{
     gzip, key,
 };
 use crate::{
-    call::{Body, Call, CallError, ErrorKind, Head, Motan2Head, Pairs, Request, Response, ResponseHead, Status, Text},
+    call::{
+        Body, Call, CallError, ErrorKind, Head, Motan2Head, Pairs, Request, Response, ResponseHead, Status, Text,
+        exception,
+    },
     route::{Cluster, Direction, Route},
 };
 
@@ -41,15 +44,17 @@ pub(super) struct Incoming {
 pub(super) struct Reader {
     route: Arc<Route>,
     peer: SocketAddr,
+    /// The address it asked for.
+    local: Option<SocketAddr>,
     /// The peer's address as `host` has it.
     host: Text,
     limit: usize,
 }
 
 impl Reader {
-    pub(super) fn new(route: Arc<Route>, peer: SocketAddr, limit: usize) -> Self {
+    pub(super) fn new(route: Arc<Route>, peer: SocketAddr, local: Option<SocketAddr>, limit: usize) -> Self {
         let host = Text::from(peer.ip().to_canonical().to_string());
-        Self { route, peer, host, limit }
+        Self { route, peer, local, host, limit }
     }
 
     /// Makes a call of a request, or the answer when it goes nowhere.
@@ -59,6 +64,7 @@ impl Reader {
         let mut call = Call::new(Text::default(), Text::default());
         call.request_id = head.id;
         call.peer = Some(self.peer);
+        call.local = self.local;
         call.one_way = head.is(kind::ONE_WAY);
         call.request_bytes = body.len() as u64;
         let (mut attached_application, mut framework, mut forwarded) = (None, false, false);
@@ -153,7 +159,7 @@ fn framework_service(call: &Call) -> Result<Response, CallError> {
     const SIMPLE: u8 = 6;
     const EMPTY_MAP: &[u8] = &[2, 0, 0, 0, 0];
     if call.service != META_SERVICE || call.method != "getDynamicMeta" {
-        return Err(CallError::mesh(ErrorKind::Rejected, super::exception::NO_FRAMEWORK_SERVICE));
+        return Err(CallError::mesh(ErrorKind::Rejected, exception::NO_FRAMEWORK_SERVICE));
     }
     Ok(Response {
         status: Status::Ok,

@@ -1,33 +1,36 @@
-//! Exceptions: what a caller of Motan2 sees when a call fails (docs/wire/motan2.md, "Exceptions").
+//! Exceptions: what a caller of Motan2 sees when a call fails (docs/wire/motan2.md, "Exceptions"). In the
+//! ground, because the access log writes what the caller saw and filters throw their own.
 
 use std::{borrow::Cow, fmt::Write};
 
 use serde::Deserialize;
 
-use crate::{
-    call::{CallError, ErrorKind, Pairs, Side, Status},
-    route::Direction,
-};
+use super::{CallError, Direction, ErrorKind, Pairs, Side, Status};
 
 /// What `M_e` says.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Exception {
+pub struct Exception {
+    /// `errcode`.
     pub code: i64,
+    /// `errmsg`.
     pub text: Cow<'static, str>,
+    /// `errtype`: 2 is the user's own, everything else a failure.
     pub errtype: i64,
 }
 
 /// `errtype` of what the infrastructure throws; counts as a failure.
 const SERVICE: i64 = 1;
 /// `errtype` of what the user's code throws; no failure.
-const BUSINESS: i64 = 2;
+pub const BUSINESS: i64 = 2;
 
+/// What callers are told while a service is degraded by an operator.
+pub const DEGRADED: &str = "cluster not available, maybe caused by degrade";
 /// Message of a call of a service that the agent itself does not have.
-pub(super) const NO_FRAMEWORK_SERVICE: &str = "service not support";
+pub const NO_FRAMEWORK_SERVICE: &str = "service not support";
 
 /// What is known of the call that failed.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Failed<'a> {
+pub struct Failed<'a> {
     /// Which way it went.
     pub direction: Direction,
     /// The caller's own id.
@@ -37,16 +40,20 @@ pub(super) struct Failed<'a> {
 }
 
 impl Exception {
-    pub(super) fn new(code: i64, text: impl Into<Cow<'static, str>>) -> Self {
+    /// One that the infrastructure throws.
+    pub fn new(code: i64, text: impl Into<Cow<'static, str>>) -> Self {
         Self { code, text: text.into(), errtype: SERVICE }
     }
 
     /// The one place where an [`ErrorKind`] becomes a code and a text. Texts that Motan's own agent
     /// writes are kept to the letter, because clients compare them; what happened in detail is in the
     /// access log.
-    pub(super) fn of(error: &CallError, failed: Failed<'_>) -> Self {
+    pub fn of(error: &CallError, failed: Failed<'_>) -> Self {
         let outbound = failed.direction == Direction::Outbound;
         let own = || error.message.clone();
+        if error.verbatim {
+            return Self::new(400, own());
+        }
         match error.kind {
             ErrorKind::NoCluster => Self::new(if outbound { 400 } else { 404 }, own()),
             // The service is exported, but the program behind it is not there.
@@ -63,13 +70,16 @@ impl Exception {
             }
             ErrorKind::Rejected if error.message == NO_FRAMEWORK_SERVICE => Self::new(501, NO_FRAMEWORK_SERVICE),
             ErrorKind::Protocol | ErrorKind::TooLarge | ErrorKind::Rejected => Self::new(400, own()),
+            ErrorKind::RateLimited | ErrorKind::CircuitOpen => Self::new(400, own()),
+            ErrorKind::Unauthorized => Self::new(401, own()),
+            ErrorKind::Degraded => Self::new(500, DEGRADED),
             ErrorKind::Overload | ErrorKind::Draining => Self::new(503, own()),
             ErrorKind::Cancelled => Self::new(500, own()),
         }
     }
 
     /// For an answer that a stage made up without knowing Motan2.
-    pub(super) fn of_status(status: Status) -> Option<Self> {
+    pub fn of_status(status: Status) -> Option<Self> {
         let text = "answered inside the mesh";
         match status {
             Status::Ok => None,
@@ -79,7 +89,7 @@ impl Exception {
     }
 
     /// `M_e`: compact, keys in this order, escaped as Go's `encoding/json` does.
-    pub(super) fn to_json(&self) -> String {
+    pub fn to_json(&self) -> String {
         let mut out = String::with_capacity(self.text.len() + 48);
         let _ = write!(out, "{{\"errcode\":{},\"errmsg\":\"", self.code);
         escape(&self.text, &mut out);
@@ -89,7 +99,7 @@ impl Exception {
 }
 
 /// How an endpoint's exception counts: only the user's own (`errtype` 2) is no failure.
-pub(super) fn status_of(meta: &Pairs) -> Status {
+pub fn status_of(meta: &Pairs) -> Status {
     #[derive(Deserialize)]
     struct Wire {
         #[serde(default)]
@@ -169,9 +179,21 @@ mod tests {
         assert_eq!(code(ErrorKind::ConnectTimeout, Inbound), (503, 503));
         assert_eq!(code(ErrorKind::Timeout, Inbound), (400, 1));
         assert_eq!(code(ErrorKind::Overload, Outbound), (503, 1));
+        assert_eq!(code(ErrorKind::RateLimited, Outbound), (400, 1));
+        assert_eq!(code(ErrorKind::CircuitOpen, Inbound), (400, 1));
+        assert_eq!(code(ErrorKind::Unauthorized, Inbound), (401, 1));
+        assert_eq!(code(ErrorKind::Degraded, Outbound), (500, 1));
+        assert_eq!(of(ErrorKind::Degraded, Outbound).1, DEGRADED);
         assert_eq!(of(ErrorKind::Rejected, Outbound).1, "detail");
         let text = "channel call error:timeout err: receive request timeout";
         assert_eq!(of(ErrorKind::Timeout, Outbound).1, text);
+    }
+
+    #[test]
+    fn texts_that_callers_compare_go_through_as_they_are() {
+        let failed = Failed { direction: Direction::Outbound, id: 7, meta: &Pairs::default() };
+        let e = Exception::of(&CallError::mesh(ErrorKind::Timeout, "hystrix: timeout").verbatim(), failed);
+        assert_eq!((e.code, &*e.text, e.errtype), (400, "hystrix: timeout", 1));
     }
 
     #[test]
