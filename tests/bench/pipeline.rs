@@ -1,6 +1,7 @@
 //! `cargo xtask bench pipeline`: what one Motan2 call costs inside the agent, sockets included.
 #![allow(missing_docs, clippy::unwrap_used, clippy::print_stdout, reason = "a program for people")]
 
+mod picks;
 mod rig;
 
 use rig::{Caller, Cost, Rig};
@@ -11,6 +12,8 @@ const RUNS: usize = 7;
 fn main() {
     let build = if cfg!(debug_assertions) { "debug: the times mean nothing" } else { "release" };
     println!("build    {build}");
+    println!();
+    picks::print();
     println!();
     println!("calls at once  body bytes |        us/call (fastest..slowest)  allocations/call  bytes allocated/call");
     let rig = Rig::start();

@@ -117,7 +117,7 @@ impl Cluster {
             };
             let group = if instance.group.is_empty() { &self.info.key.group } else { &instance.group };
             match known.remove(&(addr, group.as_str())) {
-                Some(same) if same.weight == instance.weight => endpoints.push(same.clone()),
+                Some(same) if same.is_as(instance) => endpoints.push(same.clone()),
                 changed => {
                     let mut endpoint = Endpoint::new(
                         addr,
@@ -126,6 +126,7 @@ impl Cluster {
                         self.config.eject.clone(),
                         self.dial.clone(),
                     );
+                    endpoint.describe(instance);
                     if let Some(before) = changed {
                         endpoint.inherit(before);
                     }
@@ -214,6 +215,7 @@ impl Cluster {
         attempts.retries = method.and_then(|m| m.retries).unwrap_or(self.config.retries);
         attempts.idempotent = self.may_repeat(&req.call);
         attempts.max_in_flight = self.config.max_in_flight;
+        attempts.hash = self.lb.hash(req);
         let deadline = req.call.deadline;
         let result = tokio::time::timeout_at(deadline + DEADLINE_GRACE, self.ha.call(&attempts, req)).await;
         let (count, last) = (attempts.count(), attempts.last().map(|e| e.addr));

@@ -519,7 +519,7 @@ pub(crate) const CLUSTER: Section = Section {
             "lb",
             "name, or name with options",
             Yaml("p2c"),
-            "How an endpoint is picked: `p2c`, `random`, `round_robin`, `weighted`.",
+            "How an endpoint is picked: `active_weight`, `configurable_weight`, `consistent_hash`, `local_first`, `p2c`, `random`, `round_robin`, `weighted`, `zone_first`. See `docs/balancing.md`.",
         ),
         key(
             "filters",

@@ -7,6 +7,7 @@ mod health;
 
 use std::{
     any::Any,
+    collections::BTreeMap,
     fmt,
     net::SocketAddr,
     sync::{
@@ -17,6 +18,7 @@ use std::{
 };
 
 use futures_util::future::BoxFuture;
+use model::Instance;
 
 pub use self::{
     bar::Bar,
@@ -39,6 +41,12 @@ pub struct Endpoint {
     pub group: Text,
     /// Relative share of calls; 0 is out.
     pub weight: u32,
+    /// Failure domain, may be empty.
+    pub zone: Text,
+    /// Version it runs, may be empty.
+    pub version: Text,
+    /// Whatever else its registry knows about it.
+    pub metadata: Arc<BTreeMap<String, String>>,
     /// Whether it may be picked.
     pub health: Arc<Health>,
     /// Raised by filters that keep calls of this cluster from it.
@@ -79,6 +87,9 @@ impl Endpoint {
             addr,
             group,
             weight,
+            zone: Text::default(),
+            version: Text::default(),
+            metadata: Arc::default(),
             health: Arc::new(Health::new(eject)),
             bar: Bar::default(),
             shared_bar: OnceLock::new(),
@@ -86,6 +97,23 @@ impl Endpoint {
             dial,
             pool: OnceLock::new(),
         }
+    }
+
+    /// Takes over what an instance says besides address, group and weight.
+    pub fn describe(&mut self, instance: &Instance) {
+        self.zone = Text::from(instance.zone.as_str());
+        self.version = Text::from(instance.version.as_str());
+        if !instance.metadata.is_empty() {
+            self.metadata = Arc::new(instance.metadata.clone());
+        }
+    }
+
+    /// Whether it is as `instance` says, address and group apart.
+    pub fn is_as(&self, instance: &Instance) -> bool {
+        self.weight == instance.weight
+            && self.zone == *instance.zone
+            && self.version == *instance.version
+            && *self.metadata == instance.metadata
     }
 
     /// The connector's own state for this endpoint, made on first use.
@@ -97,7 +125,7 @@ impl Endpoint {
         pool.downcast_ref().expect("a cluster has one connector, so its endpoints hold one type of pool")
     }
 
-    /// Takes over connections and counters of `before`, which is this endpoint with another weight.
+    /// Takes over connections and counters of `before`, which is this endpoint with another weight or description.
     pub fn inherit(&mut self, before: &Self) {
         if let Some(pool) = before.pool.get() {
             self.pool = OnceLock::from(pool.clone());

@@ -61,6 +61,8 @@ pub struct Attempts<'a> {
     pub idempotent: bool,
     /// In-flight limit of one endpoint.
     pub max_in_flight: usize,
+    /// What the balancer said of the call, see [`crate::lb::LoadBalancer::hash`].
+    pub hash: Option<u64>,
     /// Endpoints tried so far.
     tried: Mutex<SmallVec<[usize; 8]>>,
     sent: AtomicU32,
@@ -88,6 +90,7 @@ impl<'a> Attempts<'a> {
             retries: 0,
             idempotent: false,
             max_in_flight: usize::MAX,
+            hash: None,
             tried: Mutex::new(SmallVec::new()),
             sent: AtomicU32::new(0),
         }
@@ -109,7 +112,7 @@ impl<'a> Attempts<'a> {
     pub async fn send(&self, req: &mut Request) -> Result<Sent, CallError> {
         let index = {
             let mut tried = self.tried.lock();
-            let index = self.set.pick(&tried, self.max_in_flight).ok_or_else(|| self.nobody(&tried))?;
+            let index = self.set.pick(&tried, self.max_in_flight, self.hash).ok_or_else(|| self.nobody(&tried))?;
             tried.push(index);
             index
         };

@@ -27,7 +27,7 @@ impl Picker for P2c {
         if n < 2 {
             return (n == 1 && cx.eligible(0)).then_some(0);
         }
-        let a = cx.first_eligible_from(fastrand::usize(..n))?;
+        let a = cx.random_eligible()?;
         // The second of a different endpoint: shift within the other n - 1.
         let b = (a + 1 + fastrand::usize(..n - 1)) % n;
         // Only a clearly smaller load counts: between equals chance decides, or the one that was a little
@@ -35,6 +35,10 @@ impl Picker for P2c {
         let better =
             cx.eligible(b) && load(&cx.endpoints[b]).saturating_mul(4) < load(&cx.endpoints[a]).saturating_mul(3);
         Some(if better { b } else { a })
+    }
+
+    fn passed_over(&self, _: &PickCx<'_>, _: usize) -> &'static str {
+        "was not drawn, or is slower or busier than the one picked"
     }
 }
 

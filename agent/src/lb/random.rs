@@ -23,15 +23,10 @@ impl LoadBalancer for Random {
 
 impl Picker for Random {
     fn pick(&self, cx: &PickCx<'_>) -> Option<usize> {
-        let n = cx.endpoints.len();
-        if n == 0 {
-            return None;
-        }
-        let first = fastrand::usize(..n);
-        if cx.eligible(first) {
-            return Some(first);
-        }
-        // From a second random point on, so that the neighbour of a dead endpoint does not get its share on top.
-        cx.first_eligible_from(fastrand::usize(..n))
+        cx.random_eligible()
+    }
+
+    fn passed_over(&self, _: &PickCx<'_>, _: usize) -> &'static str {
+        "was not drawn"
     }
 }

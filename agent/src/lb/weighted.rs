@@ -29,8 +29,7 @@ pub(super) fn build(options: &Value, _: &BuildCx) -> anyhow::Result<Arc<dyn Load
 
 impl LoadBalancer for Weighted {
     fn picker(&self, endpoints: &[Arc<Endpoint>]) -> Box<dyn Picker> {
-        let weights: Vec<u64> = endpoints.iter().map(|e| u64::from(e.weight)).collect();
-        let order = round(&weights);
+        let order = round_of(endpoints);
         let start = fastrand::usize(..=order.len());
         Box::new(Round { order, next: AtomicUsize::new(start) })
     }
@@ -47,14 +46,20 @@ impl Picker for Round {
                 return Some(index);
             }
         }
-        (n > 0).then(|| cx.first_eligible_from(fastrand::usize(..cx.endpoints.len()))).flatten()
+        (n > 0).then(|| cx.random_eligible()).flatten()
     }
+}
+
+/// The [`round`] of endpoints by their weights.
+pub(super) fn round_of(endpoints: &[Arc<Endpoint>]) -> Box<[u32]> {
+    let weights: Vec<u64> = endpoints.iter().map(|e| u64::from(e.weight)).collect();
+    round(&weights)
 }
 
 /// Smooth weighted round robin (each step: everyone gains its weight, the richest is picked and pays
 /// the total), run once for a whole round. Exact per round for weights whose sum over their common
 /// divisor is within [`MAX_ROUND`].
-fn round(weights: &[u64]) -> Box<[u32]> {
+pub(super) fn round(weights: &[u64]) -> Box<[u32]> {
     let divisor = weights.iter().copied().filter(|&w| w > 0).fold(0, gcd).max(1);
     let mut weights: Vec<u64> = weights.iter().map(|w| w / divisor).collect();
     let total: u64 = weights.iter().sum();

@@ -1,8 +1,10 @@
 //! What sockets are asked that no safe crate asks them, and signals that interrupt a thread on purpose.
 
 use std::{
+    collections::HashSet,
     io,
     mem::{MaybeUninit, size_of},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
     os::fd::{AsFd, AsRawFd as _},
     ptr,
     sync::atomic::{AtomicU32, Ordering},
@@ -41,6 +43,36 @@ pub fn receive_memory(socket: impl AsFd) -> io::Result<u32> {
         )
     };
     if r < 0 { Err(io::Error::last_os_error()) } else { Ok(words[0]) }
+}
+
+/// Addresses of the interfaces of this network namespace.
+pub fn own_addresses() -> io::Result<HashSet<IpAddr>> {
+    let mut list: *mut libc::ifaddrs = ptr::null_mut();
+    // SAFETY: the list is written to `list`, and given back below.
+    if unsafe { libc::getifaddrs(&raw mut list) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let mut found = HashSet::new();
+    let mut next = list;
+    // SAFETY: entries are valid until they are given back, and an address is as large as its family says.
+    unsafe {
+        while let Some(entry) = next.as_ref() {
+            match entry.ifa_addr.as_ref().map(|addr| i32::from(addr.sa_family)) {
+                Some(libc::AF_INET) => {
+                    let addr = entry.ifa_addr.cast::<libc::sockaddr_in>().read_unaligned();
+                    found.insert(Ipv4Addr::from(addr.sin_addr.s_addr.to_ne_bytes()).into());
+                }
+                Some(libc::AF_INET6) => {
+                    let addr = entry.ifa_addr.cast::<libc::sockaddr_in6>().read_unaligned();
+                    found.insert(Ipv6Addr::from(addr.sin6_addr.s6_addr).into());
+                }
+                _ => {}
+            }
+            next = entry.ifa_next;
+        }
+        libc::freeifaddrs(list);
+    }
+    Ok(found)
 }
 
 /// Moves up to `len` bytes from `socket` into `pipe` without waiting; returns how many.
@@ -116,5 +148,15 @@ impl Drop for Interrupts {
     fn drop(&mut self) {
         // SAFETY: `before` is what the kernel gave for this signal.
         unsafe { libc::sigaction(Self::signal(), &raw const self.before, ptr::null_mut()) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn this_host_has_loopback() {
+        assert!(own_addresses().unwrap().contains(&IpAddr::from([127, 0, 0, 1])));
     }
 }
