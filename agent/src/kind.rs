@@ -23,8 +23,6 @@ pub struct BuildCx {
     pub zone: crate::call::Text,
     /// Name of the service the kind is built for; empty for host-wide kinds.
     pub service: crate::call::Text,
-    /// Zone of this agent; empty when none is configured.
-    pub zone: crate::call::Text,
     /// Directory that relative paths in the configuration are relative to.
     pub base_dir: std::path::PathBuf,
     /// Where access log lines go; `None` where nothing is served (a check of a configuration).

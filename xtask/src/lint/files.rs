@@ -17,6 +17,9 @@ const HELPERS: &[&str] = &[
     "agent/src/filter/notes.rs",
     "agent/src/filter/options.rs",
     "agent/src/filter/record.rs",
+    "agent/src/ha/budget.rs",
+    "agent/src/lb/groups.rs",
+    "agent/src/lb/subset.rs",
     "agent/src/registry/entry.rs",
     "agent/src/registry/merge.rs",
 ];
