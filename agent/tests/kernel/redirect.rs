@@ -370,7 +370,7 @@ async fn an_overflowing_backlog_corrupts_nothing() {
     bed.table.listeners[0] = listener.local_addr().unwrap();
     bed.load(None);
     bed.apply();
-    let streams = "2000";
+    let streams = "10000";
     let program = bed.python(BURST, &["240.0.0.1", streams]);
     let serve = async {
         loop {
