@@ -62,6 +62,41 @@ fn enroll_without_confirmation_undoes_itself() {
     assert!(world.agent.cli(&format!("release {path}")).failed().contains("is not enrolled"));
 }
 
+/// A shell that cuts itself off: what it can reach directly has no endpoint in the mesh.
+const CUT_OFF: &str = r#"
+own=$1; admin=$2; url=$3; mesh=$4
+call() { curl -sS --noproxy '*' --max-time 5 "$url" 2>/dev/null || true; }
+echo "before: $(call)"
+"$mesh" enroll "$own" --confirm-within 2s --admin "$admin" > /dev/null || exit 1
+echo "enrolled: $(call)"
+until [ "$(call)" = direct ]; do :; done
+echo "after: $(call)"
+"#;
+
+#[test]
+fn enroll_gives_a_shell_that_cut_itself_off_its_way_back() {
+    if lacks(&[Need::Kernel, Need::Program("curl")]) {
+        return;
+    }
+    let (shell, other, server) = (Cgroup::new("shell"), Cgroup::new("enrolled-by-the-file"), Backend::named("direct"));
+    let at = server.addr();
+    let nobody = host::backend::Refusing::new();
+    let services = format!(
+        "referers: [{{service: web, protocol: http, address: \"{at}\", timeout: 1s, endpoints: [{}]}}]\n",
+        nobody.addr()
+    );
+    let agent = Agent::with(&Settings { enroll: &[&other], ..Settings::default() }, &services);
+    let (own, admin) = (shell.path().display().to_string(), agent.admin().to_string());
+    let url = format!("http://{at}/");
+    let mesh = host::agent::binary().display().to_string();
+    let args = ["-c", CUT_OFF, "sh", &own, &admin, &url, &mesh];
+    let said = Cmd::new("sh").args(args).cgroup(&shell).run().ok();
+    let lines: Vec<_> = said.lines().collect();
+    assert_eq!((lines[0], lines[2]), ("before: direct", "after: direct"), "{said}");
+    assert_ne!(lines[1], "enrolled: direct", "{said}");
+    assert!(agent.log().contains("not confirmed in time"), "the log says why");
+}
+
 #[test]
 fn enroll_reaches_other_network_namespaces_through_one_agent() {
     let Some(world) = World::new() else { return };
