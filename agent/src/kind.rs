@@ -29,6 +29,8 @@ pub struct BuildCx {
     pub access_log: Option<Arc<crate::metrics::AccessLogWriter>>,
     /// Flags that operators turn while the agent runs.
     pub switchers: crate::switcher::Switchers,
+    /// How many methods all services together may count by themselves.
+    pub rows: Arc<crate::metrics::RowBudget>,
 }
 
 /// Builds the kind called `name`, or says which names there are.

@@ -3,7 +3,7 @@
 use std::{
     collections::HashMap,
     net::{IpAddr, Ipv4Addr, SocketAddr},
-    sync::Arc,
+    sync::{Arc, atomic::Ordering::Relaxed},
 };
 
 use arc_swap::ArcSwap;
@@ -11,6 +11,7 @@ use arc_swap::ArcSwap;
 use crate::{
     call::{Call, CallError, ErrorKind},
     config::VirtualAddress,
+    metrics::UNKNOWN_SERVICES,
 };
 pub use crate::{cluster::Cluster, filter::Direction};
 
@@ -109,6 +110,7 @@ impl Route {
                 format!("cluster not found. cluster: {reason}")
             }
         };
+        UNKNOWN_SERVICES.fetch_add(1, Relaxed);
         CallError::mesh(ErrorKind::NoCluster, message)
     }
 }

@@ -14,7 +14,8 @@ use crate::{
     endpoint::Endpoint,
     filter::Shows,
     metrics::{
-        Ending, MethodStats,
+        Ending, MethodStats, UNKNOWN_SERVICES,
+        graphite::Target,
         prometheus::{Family, Labels, Page, Type},
     },
 };
@@ -26,6 +27,7 @@ type PerMethod = fn(&mut Family<'_>, &Labels, &MethodStats);
 type PerService = fn(&mut Family<'_>, &Labels, &Handles, &Cluster);
 type PerCaller = fn(&Use) -> f64;
 type PerEndpoint = fn(&Endpoint) -> u64;
+type PerTarget = fn(&Target) -> u64;
 
 const CLUSTER: &str = "as the service";
 
@@ -148,6 +150,8 @@ const ENDPOINTS: [(Head, PerEndpoint); 4] = [
     }),
 ];
 
+const TARGET: &str = "target, form";
+
 const CALLER: &str = "service, group, version, endpoint, caller";
 
 /// By endpoint and control group of the caller, for services with `path: kernel`.
@@ -199,6 +203,58 @@ const LOG_DROPPED: Head = (
     "Access log lines lost because the disk did not keep up or refused them.",
     "",
 );
+const GRAPHITE: [(Head, PerTarget); 5] = [
+    (
+        ("sockmesh_graphite_lines_sent_total", Type::Counter, "Lines of figures handed to the network.", TARGET),
+        |target| target.sent.load(Relaxed),
+    ),
+    (
+        (
+            "sockmesh_graphite_lines_dropped_total",
+            Type::Counter,
+            "Lines of figures given up: the queue was full, or a packet was refused.",
+            TARGET,
+        ),
+        |target| target.dropped.load(Relaxed),
+    ),
+    (
+        ("sockmesh_graphite_waiting_lines", Type::Gauge, "Lines of figures that wait for their server.", TARGET),
+        |target| target.waiting.load(Relaxed),
+    ),
+    (
+        (
+            "sockmesh_graphite_failures_total",
+            Type::Counter,
+            "Connects to the server that failed, and connections that broke.",
+            TARGET,
+        ),
+        |target| target.failures.load(Relaxed),
+    ),
+    (
+        (
+            "sockmesh_graphite_connected",
+            Type::Gauge,
+            "1 while a connection stands; with `motan` once a packet went out.",
+            TARGET,
+        ),
+        |target| u64::from(target.connected.load(Relaxed)),
+    ),
+];
+const SERIES_USED: Head =
+    ("sockmesh_series_used", Type::Gauge, "Methods, and endpoints, that have series of their own.", "of");
+const SERIES_LIMIT: Head = ("sockmesh_series_limit", Type::Gauge, "How many of them there may be: key `series`.", "of");
+const SERIES_REFUSED: Head = (
+    "sockmesh_series_refused_total",
+    Type::Counter,
+    "Calls that were counted under the method `other` because there was no room.",
+    "",
+);
+const UNKNOWN: Head = (
+    "sockmesh_unknown_service_total",
+    Type::Counter,
+    "Calls that named a service, group or version that nobody configured.",
+    "",
+);
 const READY: Head = ("sockmesh_ready", Type::Gauge, "1 while the agent serves, 0 while it starts or drains.", "");
 const GENERATION: Head =
     ("sockmesh_config_generation", Type::Gauge, "Generation of the configuration in use, 1 at start.", "");
@@ -248,9 +304,11 @@ pub(super) fn metrics(handles: &Handles, process: &Process) -> String {
     let clusters = labelled(handles);
     services(&mut page, handles, &clusters);
     filters(&mut page, &clusters);
-    endpoints(&mut page, &clusters);
+    let limit = handles.series.load().endpoints;
+    let shown = endpoints(&mut page, &clusters, limit);
     callers(&mut page, handles);
     agent(&mut page, handles);
+    series(&mut page, handles, (shown, limit));
 
     if let Some(bytes) = process.resident_bytes() {
         gauge(&mut page, RESIDENT, bytes);
@@ -302,23 +360,32 @@ fn filters(page: &mut Page, clusters: &Labelled) {
     }
 }
 
-fn endpoints(page: &mut Page, clusters: &Labelled) {
-    let mut seen = HashSet::new();
-    let mut endpoints = Vec::new();
-    for (cluster, labels) in clusters {
-        for endpoint in &cluster.endpoints().endpoints {
-            let labels = labels.clone().with("endpoint", endpoint.addr).with("endpoint_group", &endpoint.group);
-            if seen.insert(labels.clone()) {
-                endpoints.push((labels, endpoint.clone()));
-            }
-        }
+/// Writes the series of at most `limit` endpoints; returns of how many.
+fn endpoints(page: &mut Page, clusters: &Labelled, limit: usize) -> usize {
+    let mut endpoints: Vec<_> = clusters
+        .iter()
+        .flat_map(|(cluster, labels)| {
+            cluster.endpoints().endpoints.iter().map(|e| (labels, e.clone())).collect::<Vec<_>>()
+        })
+        .collect();
+    if endpoints.len() > limit {
+        // Those somebody may ask for; the order of the others stays, so that the same ones are shown each time.
+        endpoints.sort_by_key(|(_, e)| e.health.is_available() && e.stats.started.load(Relaxed) == 0);
+        endpoints.truncate(limit);
     }
+    let mut seen = HashSet::new();
+    let endpoints: Vec<_> = endpoints
+        .into_iter()
+        .map(|(labels, e)| (labels.clone().with("endpoint", e.addr).with("endpoint_group", &e.group), e))
+        .filter(|(labels, _)| seen.insert(labels.clone()))
+        .collect();
     for (of, value) in ENDPOINTS {
         let mut family = head(page, of);
         for (labels, endpoint) in &endpoints {
             family.sample(labels, value(endpoint));
         }
     }
+    endpoints.len()
 }
 
 fn callers(page: &mut Page, handles: &Handles) {
@@ -371,6 +438,28 @@ fn agent(page: &mut Page, handles: &Handles) {
     head(page, BUILD).sample(&Labels::default().with("version", handles.version), 1);
 }
 
+fn series(page: &mut Page, handles: &Handles, endpoints: (usize, usize)) {
+    let of = |name| Labels::default().with("of", name);
+    let rows = &handles.rows;
+    let mut family = head(page, SERIES_USED);
+    family.sample(&of("methods"), rows.used());
+    family.sample(&of("endpoints"), endpoints.0);
+    let mut family = head(page, SERIES_LIMIT);
+    family.sample(&of("methods"), rows.limit());
+    family.sample(&of("endpoints"), endpoints.1);
+    gauge(page, SERIES_REFUSED, rows.refused());
+    gauge(page, UNKNOWN, UNKNOWN_SERVICES.load(Relaxed));
+    let targets = handles.graphite.load();
+    for (of, value) in GRAPHITE {
+        let mut family = head(page, of);
+        for target in targets.iter() {
+            let labels =
+                Labels::default().with("target", &target.config.address).with("form", target.config.form.name());
+            family.sample(&labels, value(target));
+        }
+    }
+}
+
 /// Every family that there can be, for the manual.
 #[cfg(test)]
 pub(super) fn heads() -> Vec<Head> {
@@ -385,7 +474,12 @@ pub(super) fn heads() -> Vec<Head> {
         rows.chunk_by(|a, b| a.name == b.name)
             .map(|rows| (rows[0].name, Type::Counter, rows[0].help, rows[0].label.map_or("", |l| l.0))),
     );
+    all.extend(GRAPHITE.iter().map(|(head, _)| *head));
     all.extend([
+        SERIES_USED,
+        SERIES_LIMIT,
+        SERIES_REFUSED,
+        UNKNOWN,
         CONNECTIONS,
         CAPTURE,
         CAPTURE_INFO,

@@ -2,7 +2,7 @@
 
 mod enrolled;
 mod export;
-mod process;
+pub mod process;
 mod registered;
 mod routes;
 mod server;
@@ -28,8 +28,8 @@ use crate::{
     call::Text,
     capture::{Capture, enroll::Roster},
     cluster::Cluster,
-    config::Who,
-    metrics::{AccessLogWriter, AgentCounters, LiveTable},
+    config::{Series, Who},
+    metrics::{AccessLogWriter, AgentCounters, LiveTable, RowBudget, graphite::Target},
     names::Names,
     registry::{Provided, Standing},
 };
@@ -74,6 +74,12 @@ pub struct Handles {
     pub availability: Availability,
     /// What is registered where.
     pub registrations: Arc<ArcSwap<Vec<Registered>>>,
+    /// Servers that are sent figures.
+    pub graphite: Arc<ArcSwap<Vec<Arc<Target>>>>,
+    /// How many methods are counted by themselves.
+    pub rows: Arc<RowBudget>,
+    /// How many series there may be.
+    pub series: Arc<ArcSwap<Series>>,
 }
 
 /// One provided service in one registry.

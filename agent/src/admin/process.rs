@@ -8,18 +8,25 @@ use rustix::{
 };
 
 /// Reads what the system says of this process.
-pub(super) struct Process {
+pub struct Process {
     // Opened once: in a shortage of descriptors it is wanted most.
     status: Option<File>,
 }
 
+impl Default for Process {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl Process {
-    pub(super) fn new() -> Self {
+    /// Opens what is read again and again.
+    pub fn new() -> Self {
         Self { status: File::open("/proc/self/status").ok() }
     }
 
     /// Memory in use.
-    pub(super) fn resident_bytes(&self) -> Option<u64> {
+    pub fn resident_bytes(&self) -> Option<u64> {
         let mut page = [0; 4096];
         let len = self.status.as_ref()?.read_at(&mut page, 0).ok()?;
         let text = String::from_utf8_lossy(&page[..len]);
@@ -29,18 +36,18 @@ impl Process {
     }
 
     /// Processor time used, by all threads.
-    pub(super) fn cpu(&self) -> Duration {
+    pub fn cpu(&self) -> Duration {
         clock_gettime(ClockId::ProcessCPUTime).try_into().unwrap_or_default()
     }
 
     /// Open file descriptors; `None` when not even one is free for looking.
-    pub(super) fn open_descriptors(&self) -> Option<usize> {
+    pub fn open_descriptors(&self) -> Option<usize> {
         // One of them is the folder itself.
         Some(std::fs::read_dir("/proc/self/fd").ok()?.count().saturating_sub(1))
     }
 
     /// How many there may be; `None` without a limit.
-    pub(super) fn max_descriptors(&self) -> Option<u64> {
+    pub fn max_descriptors(&self) -> Option<u64> {
         getrlimit(Resource::Nofile).current
     }
 }

@@ -100,6 +100,9 @@ async fn bench(clusters: Vec<Arc<Cluster>>) -> Bench {
         names: Arc::default(),
         availability: Availability::default(),
         registrations: Arc::default(),
+        graphite: Arc::default(),
+        rows: Arc::default(),
+        series: Arc::default(),
     });
     let listener = tokio::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
     let at = listener.local_addr().unwrap();

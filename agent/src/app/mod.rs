@@ -1,6 +1,7 @@
 //! Wiring: builds every part from the configuration and joins them; the only module that knows all.
 
 mod balance;
+mod figures;
 mod mesh;
 mod plan;
 mod registering;
@@ -28,6 +29,7 @@ use tokio::{
 
 use self::{
     balance::Books,
+    figures::FiguresOut,
     mesh::Mesh,
     plan::Plan,
     registering::Registrar,
@@ -114,6 +116,7 @@ struct App {
     mesh: Mesh,
     registrar: Registrar,
     books: Books,
+    figures: FiguresOut,
     capture: Arc<dyn Capture>,
     serving: Serving,
     inbound: Inbound,
@@ -168,6 +171,7 @@ impl App {
             access_log: access_log.clone(),
             ..BuildCx::default()
         };
+        let rows = cx.rows.clone();
         let own = chosen.capture.own_sockets();
         let acceptor = Arc::new(Acceptor {
             protocols: accept::protocols(&config.limits),
@@ -183,6 +187,16 @@ impl App {
         let serving = Serving::new(data.clone(), acceptor, drain.clone());
         let mut mesh = Mesh::new(serving.clone(), captured.clone(), cx);
         mesh.apply(&config)?;
+        let mut figures = FiguresOut::new(
+            &config,
+            rows,
+            figures::Seen {
+                clusters: mesh.view.clone(),
+                live: live.clone(),
+                access_log: access_log.clone(),
+                data: data.clone(),
+            },
+        );
         let captured_at = match chosen.capture.needs_listener() {
             true => {
                 let target = || Target::Captured(captured.clone());
@@ -240,7 +254,11 @@ impl App {
             names: names.clone(),
             availability,
             registrations: registrar.view.clone(),
+            graphite: figures.targets.clone(),
+            rows: figures.rows.clone(),
+            series: figures.series.clone(),
         };
+        figures.apply(&config);
         let admin = tokio::net::TcpListener::from_std(admin)?;
         tokio::spawn(async move {
             if let Err(error) = admin::serve(admin, Arc::new(handles)).await {
@@ -264,6 +282,7 @@ impl App {
             mesh,
             registrar,
             books: Books::default(),
+            figures,
             capture: chosen.capture,
             serving,
             inbound,
@@ -303,6 +322,7 @@ impl App {
                     beats += 1;
                     self.follow(beats);
                     self.books.beat(&self.mesh, &*self.capture);
+                    self.figures.beat(&self.mesh);
                 }
                 _ = self.stop.term.recv() => return,
                 _ = self.stop.int.recv() => return,
@@ -381,6 +401,7 @@ impl App {
         self.spaces.update(true);
         self.names.set(&new);
         self.registrar.apply(&new, self.mesh.registries());
+        self.figures.apply(&new);
         let message = format!("{} services called, {} provided", new.referers.len(), new.services.len());
         self.config = new;
         Ok(message)
@@ -475,6 +496,7 @@ impl App {
             tracing::warn!("the drain deadline passed or a second signal came: the rest was cut");
         }
         self.capture.uninstall().context("cannot take back everything from the kernel: run `sockmesh check`")?;
+        self.figures.finish().await;
         if let Some(log) = &self.access_log {
             log.flush(Duration::from_secs(1));
         }

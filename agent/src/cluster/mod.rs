@@ -79,7 +79,7 @@ impl Cluster {
                 key,
                 direction,
                 protocol,
-                stats: Arc::new(ServiceStats::default()),
+                stats: Arc::new(ServiceStats::within(&cx.rows)),
             }),
             filters: filters?.into_boxed_slice(),
             ha: kind::build("HA strategy", ha::KINDS, &config.ha.name, &config.ha.options, cx)?,

@@ -15,6 +15,10 @@ pub struct CounterRow {
     pub value: u64,
 }
 
+/// Calls of this process so far that named a service, group or version nobody configured. They have no cluster
+/// whose counters they could be in.
+pub static UNKNOWN_SERVICES: AtomicU64 = AtomicU64::new(0);
+
 macro_rules! counters {
     ($($field:ident: $name:literal $({$label:literal = $is:literal})?, $help:literal;)*) => {
         /// Counters of the agent itself. They only grow; whoever sees the event adds one.

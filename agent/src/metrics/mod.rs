@@ -2,6 +2,7 @@
 
 mod access_writer;
 mod counters;
+pub mod graphite;
 mod histogram;
 mod live;
 mod methods;
@@ -10,13 +11,13 @@ pub mod window;
 
 pub use self::{
     access_writer::AccessLogWriter,
-    counters::{AgentCounters, CounterRow},
+    counters::{AgentCounters, CounterRow, UNKNOWN_SERVICES},
     histogram::{Histogram, Summary},
     live::{Live, LiveGuard, LiveRow, LiveTable},
-    methods::{Ending, MethodStats, MethodTable, OTHER},
+    methods::{Ending, MethodStats, MethodTable, OTHER, RowBudget},
 };
 
-use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, atomic::AtomicU64};
 
 /// What the agent counts of a service, whatever its filters.
 #[derive(Debug, Default)]
@@ -37,4 +38,12 @@ pub struct ServiceStats {
     pub methods: MethodTable,
     /// Attempts by method, where the `metrics` filter counts those.
     pub attempts: MethodTable,
+}
+
+impl ServiceStats {
+    /// Counters at zero, whose methods count against `budget`.
+    pub fn within(budget: &Arc<RowBudget>) -> Self {
+        let table = || MethodTable::within(budget.clone());
+        Self { methods: table(), attempts: table(), ..Self::default() }
+    }
 }
