@@ -160,7 +160,7 @@ impl Mesh {
             direction: id.direction(),
             protocol,
             config,
-            connector: kind.connector(config, &cx)?,
+            connector: protocol::connector(&**kind, config, &self.serving.acceptor().limits, &cx)?,
             own: self.serving.acceptor().own.clone(),
             introduce: self.introduce(&id.key, config),
             cx: &cx,

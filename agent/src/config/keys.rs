@@ -556,6 +556,12 @@ pub(crate) const CLUSTER: Section = Section {
             Yaml("0"),
             "Motan2: bodies longer than this are compressed towards the endpoint.",
         ),
+        key(
+            "upstream",
+            "name, or name with options",
+            Says("what callers speak"),
+            "What endpoints speak, where callers speak `motan2`: `grpc` or `http`. See `docs/wire/grpc.md` and `docs/wire/http-mesh.md`.",
+        ),
     ],
 };
 

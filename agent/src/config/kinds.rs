@@ -47,6 +47,12 @@ pub(super) const REGISTRY: Table = Table {
     build: |name, options, cx| crate::kind::build("registry", registry::KINDS, name, options, cx).map(drop),
 };
 
+pub(super) const UPSTREAM: Table = Table {
+    what: "upstream",
+    names: || names(protocol::UPSTREAMS),
+    build: |name, options, cx| crate::kind::build("upstream", protocol::UPSTREAMS, name, options, cx).map(drop),
+};
+
 fn names<T: ?Sized>(kinds: &[Kind<T>]) -> Vec<&'static str> {
     kinds.iter().map(|k| k.name).collect()
 }

@@ -355,6 +355,8 @@ pub struct Cluster {
     pub eject: Eject,
     /// Motan2: bodies longer than this are compressed towards the endpoint; zero means never.
     pub gzip_over: usize,
+    /// A name in `protocol::UPSTREAMS` with its options: what endpoints speak. `None`: what callers speak.
+    pub upstream: Option<Named>,
     /// The endpoint, a local program, sees the caller as its peer. Only of services that local programs provide.
     pub client_address: bool,
 }
@@ -499,6 +501,7 @@ impl Default for Cluster {
             max_in_flight: 10_000,
             eject: Eject::default(),
             gzip_over: 0,
+            upstream: None,
             client_address: false,
         }
     }

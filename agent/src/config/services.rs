@@ -10,7 +10,7 @@ use super::{
     governance,
     instances::instances,
     keys, kinds,
-    node::Node,
+    node::{Data, Node},
     problem::{Report, did_you_mean},
     read::{Map, Others, Place, entries, items, join, one_or_more, scalar},
     values::{self, boolean, duration_range, number, positive_duration, size},
@@ -192,7 +192,6 @@ pub(super) fn service(node: &Node, path: &str, cx: &BuildCx, seen: &mut Seen, re
 }
 
 fn is_empty(node: &Node) -> bool {
-    use super::node::Data;
     match &node.data {
         Data::Null => true,
         Data::Scalar { text, .. } => text.is_empty(),
@@ -267,6 +266,15 @@ fn cluster(map: &Map<'_>, cx: &BuildCx, report: &mut Report) -> Cluster {
         eject(node, &map.key("eject"), &mut c.eject, report);
     }
     map.set("gzip_over", size(0..=1 << 30), &mut c.gzip_over, report);
+    if let Some(node) = map.get("upstream") {
+        c.upstream = kinds::UPSTREAM.named(node, &map.key("upstream"), cx, report);
+        let motan2 =
+            map.get("protocol").is_some_and(|n| matches!(&n.data, Data::Scalar { text, .. } if text == "motan2"));
+        if c.upstream.is_some() && !motan2 {
+            let remedy = "declare `protocol: motan2`, or leave it out";
+            report.mistake(map.place("upstream").problem("converts only calls that come as Motan2", remedy));
+        }
+    }
     if c.timeout.is_some_and(|t| c.connect_timeout > t) && map.get("connect_timeout").is_some() {
         let problem = "is longer than the `timeout` of the whole call";
         report.warn(map.place("connect_timeout").problem(problem, "make it shorter, or a retry never has time"));

@@ -212,7 +212,9 @@ fn the_page_has_every_table_and_its_examples_are_good() {
     }
     same_as_file(&path, &fresh);
 
-    let kinds = [kinds::FILTER.names(), kinds::HA.names(), kinds::LB.names(), kinds::REGISTRY.names()].concat();
+    let kinds =
+        [kinds::FILTER.names(), kinds::HA.names(), kinds::LB.names(), kinds::REGISTRY.names(), kinds::UPSTREAM.names()]
+            .concat();
     let rows: Vec<_> = fresh.lines().skip_while(|l| !l.starts_with("Options of kinds")).collect();
     for kind in kinds {
         assert!(rows.iter().any(|r| r.contains(&format!("`{kind}`"))), "{kind} is not among the options of kinds");

@@ -1,17 +1,26 @@
 //! Protocols: a server half that turns a connection into calls, a client half that sends them.
 
 pub mod http1;
+pub mod locations;
 pub mod motan2;
 pub mod tcp;
 #[cfg(test)]
 mod testing;
+mod upstream;
 
 use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
 
+pub use self::upstream::{UPSTREAMS, Upstream};
 pub use crate::accept::Accepted;
-use crate::{config, drain::Drain, endpoint::Connector, kind::BuildCx, route::Route};
+use crate::{
+    config,
+    drain::Drain,
+    endpoint::Connector,
+    kind::{self, BuildCx},
+    route::Route,
+};
 
 /// Protocols by name. Detection asks them in this order; the last one takes everything.
 ///
@@ -59,6 +68,18 @@ pub trait Protocol: Send + Sync + 'static {
 
     /// The client half for one cluster.
     fn connector(&self, config: &config::Cluster, cx: &BuildCx) -> anyhow::Result<Arc<dyn Connector>>;
+}
+
+/// The client half for one cluster of `protocol`: its own, or that of the upstream that the cluster names.
+pub fn connector(
+    protocol: &dyn Protocol,
+    config: &config::Cluster,
+    limits: &config::Limits,
+    cx: &BuildCx,
+) -> anyhow::Result<Arc<dyn Connector>> {
+    let Some(named) = &config.upstream else { return protocol.connector(config, cx) };
+    let upstream = kind::build("upstream", UPSTREAMS, &named.name, &named.options, cx)?;
+    Ok(upstream.connector(config, limits, cx))
 }
 
 /// Why a connection ended other than by its peer's orderly close. For the debug log and counters only:

@@ -56,7 +56,7 @@ fn cluster(
         direction: Direction::Outbound,
         protocol: kind,
         config,
-        connector: protocol.connector(config, &cx).unwrap(),
+        connector: super::connector(protocol, config, &config::Limits::default(), &cx).unwrap(),
         // For those whose settings ask for it.
         introduce: Some(Arc::new(|_, _| Ok(()))),
         own: OwnSockets::default(),

@@ -20,6 +20,9 @@ const HELPERS: &[&str] = &[
     "agent/src/ha/budget.rs",
     "agent/src/lb/groups.rs",
     "agent/src/lb/subset.rs",
+    "agent/src/protocol/forward",
+    "agent/src/protocol/locations.rs",
+    "agent/src/protocol/upstream",
     "agent/src/registry/entry.rs",
     "agent/src/registry/merge.rs",
 ];

@@ -32,14 +32,14 @@ use crate::{
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Sends HTTP/1.1 requests.
-pub(super) struct HttpConnector {
+pub(in crate::protocol) struct HttpConnector {
     config: config::Cluster,
     builder: Builder,
 }
 
 impl HttpConnector {
     /// For one cluster; heads of answers may have `header_bytes`.
-    pub(super) fn new(config: &config::Cluster, header_bytes: usize) -> Self {
+    pub(in crate::protocol) fn new(config: &config::Cluster, header_bytes: usize) -> Self {
         let mut builder = Builder::new();
         builder.max_buf_size(super::buffer_bytes(header_bytes)).max_header_size(header_bytes);
         Self { config: config.clone(), builder }

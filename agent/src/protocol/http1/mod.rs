@@ -18,6 +18,7 @@ use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
 
+pub(super) use self::client::HttpConnector;
 use super::{Accepted, ConnError, Detect, Protocol};
 use crate::{config, drain::Drain, endpoint::Connector, kind::BuildCx, route::Route};
 
@@ -59,7 +60,7 @@ impl Protocol for Http1 {
     }
 
     fn connector(&self, config: &config::Cluster, _: &BuildCx) -> anyhow::Result<Arc<dyn Connector>> {
-        Ok(Arc::new(client::HttpConnector::new(config, self.limits.header_bytes)))
+        Ok(Arc::new(HttpConnector::new(config, self.limits.header_bytes)))
     }
 }
 

@@ -49,6 +49,14 @@ mod key {
     pub(super) const FORWARDED_HTTP: &str = "X-Forwarded-For";
 }
 
+/// Where exceptions stand in the metadata of an answer.
+pub(super) const EXCEPTION: &str = key::EXCEPTION;
+
+/// An exception as [`EXCEPTION`] carries it.
+pub(super) fn exception_json(code: i64, errtype: i64, text: &str) -> String {
+    crate::call::exception::Exception { code, text: text.to_owned().into(), errtype }.to_json()
+}
+
 /// Builds the protocol.
 pub(super) fn build(limits: &config::Limits) -> Arc<dyn Protocol> {
     Arc::new(Motan2 { limits: limits.clone() })
