@@ -25,3 +25,4 @@ mod redirect_loss;
 mod reload;
 mod semantics;
 mod tcp;
+mod zookeeper;

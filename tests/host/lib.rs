@@ -22,6 +22,7 @@ pub mod net;
 pub mod program;
 pub mod temp;
 pub mod wait;
+pub mod zookeeper;
 
 pub use self::{
     agent::Agent,

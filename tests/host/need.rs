@@ -69,7 +69,8 @@ pub fn peer(name: &str) -> PathBuf {
 /// Where a program is, searched in PATH and where Debian puts servers.
 pub fn which(name: &str) -> Option<PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();
-    let places = env::split_paths(&path).chain(["/usr/sbin", "/sbin", "/usr/local/go/bin"].map(PathBuf::from));
+    let places = env::split_paths(&path)
+        .chain(["/usr/sbin", "/sbin", "/usr/local/go/bin", "/usr/share/zookeeper/bin"].map(PathBuf::from));
     // Debian keeps every version of PostgreSQL's programs in a folder of its own.
     let versions = fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
     let places = places.chain(versions.map(|version| version.path().join("bin")));

@@ -33,6 +33,8 @@ pub const PROGRAMS: &[(&str, &[&str])] = &[
     ("postgres", &["postgresql"]),
     ("mariadbd", &["mariadb-server-core"]),
     ("mariadb-slap", &["mariadb-client"]),
+    ("zkServer.sh", &["zookeeper"]),
+    ("etcd", &["etcd-server"]),
 ];
 
 /// Time for one call of apt: a slow mirror and a large package (a JDK) included.

@@ -46,7 +46,10 @@ pub fn find(program: &str) -> Option<PathBuf> {
     // Debian keeps every version of PostgreSQL's programs in a folder of its own.
     let versions = fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
     std::env::split_paths(&path)
-        .chain(["/usr/sbin", "/sbin", "/usr/bin", "/bin", "/usr/local/go/bin"].map(PathBuf::from))
+        .chain(
+            ["/usr/sbin", "/sbin", "/usr/bin", "/bin", "/usr/local/go/bin", "/usr/share/zookeeper/bin"]
+                .map(PathBuf::from),
+        )
         .chain(versions.map(|version| version.path().join("bin")))
         .map(|dir| dir.join(program))
         .find(|file| is_executable(file))

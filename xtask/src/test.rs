@@ -25,6 +25,8 @@ const PROGRAMS: &[&str] = &[
     "postgres",
     "mariadbd",
     "mariadb-slap",
+    "zkServer.sh",
+    "etcd",
 ];
 
 /// Compiling everything on two cores is most of it.

@@ -42,7 +42,7 @@ pub(crate) use self::{
     instances::{Instances, instances, registry_file},
     node::{Data, Node},
     problem::Report,
-    values::duration,
+    values::{duration, endpoint_address},
 };
 use crate::{call::Text, kind::Value};
 

@@ -2,7 +2,12 @@
 
 mod direct;
 mod file;
+mod followed;
 mod merge;
+mod pause;
+mod servers;
+mod url;
+mod zookeeper;
 
 use std::{
     collections::{BTreeMap, HashSet},
@@ -17,8 +22,11 @@ pub use self::{direct::inline, merge::merge};
 use crate::kind::Kind;
 
 /// Registries by name.
-pub const KINDS: &[Kind<dyn Registry>] =
-    &[Kind { name: "direct", build: direct::build }, Kind { name: "file", build: file::build }];
+pub const KINDS: &[Kind<dyn Registry>] = &[
+    Kind { name: "direct", build: direct::build },
+    Kind { name: "file", build: file::build },
+    Kind { name: "zookeeper", build: zookeeper::build },
+];
 
 /// A source of endpoint lists. Runs on the control runtime.
 pub trait Registry: Send + Sync + 'static {
@@ -149,7 +157,7 @@ mod tests {
 
     #[test]
     fn every_file_of_this_folder_is_a_kind() {
-        let ground = ["mod", "merge"];
+        let ground = ["mod", "followed", "merge", "pause", "servers", "url"];
         let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/src/registry");
         for entry in std::fs::read_dir(folder).unwrap() {
             let path = entry.unwrap().path();
