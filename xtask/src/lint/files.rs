@@ -24,7 +24,11 @@ const HELPERS: &[&str] = &[
     "agent/src/protocol/locations.rs",
     "agent/src/protocol/upstream",
     "agent/src/registry/entry.rs",
+    "agent/src/registry/followed.rs",
     "agent/src/registry/merge.rs",
+    "agent/src/registry/pause.rs",
+    "agent/src/registry/servers.rs",
+    "agent/src/registry/url.rs",
 ];
 
 pub fn check(sources: &[Source]) -> Vec<String> {
