@@ -2,6 +2,8 @@
 //!
 //! Plain data and pure functions: no I/O, no clock, no randomness.
 
+pub mod command;
+
 use std::{collections::BTreeMap, fmt};
 
 use serde::{Deserialize, Serialize};
