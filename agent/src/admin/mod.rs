@@ -31,7 +31,7 @@ use crate::{
     config::{Series, Who},
     metrics::{AccessLogWriter, AgentCounters, LiveTable, RowBudget, graphite::Target},
     names::Names,
-    registry::{Provided, Standing},
+    registry::{Guards, Provided, Standing},
 };
 
 /// Everything the API may look at, and the few commands it passes on. Given by `app`.
@@ -70,6 +70,8 @@ pub struct Handles {
     pub access_log: Option<Arc<AccessLogWriter>>,
     /// Names under `.mesh`.
     pub names: Arc<Names>,
+    /// Keep lists of endpoints from going empty.
+    pub guards: Guards,
     /// Whether callers from elsewhere may come.
     pub availability: Availability,
     /// What is registered where.

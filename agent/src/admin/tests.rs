@@ -98,6 +98,7 @@ async fn bench(clusters: Vec<Arc<Cluster>>) -> Bench {
         counters: Arc::default(),
         access_log: None,
         names: Arc::default(),
+        guards: Guards::default(),
         availability: Availability::default(),
         registrations: Arc::default(),
         graphite: Arc::default(),

@@ -11,24 +11,21 @@ use std::{
 
 use anyhow::Context;
 use arc_swap::ArcSwap;
-use model::Snapshot;
-use tokio::{
-    sync::watch,
-    task::{AbortHandle, JoinSet},
-};
+use model::command::group_shares;
+use tokio::{sync::watch, task::AbortHandle};
 
 use super::{
+    follow::{Follower, Shared, Sources},
     plan::{AddressPlan, ClusterId, ClusterPlan, Plan, SourcePlan},
     serving::{self, Served, Serving},
 };
 use crate::{
     accept::Target,
-    admin::StaleReasons,
     call::Text,
     capture::balance::Straight,
     cluster::{Cluster, Parts},
     config::{self, Config, RegistryConfig},
-    endpoint::{self, Introduce},
+    endpoint::Introduce,
     filter::Direction,
     kind::{self, BuildCx},
     protocol,
@@ -53,8 +50,8 @@ pub(super) struct Mesh {
     pub(super) inbound: Arc<ArcSwap<Routes>>,
     /// All clusters in the order of the file, for admin.
     pub(super) view: Arc<ArcSwap<Vec<Arc<Cluster>>>>,
-    /// Why endpoint lists are old, for admin.
-    pub(super) stale: Arc<StaleReasons>,
+    /// What those who follow registries share.
+    pub(super) followed: Shared,
     serving: Serving,
     cx: BuildCx,
 }
@@ -98,7 +95,7 @@ struct Prepared {
 
 impl Mesh {
     /// An empty mesh; [`Mesh::apply`] fills it.
-    pub(super) fn new(serving: Serving, captured: Arc<ArcSwap<Routes>>, cx: BuildCx) -> Self {
+    pub(super) fn new(serving: Serving, captured: Arc<ArcSwap<Routes>>, cx: BuildCx, followed: Shared) -> Self {
         Self {
             registries: BTreeMap::new(),
             clusters: HashMap::new(),
@@ -108,7 +105,7 @@ impl Mesh {
             captured,
             inbound: Arc::default(),
             view: Arc::default(),
-            stale: Arc::default(),
+            followed,
             serving,
             cx,
         }
@@ -281,21 +278,16 @@ impl Mesh {
     /// Starts following the registries of a cluster.
     fn follow(&self, cluster: Arc<Cluster>, wanted: &ClusterPlan, registries: &Registries) -> Running {
         let source = wanted.source.clone();
-        let known = source.registries.iter().filter_map(|name| registries.get(name));
-        let mut lists: Vec<_> = known.map(|(_, registry)| registry.watch(&cluster.info.key)).collect();
-        if !source.instances.is_empty() {
-            lists.push(registry::inline(source.instances.clone()).watch(&cluster.info.key));
-        }
-        let (heard, first) = watch::channel(false);
-        let mut follower = Follower {
-            cluster: cluster.clone(),
-            stale: self.stale.clone(),
-            list: registry::merge(lists),
-            heard,
-            probes: JoinSet::new(),
+        let known = source.registries.iter().filter_map(|name| Some((name, registries.get(name)?)));
+        let sources = Sources {
+            registries: known.map(|(name, (_, registry))| (name.clone(), registry.clone())).collect(),
+            instances: source.instances.clone(),
+            mix_groups: group_shares(source.mix_groups.iter().map(String::as_str)),
+            application: self.cx.application.to_string(),
         };
-        // What is known already holds at once: who was told that a reload is done must not meet the old list.
-        follower.take();
+        let (heard, first) = watch::channel(false);
+        // It takes what is known already: who was told that a reload is done must not meet the old list.
+        let follower = Follower::new(cluster.clone(), sources, self.followed.clone(), heard);
         let task = tokio::spawn(follower.keep_up());
         let application = wanted.application.clone();
         Running { cluster, application, source, _task: AbortOnDrop(task.abort_handle()), first }
@@ -320,37 +312,5 @@ impl Mesh {
             }
         };
         tokio::time::timeout(patience, all).await.is_ok()
-    }
-}
-
-/// Brings a cluster what its registries say.
-struct Follower {
-    cluster: Arc<Cluster>,
-    stale: Arc<StaleReasons>,
-    list: watch::Receiver<Arc<Snapshot>>,
-    heard: watch::Sender<bool>,
-    /// Probes end by themselves when their endpoint is gone, and all of them with this.
-    probes: JoinSet<()>,
-}
-
-impl Follower {
-    fn take(&mut self) {
-        let snapshot = self.list.borrow_and_update().clone();
-        self.stale.set(&self.cluster.info.key, snapshot.stale.as_deref());
-        if snapshot.revision > 0 {
-            for endpoint in self.cluster.apply(&snapshot) {
-                self.probes.spawn(endpoint::probe_forever(endpoint));
-            }
-            self.heard.send_replace(true);
-        }
-    }
-
-    async fn keep_up(mut self) {
-        while self.list.changed().await.is_ok() {
-            self.take();
-            while self.probes.try_join_next().is_some() {}
-        }
-        // The registry is gone: the last list stays.
-        std::future::pending::<()>().await;
     }
 }

@@ -1,7 +1,9 @@
 //! Wiring: builds every part from the configuration and joins them; the only module that knows all.
 
 mod balance;
+mod board;
 mod figures;
+mod follow;
 mod mesh;
 mod plan;
 mod registering;
@@ -29,7 +31,9 @@ use tokio::{
 
 use self::{
     balance::Books,
+    board::Board,
     figures::FiguresOut,
+    follow::Shared,
     mesh::Mesh,
     plan::Plan,
     registering::Registrar,
@@ -49,6 +53,7 @@ use crate::{
     metrics::{AccessLogWriter, AgentCounters, LiveTable},
     names::{self, Answering, Names},
     protocol::tcp,
+    registry::{Guards, Store},
     route::{Destination, Route, Routes},
     stream::OwnSockets,
     sys,
@@ -185,7 +190,8 @@ impl App {
         });
         let captured = Arc::new(ArcSwap::from_pointee(Routes::default()));
         let serving = Serving::new(data.clone(), acceptor, drain.clone());
-        let mut mesh = Mesh::new(serving.clone(), captured.clone(), cx);
+        let followed = followed(&config, &cx);
+        let mut mesh = Mesh::new(serving.clone(), captured.clone(), cx, followed.clone());
         mesh.apply(&config)?;
         let mut figures = FiguresOut::new(
             &config,
@@ -240,7 +246,8 @@ impl App {
             version: env!("CARGO_PKG_VERSION"),
             started: Instant::now(),
             clusters: mesh.view.clone(),
-            stale: mesh.stale.clone(),
+            stale: followed.stale.clone(),
+            guards: followed.guards.clone(),
             live,
             capture: chosen.capture.clone(),
             enrolled: enrolled.clone(),
@@ -538,6 +545,20 @@ fn open_access_log(config: &Config) -> anyhow::Result<Option<Arc<AccessLogWriter
     let writer = AccessLogWriter::start(path.clone(), config.access_log.buffer_lines)
         .with_context(|| format!("access_log.path: cannot open {path:?}"))?;
     Ok(Some(Arc::new(writer)))
+}
+
+/// What those who follow registries share; starts writing snapshot files.
+fn followed(config: &Config, cx: &BuildCx) -> Shared {
+    let store = config.snapshots.clone().map(|dir| Arc::new(Store::new(dir)));
+    if let Some(store) = &store {
+        tokio::spawn(store.clone().keep());
+    }
+    Shared {
+        stale: Arc::default(),
+        guards: Guards::new(store, config.hold_back.clone()),
+        board: Board::new(cx.switchers.clone()),
+        own: config.advertise.or_else(registering::own_ip),
+    }
 }
 
 /// Each connection may need a second descriptor towards its endpoint.

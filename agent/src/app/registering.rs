@@ -245,7 +245,7 @@ fn advertised(service: &Service, config: &Config) -> Result<SocketAddr, String> 
 }
 
 /// The address that the default route leaves from.
-fn own_ip() -> Option<IpAddr> {
+pub(super) fn own_ip() -> Option<IpAddr> {
     // Addresses for documentation; connecting a UDP socket sends nothing.
     let ways: [(IpAddr, IpAddr); 2] = [
         (Ipv4Addr::UNSPECIFIED.into(), Ipv4Addr::new(192, 0, 2, 1).into()),

@@ -1,6 +1,7 @@
 //! One service as its callers see it: filters, HA, balancing, endpoints and timeouts, swapped as one.
 
 mod end;
+mod steering;
 #[cfg(test)]
 mod tests;
 
@@ -15,6 +16,7 @@ use arc_swap::ArcSwap;
 use model::Snapshot;
 
 use self::end::End;
+pub use self::steering::Steering;
 use crate::{
     call::{Call, CallError, ErrorKind, Request, Response, Text},
     config,
@@ -39,6 +41,7 @@ pub struct Cluster {
     connector: Arc<dyn Connector>,
     dial: DialOptions,
     set: ArcSwap<EndpointSet>,
+    steering: ArcSwap<Steering>,
 }
 
 /// How much later than the connector the cluster gives up: of two timers for one moment the
@@ -91,6 +94,7 @@ impl Cluster {
                 introduce: introduce.filter(|_| config.client_address),
             },
             set: ArcSwap::from_pointee(none),
+            steering: ArcSwap::default(),
             config: config.clone(),
         })
     }
@@ -98,6 +102,17 @@ impl Cluster {
     /// The endpoints as they are now.
     pub fn endpoints(&self) -> Arc<EndpointSet> {
         self.set.load_full()
+    }
+
+    /// What commands say.
+    pub fn steering(&self) -> Arc<Steering> {
+        self.steering.load_full()
+    }
+
+    /// Takes what commands say. Calls are answered at once from now on if so ordered; shares of groups hold from
+    /// the next [`Cluster::apply`] on.
+    pub fn steer(&self, steering: Steering) {
+        self.steering.store(Arc::new(steering));
     }
 
     /// Takes a new list of endpoints. Endpoints that stay keep their connections, health and counters;
@@ -137,7 +152,10 @@ impl Cluster {
                 }
             }
         }
-        let picker = self.lb.picker(&endpoints);
+        let picker = match self.steering.load().shares() {
+            Some(shares) => lb::grouped(&*self.lb, &endpoints, &shares),
+            None => self.lb.picker(&endpoints),
+        };
         self.set.store(Arc::new(EndpointSet { revision: snapshot.revision, endpoints, picker }));
         fresh
     }
@@ -188,6 +206,12 @@ impl Cluster {
         req.call.deadline = cx.started + self.timeout(&req.call.method, req.call.wire_timeout);
         self.info.stats.started.fetch_add(1, Relaxed);
         let mut end = End::new(self, req, cx);
+        if let Some(refusal) = self.steering.load().refusal() {
+            // Before the filters, none of which shall wait or count against anybody; they are told the end.
+            let result = Err(refusal);
+            end.head(&result);
+            return result;
+        }
         let (mut result, attempt) = match filter::enter(&self.filters, &mut end.cx, req).await {
             Ok(()) => {
                 end.entered(req);

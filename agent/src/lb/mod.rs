@@ -3,6 +3,7 @@
 mod active_weight;
 mod configurable_weight;
 mod consistent_hash;
+mod groups;
 mod local_first;
 mod p2c;
 mod random;
@@ -15,7 +16,7 @@ use std::sync::Arc;
 
 use anyhow::anyhow;
 
-pub use self::subset::Subset;
+pub use self::{groups::grouped, subset::Subset};
 use crate::{
     call::Request,
     endpoint::Endpoint,

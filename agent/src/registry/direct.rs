@@ -27,6 +27,10 @@ pub fn inline(instances: Vec<Instance>) -> Arc<dyn Registry> {
 
 /// The list of one service, complete and final. Needs no runtime.
 impl Registry for Direct {
+    fn may_err(&self) -> bool {
+        false
+    }
+
     fn watch(&self, service: &ServiceKey) -> watch::Receiver<Arc<Snapshot>> {
         let snapshot = Snapshot { revision: 1, instances: select(service, &self.instances), stale: None };
         let (sender, receiver) = watch::channel(Arc::new(snapshot));

@@ -3,9 +3,11 @@
 mod direct;
 mod file;
 mod followed;
+mod guard;
 mod merge;
 mod pause;
 mod servers;
+mod snapshot;
 mod url;
 mod zookeeper;
 
@@ -18,7 +20,12 @@ use futures_util::future::BoxFuture;
 use model::{Instance, ServiceKey, Snapshot};
 use tokio::sync::watch;
 
-pub use self::{direct::inline, merge::merge};
+pub use self::{
+    direct::inline,
+    guard::{Guards, Held, Holding},
+    merge::merge,
+    snapshot::{Recalled, Store, Written},
+};
 use crate::kind::Kind;
 
 /// Registries by name.
@@ -37,6 +44,11 @@ pub trait Registry: Send + Sync + 'static {
     /// When the channel closes, its last value is final: nothing will change any more. Background work
     /// ends when the last receiver is dropped. Must be called within a tokio runtime.
     fn watch(&self, service: &ServiceKey) -> watch::Receiver<Arc<Snapshot>>;
+
+    /// Whether its lists can be wrong: remembered in files, and held back when they are suddenly short.
+    fn may_err(&self) -> bool {
+        true
+    }
 
     /// Makes known what this agent provides, and keeps it known as `wanted` says, whatever happens to the
     /// registry: failures are tried again until `wanted` is [`Wanted::Gone`] or its sender is dropped.
@@ -157,7 +169,7 @@ mod tests {
 
     #[test]
     fn every_file_of_this_folder_is_a_kind() {
-        let ground = ["mod", "followed", "merge", "pause", "servers", "url"];
+        let ground = ["mod", "followed", "guard", "merge", "pause", "servers", "snapshot", "url"];
         let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/src/registry");
         for entry in std::fs::read_dir(folder).unwrap() {
             let path = entry.unwrap().path();

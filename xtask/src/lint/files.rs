@@ -25,9 +25,11 @@ const HELPERS: &[&str] = &[
     "agent/src/protocol/upstream",
     "agent/src/registry/entry.rs",
     "agent/src/registry/followed.rs",
+    "agent/src/registry/guard",
     "agent/src/registry/merge.rs",
     "agent/src/registry/pause.rs",
     "agent/src/registry/servers.rs",
+    "agent/src/registry/snapshot.rs",
     "agent/src/registry/url.rs",
 ];
 

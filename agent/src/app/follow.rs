@@ -1,0 +1,357 @@
+//! Brings a cluster what its registries say: endpoints, and the commands that choose among them.
+
+use std::{
+    collections::{BTreeMap, HashSet},
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
+
+use futures_util::{StreamExt, stream::FuturesUnordered};
+use model::{
+    Instance, ServiceKey, Snapshot,
+    command::{self, Command, Commands, GroupShare, RouteRule, Source},
+};
+use tokio::{
+    sync::watch,
+    task::JoinSet,
+    time::{Instant, sleep_until},
+};
+
+use super::board::{Board, Seat};
+use crate::{
+    admin::StaleReasons,
+    cluster::{Cluster, Steering},
+    endpoint,
+    registry::{self, CommandText, Guards, Registry, Scope},
+};
+
+/// How long groups that a command names may take to be heard of before what is known of them is used.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+type List = watch::Receiver<Arc<Snapshot>>;
+type Text = watch::Receiver<Arc<CommandText>>;
+
+/// Where endpoints and commands of a cluster come from.
+#[derive(Clone)]
+pub(super) struct Sources {
+    /// Asked in this order, by name.
+    pub(super) registries: Vec<(String, Arc<dyn Registry>)>,
+    /// Listed in the configuration itself.
+    pub(super) instances: Vec<Instance>,
+    /// In force while no command says otherwise.
+    pub(super) mix_groups: Vec<GroupShare>,
+    /// Application whose agents are commanded together.
+    pub(super) application: String,
+}
+
+/// What all followers share.
+#[derive(Clone)]
+pub(super) struct Shared {
+    /// Why endpoint lists are old, for admin.
+    pub(super) stale: Arc<StaleReasons>,
+    /// Keeps lists from going empty.
+    pub(super) guards: Guards,
+    /// Switchers that commands turn.
+    pub(super) board: Board,
+    /// This host's address, which rules are matched with.
+    pub(super) own: Option<IpAddr>,
+}
+
+/// Brings a cluster what its registries say.
+pub(super) struct Follower {
+    cluster: Arc<Cluster>,
+    sources: Sources,
+    shared: Shared,
+    /// Commands for the application and for the group, a text of each registry that has any.
+    texts: [Vec<Text>; 2],
+    /// By group. The own one is always there.
+    lists: BTreeMap<String, List>,
+    /// In force.
+    plan: Plan,
+    /// Ordered, but its groups were not all heard of; in force at the latest at this time.
+    next: Option<(Plan, Instant)>,
+    applied: Option<(Vec<Instance>, Steering)>,
+    seat: Seat,
+    heard: watch::Sender<bool>,
+    /// Probes end by themselves when their endpoint is gone, and all of them with this.
+    probes: JoinSet<()>,
+}
+
+/// What is ordered.
+#[derive(Clone, Debug, Default, PartialEq)]
+struct Plan {
+    by: Option<String>,
+    groups: Vec<GroupShare>,
+    routes: Vec<RouteRule>,
+    degraded: Option<String>,
+    troubles: Vec<String>,
+}
+
+impl Follower {
+    /// A follower that has taken in what is known at once; `heard` turns true when all sources have answered.
+    pub(super) fn new(cluster: Arc<Cluster>, sources: Sources, shared: Shared, heard: watch::Sender<bool>) -> Self {
+        let key = &cluster.info.key;
+        let texts = |scope: Scope| sources.registries.iter().filter_map(|(_, r)| r.commands(&scope)).collect();
+        let group = if key.group.is_empty() { Vec::new() } else { texts(Scope::Group(key.group.clone())) };
+        let texts = [texts(Scope::Agent(sources.application.clone())), group];
+        let seat = shared.board.seat();
+        let mut follower = Self {
+            cluster,
+            sources,
+            shared,
+            texts,
+            lists: BTreeMap::new(),
+            plan: Plan::default(),
+            next: None,
+            applied: None,
+            seat,
+            heard,
+            probes: JoinSet::new(),
+        };
+        let own = follower.own_group();
+        follower.watch([own]);
+        follower.decide();
+        follower.take();
+        follower
+    }
+
+    /// Follows for ever.
+    pub(super) async fn keep_up(mut self) {
+        loop {
+            let latest = self.next.as_ref().map(|(_, at)| *at);
+            tokio::select! {
+                () = any_changed(self.lists.values_mut()) => {}
+                () = any_changed(self.texts.iter_mut().flatten()) => self.decide(),
+                () = sleep_until(latest.unwrap_or_else(Instant::now)), if latest.is_some() => {}
+            }
+            self.take();
+            while self.probes.try_join_next().is_some() {}
+        }
+    }
+
+    fn own_group(&self) -> String {
+        self.cluster.info.key.group.clone()
+    }
+
+    /// Watches these groups, and no others any more.
+    fn watch(&mut self, groups: impl IntoIterator<Item = String>) {
+        let mut lists = BTreeMap::new();
+        for group in groups {
+            let list = self.lists.remove(&group).unwrap_or_else(|| self.list(&group));
+            lists.insert(group, list);
+        }
+        self.lists = lists;
+    }
+
+    fn list(&self, group: &str) -> List {
+        let own = &self.cluster.info.key;
+        let key = ServiceKey { group: group.to_owned(), ..own.clone() };
+        let registries = self.sources.registries.iter();
+        let mut lists: Vec<_> = registries.map(|(name, r)| self.shared.guards.watch(name, r, &key)).collect();
+        // Those that name no group are of the own one.
+        let listed = self.sources.instances.iter().filter(|i| group == own.group || i.group == group);
+        let listed: Vec<_> = listed.cloned().collect();
+        if !listed.is_empty() || lists.is_empty() {
+            lists.push(registry::inline(listed).watch(&key));
+        }
+        registry::merge(lists)
+    }
+
+    /// Reads the commands again.
+    fn decide(&mut self) {
+        let mut troubles = Vec::new();
+        let names = [self.sources.application.clone(), self.own_group()];
+        let [agent, group] = [Source::Agent, Source::Group].map(|source| {
+            let at = source as usize;
+            let texts = self.texts[at].iter_mut().map(|t| t.borrow_and_update().clone()).collect::<Vec<_>>();
+            read(source, &names[at], &texts, &mut troubles)
+        });
+        let decision = command::decide(&agent, &group, &self.cluster.info.key.service);
+        self.seat.want(decision.switchers);
+        let told = |(source, command): (Source, &Command)| told(source, &names[source as usize], command);
+        let mut plan =
+            Plan { by: decision.traffic.map(told), degraded: decision.degrade.map(told), troubles, ..Plan::default() };
+        match decision.traffic {
+            Some((_, command)) => {
+                plan.groups.clone_from(&command.groups);
+                plan.routes.clone_from(&command.routes);
+            }
+            None if !self.sources.mix_groups.is_empty() => {
+                plan.by = Some("mix_groups".to_owned());
+                plan.groups.clone_from(&self.sources.mix_groups);
+            }
+            None => {}
+        }
+        if self.next.as_ref().is_some_and(|(next, _)| *next == plan) {
+            return;
+        }
+        let mut groups: Vec<_> = plan.groups.iter().map(|g| g.group.clone()).collect();
+        // The lists in force stay until the new ones are heard of.
+        groups.extend(self.plan.groups.iter().map(|g| g.group.clone()));
+        groups.push(self.own_group());
+        self.watch(groups);
+        self.next = Some((plan, Instant::now() + PATIENCE));
+    }
+
+    /// Brings the cluster up to date.
+    fn take(&mut self) {
+        let is_heard = |list: &List| list.borrow().revision > 0;
+        if let Some((next, latest)) = &self.next {
+            let known = next.groups.iter().all(|g| self.lists.get(&g.group).is_some_and(is_heard));
+            // Degrading waits for nobody.
+            let at_once = next.groups.is_empty() || next.degraded != self.plan.degraded;
+            if known || at_once || Instant::now() >= *latest {
+                let (next, _) = self.next.take().expect("just seen");
+                let own = self.own_group();
+                let groups: Vec<_> = next.groups.iter().map(|g| g.group.clone()).chain([own]).collect();
+                self.log(&next);
+                self.plan = next;
+                self.watch(groups);
+            }
+        }
+        self.update();
+        let said = |text: &Text| {
+            let text = text.borrow();
+            text.revision > 0 || text.stale.is_some()
+        };
+        if !*self.heard.borrow()
+            && self.next.is_none()
+            && self.lists.get(&self.own_group()).is_some_and(is_heard)
+            && self.texts.iter().flatten().all(|text| said(text) || text.has_changed().is_err())
+        {
+            self.heard.send_replace(true);
+        }
+    }
+
+    fn update(&mut self) {
+        let snapshots: BTreeMap<_, _> =
+            self.lists.iter_mut().map(|(group, list)| (group.clone(), list.borrow_and_update().clone())).collect();
+        let own = self.own_group();
+        let used: Vec<_> = match self.plan.groups.is_empty() {
+            true => vec![own.as_str()],
+            false => self.plan.groups.iter().map(|g| g.group.as_str()).collect(),
+        };
+        let mut troubles = self.plan.troubles.clone();
+        let mut instances = merged(&used, &snapshots, &own);
+        let host = self.shared.own.map(|ip| ip.to_string()).unwrap_or_default();
+        let mut groups = self.plan.groups.clone();
+        if instances.is_empty() && used != [own.as_str()] {
+            instances = merged(&[own.as_str()], &snapshots, &own);
+            if !instances.is_empty() {
+                troubles.push(format!("no endpoint in {}: the own group serves", used.join(", ")));
+                groups.clear();
+            }
+        }
+        let (instances, emptied) = command::route(&self.plan.routes, &host, instances, |i| host_of(&i.address));
+        if let Some(rule) = emptied {
+            troubles.push(format!("the rule `{rule}` would leave no endpoint: no rule counts"));
+        }
+        let stale: Vec<_> = snapshots.values().filter_map(|s| s.stale.clone()).collect();
+        let mut reasons: Vec<_> = stale.into_iter().chain(troubles.iter().cloned()).collect();
+        reasons.dedup();
+        let reason = (!reasons.is_empty()).then(|| reasons.join("; "));
+        self.shared.stale.set(&self.cluster.info.key, reason.as_deref());
+        let steering = Steering { by: self.plan.by.clone(), groups, degraded: self.plan.degraded.clone(), troubles };
+        let heard = snapshots.values().any(|s| s.revision > 0);
+        if self.applied.as_ref().is_some_and(|(was, by)| *was == instances && *by == steering) {
+            return;
+        }
+        self.cluster.steer(steering.clone());
+        // Nothing that anybody said yet is no empty list.
+        if heard || !instances.is_empty() {
+            let revision = self.cluster.endpoints().revision + 1;
+            let snapshot = Snapshot { revision, instances, stale: None };
+            for endpoint in self.cluster.apply(&snapshot) {
+                self.probes.spawn(endpoint::probe_forever(endpoint));
+            }
+            self.applied = Some((snapshot.instances, steering));
+        }
+    }
+
+    fn log(&self, next: &Plan) {
+        let service = &self.cluster.info.key;
+        if next.by != self.plan.by || next.groups != self.plan.groups {
+            let by = next.by.as_deref().unwrap_or("nothing");
+            tracing::info!(%service, by, "groups are chosen by another command");
+        }
+        match (&self.plan.degraded, &next.degraded) {
+            (None, Some(by)) => tracing::warn!(%service, by, "degraded: calls are answered at once with an error"),
+            (Some(_), None) => tracing::info!(%service, "degraded no more"),
+            _ => {}
+        }
+        for trouble in next.troubles.iter().filter(|t| !self.plan.troubles.contains(t)) {
+            tracing::warn!(%service, trouble, "a command is not obeyed");
+        }
+    }
+}
+
+/// Waits until one of them changes; for ever when none can any more.
+async fn any_changed<T: 'static>(channels: impl Iterator<Item = &mut watch::Receiver<T>>) {
+    let mut waiting: FuturesUnordered<_> = channels.map(|channel| channel.changed()).collect();
+    while let Some(result) = waiting.next().await {
+        if result.is_ok() {
+            return;
+        }
+    }
+    std::future::pending().await
+}
+
+/// The commands of a scope: those of the first registry that has a text.
+fn read(source: Source, name: &str, texts: &[Arc<CommandText>], troubles: &mut Vec<String>) -> Commands {
+    let Some(text) = texts.iter().find_map(|t| t.text.as_deref()) else { return Commands::default() };
+    let whose = whose(source, name);
+    match Commands::parse(text) {
+        Ok(commands) => {
+            troubles.extend(commands.left_out.iter().map(|why| format!("commands of {whose}: {why}")));
+            commands
+        }
+        Err(why) => {
+            troubles.push(format!("commands of {whose}: {why}: none of them counts"));
+            Commands::default()
+        }
+    }
+}
+
+fn whose(source: Source, name: &str) -> String {
+    match source {
+        Source::Agent => format!("application {name}"),
+        Source::Group => format!("group {name}"),
+    }
+}
+
+fn told(source: Source, name: &str, command: &Command) -> String {
+    let index = command.index.map_or(String::new(), |index| format!(", index {index}"));
+    let pattern = command.pattern.as_ref().map_or("", |p| p.text());
+    let groups: Vec<_> = command.groups.iter().map(ToString::to_string).collect();
+    let rules: Vec<_> = command.routes.iter().map(|rule| format!("; {rule}")).collect();
+    let groups = if groups.is_empty() { String::new() } else { format!(": {}", groups.join(" ")) };
+    format!("{}{index} (`{pattern}`){groups}{}", whose(source, name), rules.concat())
+}
+
+/// All endpoints of these groups, with their groups. Those that name none are taken once.
+fn merged(groups: &[&str], snapshots: &BTreeMap<String, Arc<Snapshot>>, own: &str) -> Vec<Instance> {
+    let mut nameless = HashSet::new();
+    let mut all = Vec::new();
+    for group in groups {
+        let Some(snapshot) = snapshots.get(*group) else { continue };
+        for instance in &snapshot.instances {
+            if !instance.group.is_empty() {
+                all.push(instance.clone());
+            } else if nameless.insert(instance.address.clone()) {
+                let group = if *group == own { String::new() } else { (*group).to_owned() };
+                all.push(Instance { group, ..instance.clone() });
+            }
+        }
+    }
+    all
+}
+
+fn host_of(address: &str) -> &str {
+    let Ok(parsed) = address.parse::<SocketAddr>() else { return address };
+    let host = address.rsplit_once(':').map_or(address, |(host, _)| host);
+    if parsed.is_ipv6() { host.trim_start_matches('[').trim_end_matches(']') } else { host }
+}
+
+#[cfg(test)]
+mod tests;
