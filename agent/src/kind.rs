@@ -63,3 +63,11 @@ pub fn no_options(value: &Value) -> anyhow::Result<()> {
     struct NoOptions {}
     options::<NoOptions>(value).map(|NoOptions {}| ())
 }
+
+/// Reads an option that is a duration, such as `10ms`: `#[serde(deserialize_with = "kind::duration")]`.
+pub fn duration<'de, D: serde::Deserializer<'de>>(value: D) -> Result<std::time::Duration, D::Error> {
+    use serde::Deserialize;
+    let text = String::deserialize(value)?;
+    crate::config::duration(text.trim())
+        .map_err(|wrong| serde::de::Error::custom(format!("`{text}` {}; {}", wrong.problem, wrong.remedy)))
+}

@@ -38,6 +38,10 @@ impl Direction {
     }
 }
 
+/// Metadata key (Motan2) and header (HTTP) of a call that an agent sends again, with the number of attempts
+/// before it.
+pub const RETRY_MARK: &str = "x-sockmesh-retry";
+
 /// One call on its way to an endpoint.
 #[derive(Debug)]
 pub struct Request {
@@ -90,6 +94,9 @@ pub struct Call {
     pub deadline: Instant,
     /// What the protocol itself says about resending (HTTP method semantics); config can override.
     pub idempotent: bool,
+    /// How often an agent has sent this call before, as far as it may have reached somebody; 0 for a call
+    /// that its own caller makes. Marked on the wire ([`RETRY_MARK`]), and such a call is not retried again.
+    pub retry: u32,
     /// The caller does not wait for an answer.
     pub one_way: bool,
     /// Payload bytes on the wire as far as they are known at decode.
@@ -112,6 +119,7 @@ impl Call {
             wire_timeout: None,
             deadline: Instant::now(),
             idempotent: false,
+            retry: 0,
             one_way: false,
             request_bytes: 0,
         }

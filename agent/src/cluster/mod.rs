@@ -142,6 +142,7 @@ impl Cluster {
                         self.dial.clone(),
                     );
                     endpoint.describe(instance);
+                    endpoint.prober = Some(self.connector.clone());
                     if let Some(before) = changed {
                         endpoint.inherit(before);
                     }

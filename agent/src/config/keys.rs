@@ -513,7 +513,7 @@ pub(crate) const CLUSTER: Section = Section {
             "ha",
             "name, or name with options",
             Yaml("failover"),
-            "What to do when an attempt fails: `failfast`, `failover`.",
+            "What to do when an attempt fails: `backup_request`, `broadcast`, `failfast`, `failover`. See `docs/balancing.md`.",
         ),
         key(
             "lb",

@@ -10,8 +10,12 @@ use std::{
 
 use tokio::time::{Instant, sleep};
 
-use super::{Endpoint, dial};
+use super::{Endpoint, Probed, dial};
 use crate::config;
+
+/// Probes that reach an endpoint without an answer before it may try its luck with a call: a program that
+/// does not know heartbeats must not be out for ever.
+const SILENT_PROBES: u32 = 5;
 
 /// Whether an endpoint may be picked.
 ///
@@ -166,6 +170,7 @@ pub async fn probe_forever(endpoint: Weak<Endpoint>) {
 async fn probe_until_back(endpoint: Arc<Endpoint>) {
     let weak = Arc::downgrade(&endpoint);
     drop(endpoint);
+    let mut silent = 0;
     for probes in 0u32.. {
         let Some(endpoint) = weak.upgrade() else { return };
         let pause = endpoint.health.pause(probes);
@@ -175,10 +180,18 @@ async fn probe_until_back(endpoint: Arc<Endpoint>) {
         if endpoint.health.is_available() {
             return;
         }
-        match dial(endpoint.addr, &endpoint.dial).await {
-            Ok(_) => {
+        let probed = match &endpoint.prober {
+            Some(connector) => connector.probe(&endpoint).await,
+            None => dial(endpoint.addr, &endpoint.dial).await.map(|_| Probed::Answers),
+        };
+        match probed {
+            Ok(Probed::Connects) if silent + 1 < SILENT_PROBES => {
+                silent += 1;
+                tracing::debug!(endpoint = %endpoint.addr, "endpoint accepts connections but does not answer");
+            }
+            Ok(probed) => {
                 endpoint.health.come_back();
-                tracing::info!(endpoint = %endpoint.addr, "endpoint answers again");
+                tracing::info!(endpoint = %endpoint.addr, ?probed, "endpoint is back in rotation");
                 return;
             }
             Err(error) => tracing::debug!(endpoint = %endpoint.addr, %error, "endpoint still out"),

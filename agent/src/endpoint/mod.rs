@@ -57,6 +57,8 @@ pub struct Endpoint {
     pub stats: Arc<Stats>,
     /// Connect timeout, marks and the like, for whoever dials it.
     pub dial: DialOptions,
+    /// Asks it whether it is back; `None`: a connection is enough.
+    pub prober: Option<Arc<dyn Connector>>,
     /// The connector's connections to it.
     pool: OnceLock<Arc<dyn Any + Send + Sync>>,
 }
@@ -95,6 +97,7 @@ impl Endpoint {
             shared_bar: OnceLock::new(),
             stats: Arc::default(),
             dial,
+            prober: None,
             pool: OnceLock::new(),
         }
     }
@@ -156,6 +159,15 @@ impl fmt::Debug for Endpoint {
     }
 }
 
+/// What a probe found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Probed {
+    /// As good an answer as the protocol can give.
+    Answers,
+    /// A connection, but no answer: perhaps it hangs, perhaps it does not know the question.
+    Connects,
+}
+
 /// Sends calls to endpoints in one protocol: pool, encode, await the answer.
 ///
 /// Dropping the returned future cancels the attempt: its answer slot is freed, and a connection that
@@ -173,6 +185,12 @@ pub trait Connector: Send + Sync + 'static {
 
     /// Takes a connection to `to` that someone else dialled (detection dials on accept), or drops it.
     fn adopt(&self, _to: &Arc<Endpoint>, _io: Stream) {}
+
+    /// Looks whether `to`, which is out of rotation, is fit for calls again. An error says that it is not.
+    /// Where the protocol has no way to ask, a connection is all there is to see.
+    fn probe<'a>(&'a self, to: &'a Arc<Endpoint>) -> BoxFuture<'a, Result<Probed, CallError>> {
+        Box::pin(async move { dial(to.addr, &to.dial).await.map(|_| Probed::Answers) })
+    }
 
     /// Time for a call when neither the configuration nor the call says.
     fn default_timeout(&self) -> Duration;

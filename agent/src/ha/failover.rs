@@ -4,42 +4,35 @@ use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
 
-use super::{Attempts, HaStrategy, Sent};
+use super::{
+    Attempts, HaStrategy, Sent,
+    attempts::Resend,
+    budget::{self, Budget},
+};
 use crate::{
-    call::{Body, CallError, Request, Retry},
+    call::{CallError, Request},
     kind::{self, BuildCx, Value},
 };
 
-struct Failover;
+struct Failover(Budget);
 
 pub(super) fn build(options: &Value, _: &BuildCx) -> anyhow::Result<Arc<dyn HaStrategy>> {
-    kind::no_options(options)?;
-    Ok(Arc::new(Failover))
+    let options: budget::Options = kind::options(options)?;
+    Ok(Arc::new(Failover(Budget::new(options.check()?))))
 }
 
 impl HaStrategy for Failover {
     fn call<'a>(&'a self, attempts: &'a Attempts<'a>, req: &'a mut Request) -> BoxFuture<'a, Result<Sent, CallError>> {
-        Box::pin(async move {
-            let replayable = !matches!(req.body, Body::Stream(_));
-            loop {
-                match attempts.send(req).await {
-                    Ok(sent) => {
-                        let again = sent.response.status.is_failure()
-                            && replayable
-                            && attempts.may_retry_failure(req.call.deadline);
-                        if !again {
-                            return Ok(sent);
-                        }
-                    }
-                    Err(error) => {
-                        let whole = error.retry == Retry::NotSent || replayable;
-                        if !whole || !attempts.may_retry(&error, req.call.deadline) {
-                            return Err(error);
-                        }
-                        tracing::debug!(%error, tries = attempts.count(), "trying another endpoint");
-                    }
-                }
-            }
-        })
+        Box::pin(run(attempts, req, &self.0))
+    }
+}
+
+/// Tries until an attempt is good or may not be followed by another.
+pub(super) async fn run(attempts: &Attempts<'_>, req: &mut Request, budget: &Budget) -> Result<Sent, CallError> {
+    loop {
+        let result = attempts.send(req).await;
+        if !attempts.go_on(&result, Resend::of(req), budget) {
+            return result;
+        }
     }
 }

@@ -7,6 +7,7 @@ mod histogram;
 mod live;
 mod methods;
 pub mod prometheus;
+mod trail;
 pub mod window;
 
 pub use self::{
@@ -15,6 +16,7 @@ pub use self::{
     histogram::{Histogram, Summary},
     live::{Live, LiveGuard, LiveRow, LiveTable},
     methods::{Ending, MethodStats, MethodTable, OTHER, RowBudget},
+    trail::{Candidate, Step, Trail, micros},
 };
 
 use std::sync::{Arc, atomic::AtomicU64};

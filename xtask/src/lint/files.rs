@@ -17,6 +17,8 @@ const HELPERS: &[&str] = &[
     "agent/src/filter/notes.rs",
     "agent/src/filter/options.rs",
     "agent/src/filter/record.rs",
+    "agent/src/ha/attempt.rs",
+    "agent/src/ha/attempts.rs",
     "agent/src/ha/budget.rs",
     "agent/src/lb/groups.rs",
     "agent/src/lb/subset.rs",

@@ -21,7 +21,8 @@ use super::{
 };
 use crate::{
     call::{
-        Body, CallError, ErrorKind, Head, HttpResponseHead, Request, Response, ResponseHead, Retry, Status, Upgrade,
+        Body, CallError, ErrorKind, Head, HttpResponseHead, RETRY_MARK, Request, Response, ResponseHead, Retry, Status,
+        Upgrade,
     },
     config,
     endpoint::{Connector, Endpoint, dial_for},
@@ -180,6 +181,9 @@ fn message(req: &mut Request, to: &Endpoint) -> Result<http::Request<ToEndpoint>
     };
     let mut headers = head.headers.clone();
     headers::frame(&mut headers, &body);
+    if req.call.retry > 0 {
+        headers.insert(RETRY_MARK, HeaderValue::from(req.call.retry));
+    }
     if !headers.contains_key(HOST) {
         // HTTP/1.0 knows no Host, but what is sent here is HTTP/1.1.
         let host = HeaderValue::try_from(to.addr.to_string()).expect("an address is printable ASCII");

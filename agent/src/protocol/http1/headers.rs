@@ -50,6 +50,11 @@ pub(super) fn is_coded(headers: &HeaderMap) -> bool {
     !codings.all(|t| t.eq_ignore_ascii_case("chunked") || t.eq_ignore_ascii_case("identity"))
 }
 
+/// A small number in a header of our own; 1 for what is none.
+pub(super) fn number(value: &HeaderValue) -> u32 {
+    value.to_str().ok().and_then(|text| text.parse().ok()).unwrap_or(1)
+}
+
 /// Whether the sender closes the connection after this message.
 pub(super) fn closes(headers: &HeaderMap) -> bool {
     tokens(headers, &CONNECTION).any(|t| t.eq_ignore_ascii_case("close"))

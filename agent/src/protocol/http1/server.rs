@@ -34,7 +34,9 @@ use super::{
     upgrade,
 };
 use crate::{
-    call::{Body, Call, CallError, ErrorKind, Head, HttpHead, Request, Response, ResponseHead, Text, Upgrade},
+    call::{
+        Body, Call, CallError, ErrorKind, Head, HttpHead, RETRY_MARK, Request, Response, ResponseHead, Text, Upgrade,
+    },
     cluster::Cluster,
     config,
     drain::Drain,
@@ -201,6 +203,7 @@ impl Session {
         call.peer = Some(self.peer);
         call.local = Some(self.live.destination);
         call.path = Text::from(uri.path());
+        call.retry = headers.get(RETRY_MARK).map_or(0, headers::number);
         // RFC 9110 section 9.2.2.
         call.idempotent = method.is_idempotent();
         if cluster.may_repeat(&call) && !headers.contains_key(EXPECT) {

@@ -8,26 +8,32 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use futures_util::future::BoxFuture;
-use tokio::time::{Instant, timeout_at};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    time::{Instant, timeout, timeout_at},
+};
 
 use super::{
     DEFAULT_TIMEOUT, Decimal,
-    codec::{Frame, Head, kind},
+    codec::{Frame, Head, MAGIC, encode_head, kind},
     gzip, key,
     link::NotQueued,
     pool::Pool,
 };
 use crate::{
     call::{
-        self, Body, Call, CallError, ErrorKind, Extra, Motan2Head, Pairs, Request, Response, ResponseHead, Retry, Rule,
-        Status, Text, exception,
+        self, Body, Call, CallError, ErrorKind, Extra, Motan2Head, Pairs, RETRY_MARK, Request, Response, ResponseHead,
+        Retry, Rule, Status, Text, exception,
     },
     config,
-    endpoint::{Connector, Endpoint},
+    endpoint::{Connector, Endpoint, Probed, dial},
     stream::Stream,
 };
+
+/// Time for the answer to a heartbeat.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Sends Motan2 calls.
 pub(super) struct Motan2Connector {
@@ -143,6 +149,17 @@ impl Connector for Motan2Connector {
         })
     }
 
+    /// A heartbeat, as Motan's own clients send it: a program that hangs still accepts connections.
+    fn probe<'a>(&'a self, to: &'a Arc<Endpoint>) -> BoxFuture<'a, Result<Probed, CallError>> {
+        Box::pin(async move {
+            let io = dial(to.addr, &to.dial).await?;
+            Ok(match timeout(PROBE_TIMEOUT, heartbeat(io)).await {
+                Ok(Ok(())) => Probed::Answers,
+                Ok(Err(_)) | Err(_) => Probed::Connects,
+            })
+        })
+    }
+
     fn adopt(&self, to: &Arc<Endpoint>, io: Stream) {
         self.pool(to).adopt(to, io);
     }
@@ -150,6 +167,19 @@ impl Connector for Motan2Connector {
     fn default_timeout(&self) -> Duration {
         DEFAULT_TIMEOUT
     }
+}
+
+/// Sends one and reads the head of what comes back.
+async fn heartbeat(mut io: Stream) -> std::io::Result<()> {
+    let head = Head { kind: kind::HEARTBEAT, status: 0, serialization: 0, id: next_id() };
+    let mut frame = BytesMut::new();
+    encode_head(head, &Pairs::default(), &[], 0, &mut frame);
+    io.write_all(&frame).await?;
+    let mut answer = [0; 3];
+    io.read_exact(&mut answer).await?;
+    // An exception would do as well: whoever says anything in Motan2 is alive.
+    let is_answer = answer[..2] == MAGIC && answer[2] & kind::RESPONSE != 0;
+    if is_answer { Ok(()) } else { Err(std::io::ErrorKind::InvalidData.into()) }
 }
 
 /// A request with all that does not depend on the connection it takes.
@@ -166,7 +196,9 @@ impl Outgoing<'_> {
         let Self { kind, head, call, body } = self;
         let original = Decimal::of(call.request_id.cast_signed());
         let source = if call.application.is_empty() { &connector.application } else { &call.application };
+        let retry = if call.retry > 0 { Decimal::of(call.retry.into()) } else { Decimal::none() };
         let extras = [
+            Extra { key: RETRY_MARK, value: retry.as_str(), rule: Rule::Replace },
             Extra { key: key::REQUEST_ID, value: original.as_str(), rule: Rule::IfAbsent },
             Extra { key: key::SOURCE, value: source, rule: Rule::IfAbsent },
             Extra { key: key::GROUP, value: &to.group, rule: Rule::Replace },
@@ -174,10 +206,10 @@ impl Outgoing<'_> {
         let mut extras = &extras[..];
         if head.inbound {
             // The last hop: the program sees who called it and as what.
-            extras = &extras[..1];
+            extras = &extras[..2];
         } else if to.group.is_empty() {
             // Nothing better to say than what the caller said.
-            extras = &extras[..2];
+            extras = &extras[..3];
         }
         let frame = Head { kind: *kind, status: 0, serialization: head.serialization, id };
         out.push(frame, &head.meta, extras, body.clone());

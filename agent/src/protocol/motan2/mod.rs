@@ -105,6 +105,11 @@ struct Decimal {
 }
 
 impl Decimal {
+    /// No number: the empty text, which is not written.
+    const fn none() -> Self {
+        Self { digits: [0; 20], len: 0 }
+    }
+
     fn of(n: i64) -> Self {
         use std::io::Write;
         let mut digits = [0; 20];

@@ -12,8 +12,8 @@ use super::{
 };
 use crate::{
     call::{
-        Body, Call, CallError, ErrorKind, Head, Motan2Head, Pairs, Request, Response, ResponseHead, Status, Text,
-        exception,
+        Body, Call, CallError, ErrorKind, Head, Motan2Head, Pairs, RETRY_MARK, Request, Response, ResponseHead, Status,
+        Text, exception,
     },
     route::{Cluster, Direction, Route},
 };
@@ -88,6 +88,10 @@ impl Reader {
                 Ok(key::TIMEOUT) => {
                     let ms = meta.text(value).and_then(|ms| ms.parse().ok()).filter(|ms| *ms > 0);
                     call.wire_timeout = ms.map(Duration::from_millis);
+                    continue;
+                }
+                Ok(RETRY_MARK) => {
+                    call.retry = meta.text(value).map_or(0, |n| n.parse().unwrap_or(1));
                     continue;
                 }
                 Ok(key::FRAMEWORK) => {
