@@ -1,10 +1,10 @@
 //! `sockmesh`: flags and verbs, logging, exit code.
 
-use std::{io::IsTerminal, path::PathBuf, process::ExitCode};
+use std::{io::IsTerminal, process::ExitCode};
 
 use agent::{
     app,
-    cli::{check, commands, config, enroll, lists, registrations, stat},
+    cli::{check, commands, config, enroll, import, lists, registrations, run, stat},
 };
 use clap::{Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
@@ -24,11 +24,13 @@ struct Cli {
 #[derive(Subcommand)]
 enum Verb {
     /// Run the agent until it is told to stop
-    Run(Run),
+    Run(run::Args),
     /// Tell what this host can do, and what the configuration asks for in vain
     Check(check::Args),
     /// Validate a configuration without starting anything
     Config(config::Args),
+    /// Print a motan-go configuration in the native form, and what of it is not supported
+    Import(import::Args),
     /// Show rate, success and latency of services and their endpoints
     Stat(stat::Args),
     /// List endpoints and whether they are in rotation
@@ -51,18 +53,8 @@ enum Verb {
     Version(commands::VersionArgs),
 }
 
-#[derive(clap::Args)]
-struct Run {
-    /// The configuration
-    #[arg(short, long, value_name = "FILE")]
-    config: PathBuf,
-    /// Log what the kernel programs say, from this level on: error, warn, info, debug or trace
-    #[arg(long, value_name = "LEVEL")]
-    kernel_log: Option<tracing::Level>,
-}
-
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = Cli::parse_from(run::arguments(std::env::args_os().collect()));
     match run(cli) {
         Ok(code) => code,
         Err(error) => {
@@ -73,15 +65,19 @@ fn main() -> ExitCode {
 }
 
 fn run(cli: Cli) -> anyhow::Result<ExitCode> {
-    let kernel_log = match &cli.verb {
-        Verb::Run(run) => run.kernel_log,
-        _ => None,
+    let (kernel_log, log) = match &cli.verb {
+        Verb::Run(run) => (run.kernel_log, run.log_filter()),
+        _ => (None, None),
     };
-    start_logging(cli.log, kernel_log)?;
+    start_logging(cli.log.or(log), kernel_log)?;
     match &cli.verb {
-        Verb::Run(run) => app::run(&run.config, &app::Options { kernel_log }),
+        Verb::Run(run) => {
+            let options = app::Options { kernel_log, recover: run.recovers(), around: run.surroundings() };
+            app::run(&run.config(), &options)
+        }
         Verb::Check(args) => check::run(args),
         Verb::Config(args) => config::run(args),
+        Verb::Import(args) => import::run(args),
         Verb::Stat(args) => stat::run(args),
         Verb::Endpoints(args) => lists::endpoints(args),
         Verb::Sockets(args) => lists::sockets(args),

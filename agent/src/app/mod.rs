@@ -46,7 +46,7 @@ use crate::{
     availability::Availability,
     capture::{self, Capture, CaptureTable, enroll::Roster},
     cluster::{Cluster, Parts},
-    config::{self, Config},
+    config::{self, Config, motan::Surroundings},
     drain::{self, Drainer},
     filter::Direction,
     kind::BuildCx,
@@ -64,6 +64,10 @@ use crate::{
 pub struct Options {
     /// Show what the kernel programs say, from this level on.
     pub kernel_log: Option<tracing::Level>,
+    /// Come back with what management calls brought before.
+    pub recover: bool,
+    /// What surrounds the file and decides with it.
+    pub around: Surroundings,
 }
 
 /// How often the kernel half is shown a sign of life.
@@ -79,7 +83,7 @@ const FIRST_SNAPSHOT: Duration = Duration::from_secs(3);
 /// after a drain.
 pub fn run(path: &Path, options: &Options) -> anyhow::Result<ExitCode> {
     sys::keep_memory_small();
-    let config = load(path)?;
+    let config = load(path, &options.around)?;
     let room = descriptors();
     let data = runtime::Builder::new_multi_thread()
         .worker_threads(config.threads)
@@ -99,8 +103,14 @@ pub fn run(path: &Path, options: &Options) -> anyhow::Result<ExitCode> {
     result
 }
 
-fn load(path: &Path) -> anyhow::Result<Config> {
-    let mut config = Config::load(path).map_err(|errors| anyhow::anyhow!("{errors}"))?;
+fn load(path: &Path, around: &Surroundings) -> anyhow::Result<Config> {
+    let loaded = config::load_with(path, around).map_err(|errors| anyhow::anyhow!("{errors}"))?;
+    let form = if loaded.motan.is_some() { "motan-go" } else { "native" };
+    tracing::info!(file = %path.display(), form, "configuration read");
+    for warning in loaded.warnings {
+        tracing::warn!("{}", warning.line_in(Some(path)));
+    }
+    let mut config = loaded.config;
     names::assign(&mut config);
     Ok(config)
 }
@@ -117,6 +127,7 @@ fn descriptors() -> usize {
 /// The running agent, seen from the control runtime.
 struct App {
     path: PathBuf,
+    around: Surroundings,
     config: Config,
     mesh: Mesh,
     registrar: Registrar,
@@ -285,6 +296,7 @@ impl App {
         );
         Ok(Self {
             path: path.to_owned(),
+            around: options.around.clone(),
             config,
             mesh,
             registrar,
@@ -383,7 +395,7 @@ impl App {
     }
 
     fn try_reload(&mut self) -> Result<String, String> {
-        let new = load(&self.path).map_err(|e| format!("{e:#}"))?;
+        let new = load(&self.path, &self.around).map_err(|e| format!("{e:#}"))?;
         let fixed = plan::needs_restart(&self.config, &new);
         if !fixed.is_empty() {
             return Err(format!(

@@ -73,7 +73,7 @@ fn counted(n: usize, what: &str) -> String {
 }
 
 fn text(file: &Path, result: &Result<Loaded, ConfigErrors>) -> String {
-    let file = file.display();
+    let (path, file) = (file, file.display());
     let mut text = String::new();
     let (warnings, head) = match result {
         Ok(loaded) => (&loaded.warnings, format!("{file}: good")),
@@ -85,8 +85,7 @@ fn text(file: &Path, result: &Result<Loaded, ConfigErrors>) -> String {
         }
     };
     for warning in warnings {
-        let space = if warning.line > 0 { "" } else { " " };
-        let _ = writeln!(text, "{file}:{space}{warning} (warning)");
+        let _ = writeln!(text, "{} (warning)", warning.line_in(Some(path)));
     }
     let tail = if warnings.is_empty() { String::new() } else { format!(", {}", counted(warnings.len(), "warning")) };
     let _ = writeln!(text, "{head}{tail}");

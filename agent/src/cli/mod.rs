@@ -4,8 +4,10 @@ pub mod check;
 pub mod commands;
 pub mod config;
 pub mod enroll;
+pub mod import;
 pub mod lists;
 pub mod registrations;
+pub mod run;
 pub mod stat;
 
 mod client;

@@ -83,6 +83,14 @@ pub(crate) const TOP: Section = Section {
         key("access_log", "mapping", Says("see below"), "Where the lines of the filter `access_log` go."),
         key("graphite", "list of mappings", Yaml("[]"), "Servers that are sent figures each interval."),
         key("series", "mapping", Says("see below"), "How many series there may be in `/metrics` and towards Graphite."),
+        key("pidfile", "path", Says("none"), "File that holds the number of the process while the agent runs."),
+        key(
+            "runtime_dir",
+            "path",
+            Says("none"),
+            "Folder for what management calls told the agent: whether it is available, and services registered and subscribed. Read at a start with `--recover`.",
+        ),
+        key("switchers", "mapping of booleans", Yaml("{}"), "Switchers that exist from the start, and how they stand."),
         key(
             "registries",
             "mapping",
@@ -108,6 +116,36 @@ pub(crate) const PORTS: Section = Section {
             "Questions for names arrive here, on loopback, UDP and TCP. If it is taken, names are off.",
         ),
         key("admin", "address with port", Yaml("127.0.0.1:8002"), "Admin API and `/metrics`."),
+        key(
+            "admin_range",
+            "first and last port",
+            Says("none"),
+            "The first free one of these is taken instead of that of `admin`, as `8002-8010`.",
+        ),
+        key(
+            "admin_socket",
+            "absolute path",
+            Says("none"),
+            "The admin API listens at this unix socket instead of `admin`. A file that is there is removed.",
+        ),
+        key(
+            "forward",
+            "address with port",
+            Says("none"),
+            "Programs dial services here that are subscribed by management calls. Referers with the same `listen` share it.",
+        ),
+        key(
+            "reverse",
+            "address with port",
+            Says("none"),
+            "Services that are registered by management calls are exported here, from the first one on.",
+        ),
+        key(
+            "motan_management",
+            "boolean",
+            Yaml("false"),
+            "The admin API answers motan-go's management calls as well, see `docs/motan.md`.",
+        ),
     ],
 };
 

@@ -1,8 +1,6 @@
 //! Names of kinds and their options, checked by really building the kind. The one place where the
 //! configuration looks at the tables of filters, balancers, HA strategies, protocols and registries.
 
-use std::collections::HashSet;
-
 use super::{
     Named,
     node::{At, Data, Entry, Node},
@@ -112,6 +110,13 @@ impl Table {
         }
     }
 
+    /// Whether `node` is a name of the table with options that fit; else what is wrong with it.
+    pub fn accepts(&self, node: &Node, cx: &BuildCx) -> Result<(), String> {
+        let mut report = Report::default();
+        self.named(node, "", cx, &mut report);
+        report.mistakes.into_iter().next().map_or(Ok(()), |p| Err(p.problem))
+    }
+
     /// Reads `name` or `{name: options}`.
     pub fn named(&self, node: &Node, path: &str, cx: &BuildCx, report: &mut Report) -> Option<Named> {
         let place = Place::of(node, path);
@@ -141,13 +146,13 @@ impl Table {
         Some(Named { name: name.clone(), options: options.to_value() })
     }
 
-    /// Reads a list of names with options, each name once.
+    /// Reads a list of names with options; the same with the same options stands there once.
     pub fn list(&self, node: &Node, path: &str, cx: &BuildCx, report: &mut Report) -> Vec<Named> {
-        let mut seen = HashSet::new();
-        let mut list = Vec::new();
+        let mut list: Vec<Named> = Vec::new();
         for (path, node) in items(node, path, report) {
             let Some(named) = self.named(node, &path, cx, report) else { continue };
-            if !seen.insert(named.name.clone()) {
+            // The same filter may stand around calls and around attempts.
+            if list.contains(&named) {
                 let problem = format!("{} `{}` stands in the list twice", self.what, named.name);
                 report.mistake(Place::of(node, path).problem(problem, "keep one of them"));
             }

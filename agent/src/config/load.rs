@@ -6,6 +6,7 @@ use super::{
     AccessLog, Capture, CaptureMode, Config, ConfigErrors, Iptables, Limits, Ports, Problem, Redirect, RegistryConfig,
     checks::{self, Seen},
     enroll, exempt, governance, graphite, keys, kinds,
+    motan::{self, Flags, Imported, Sources, Surroundings},
     node::{Data, Entry, Node},
     problem::Report,
     read::{Map, Others, Place, entries, items, join, scalar},
@@ -19,8 +20,10 @@ use crate::{call::Text, kind::BuildCx};
 pub struct Loaded {
     /// The configuration.
     pub config: Config,
-    /// What is probably not meant, in the order of the file.
+    /// What is probably not meant, or not supported, in the order of the file.
     pub warnings: Vec<Problem>,
+    /// The file was one of motan-go's.
+    pub motan: Option<Imported>,
 }
 
 impl Config {
@@ -29,7 +32,7 @@ impl Config {
     /// # Errors
     /// All mistakes at once, each with line, key and remedy.
     pub fn load(path: &Path) -> Result<Self, ConfigErrors> {
-        let Loaded { config, warnings } = load(path)?;
+        let Loaded { config, warnings, .. } = load(path)?;
         for warning in warnings {
             tracing::warn!(file = %path.display(), %warning, "odd configuration");
         }
@@ -50,19 +53,51 @@ impl Config {
 /// # Errors
 /// All mistakes at once, each with line, key and remedy.
 pub fn load(path: &Path) -> Result<Loaded, ConfigErrors> {
-    let text = read_file(path).map_err(|problem| ConfigErrors {
-        path: Some(path.to_owned()),
-        mistakes: vec![problem],
-        warnings: Vec::new(),
-    })?;
+    load_with(path, &Surroundings::of_process(Flags::default()))
+}
+
+/// Like [`load`], of a file or folder of either form, native or motan-go's, with what surrounds it. Which form
+/// it is is seen by its top-level keys; a folder is motan-go's.
+///
+/// # Errors
+/// All mistakes at once, each with line, key and remedy.
+pub fn load_with(path: &Path, around: &Surroundings) -> Result<Loaded, ConfigErrors> {
+    let whole = |problem| ConfigErrors { path: Some(path.to_owned()), mistakes: vec![problem], warnings: Vec::new() };
+    if path.is_dir() {
+        return load_motan(path, around);
+    }
+    let text = read_file(path).map_err(whole)?;
+    // A broken file is told by the reader of the native form.
+    let top = Node::parse(&text, &mut Report::default());
+    if top.ok().flatten().is_some_and(|top| motan::is_motan(&top)) {
+        return load_motan(path, around);
+    }
     let base_dir = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    parse(&text, base_dir).map_err(|errors| ConfigErrors { path: Some(path.to_owned()), ..errors })
+    let mut loaded = parse(&text, base_dir).map_err(|errors| ConfigErrors { path: Some(path.to_owned()), ..errors })?;
+    motan::override_native(&mut loaded.config, &around.flags).map_err(whole)?;
+    Ok(loaded)
+}
+
+fn load_motan(path: &Path, around: &Surroundings) -> Result<Loaded, ConfigErrors> {
+    let mut report = Report::default();
+    let mut sources = Sources::default();
+    let imported = motan::import(path, around, &mut sources, &mut report);
+    let config = imported.as_ref().and_then(|imported| top(&imported.node, &around.directory, &mut report));
+    report.sort();
+    sources.locate(&mut report.mistakes);
+    sources.locate(&mut report.warnings);
+    match (config, imported) {
+        (Some(config), Some(imported)) if report.mistakes.is_empty() => {
+            Ok(Loaded { config, warnings: report.warnings, motan: Some(imported) })
+        }
+        _ => Err(ConfigErrors { path: Some(path.to_owned()), mistakes: report.mistakes, warnings: report.warnings }),
+    }
 }
 
 /// Larger files are no configuration.
 const MAX_FILE_BYTES: u64 = 16 << 20;
 
-fn read_file(path: &Path) -> Result<String, Problem> {
+pub(super) fn read_file(path: &Path) -> Result<String, Problem> {
     let whole = |problem: String, remedy: &str| Place::default().problem(problem, remedy);
     let cannot = |e: std::io::Error| whole(format!("cannot read the file: {e}"), "check the path and its permissions");
     let length = std::fs::metadata(path).map_err(cannot)?.len();
@@ -98,7 +133,7 @@ pub fn parse(text: &str, base_dir: &Path) -> Result<Loaded, ConfigErrors> {
     };
     report.sort();
     match config {
-        Some(config) if report.mistakes.is_empty() => Ok(Loaded { config, warnings: report.warnings }),
+        Some(config) if report.mistakes.is_empty() => Ok(Loaded { config, warnings: report.warnings, motan: None }),
         _ => Err(ConfigErrors { path: None, mistakes: report.mistakes, warnings: report.warnings }),
     }
 }
@@ -146,6 +181,15 @@ fn top(node: &Node, base_dir: &Path, report: &mut Report) -> Option<Config> {
         base_dir: base_dir.to_owned(),
         ..BuildCx::default()
     };
+    config.pidfile = map.read("pidfile", values::path, report).map(|p| base_dir.join(p));
+    config.runtime_dir = map.read("runtime_dir", values::path, report).map(|p| base_dir.join(p));
+    if let Some(node) = map.get("switchers") {
+        for entry in entries(node, &map.key("switchers"), report).unwrap_or_default() {
+            if let Some(on) = scalar(&entry.value, &join("switchers", &entry.key), values::boolean, report) {
+                config.switchers.insert(entry.key.clone(), on);
+            }
+        }
+    }
     if let Some(node) = map.get("registries") {
         for entry in entries(node, &map.key("registries"), report).unwrap_or_default() {
             // A registry with mistakes is declared all the same: what refers to it is not at fault.
@@ -177,6 +221,11 @@ fn ports(node: &Node, path: &str, ports: &mut Ports, seen: &mut Seen, report: &m
     map.set("inbound", number(0..=65535), &mut ports.inbound, report);
     map.set("dns", number(0..=65535), &mut ports.dns, report);
     map.set("admin", values::listen_address, &mut ports.admin, report);
+    ports.admin_range = map.read("admin_range", values::port_range, report);
+    ports.admin_socket = map.read("admin_socket", values::absolute_path, report);
+    ports.forward = map.read("forward", values::listen_address, report);
+    ports.reverse = map.read("reverse", values::listen_address, report);
+    map.set("motan_management", values::boolean, &mut ports.motan_management, report);
     seen.ports = ["outbound", "inbound", "dns", "admin"].map(|name| map.place(name));
 }
 
@@ -240,6 +289,14 @@ fn stale_after(text: &str) -> Result<Duration, Wrong> {
         d if d > Duration::from_secs(60) => Err(Wrong::new("is too long", "write 200ms to 1m")),
         d => Ok(d),
     }
+}
+
+/// Whether a registry's mapping is one that can be built; else what is wrong with it.
+pub(super) fn accepts_registry(node: &Node, cx: &BuildCx) -> Result<(), String> {
+    let entry = Entry { key: String::new(), at: node.at, value: node.clone() };
+    let mut report = Report::default();
+    registry(&entry, "", cx, &mut report);
+    report.mistakes.into_iter().next().map_or(Ok(()), |p| Err(p.problem))
 }
 
 fn registry(entry: &Entry, path: &str, cx: &BuildCx, report: &mut Report) -> Option<RegistryConfig> {

@@ -13,6 +13,7 @@ mod instances;
 mod keys;
 mod kinds;
 mod load;
+pub mod motan;
 mod node;
 mod problem;
 mod read;
@@ -35,7 +36,7 @@ pub use self::{
     governance::{Advertise, HoldBack},
     graphite::{Graphite, GraphiteForm, Series},
     keys::tables,
-    load::{Loaded, load, parse},
+    load::{Loaded, load, load_with, parse},
     problem::{ConfigErrors, Problem},
 };
 pub(crate) use self::{
@@ -81,6 +82,12 @@ pub struct Config {
     pub hold_back: HoldBack,
     /// Registered services stay unavailable after a start until the operator says otherwise.
     pub start_unavailable: bool,
+    /// File with the number of the process while the agent runs.
+    pub pidfile: Option<PathBuf>,
+    /// Folder for what the agent was told by management calls and shall know after a crash.
+    pub runtime_dir: Option<PathBuf>,
+    /// Switchers that exist from the start, and how they stand.
+    pub switchers: BTreeMap<String, bool>,
     /// Registries by name.
     pub registries: BTreeMap<String, RegistryConfig>,
     /// Services that local programs call.
@@ -100,6 +107,16 @@ pub struct Ports {
     pub dns: u16,
     /// Admin API and `/metrics`.
     pub admin: SocketAddr,
+    /// First and last port for the admin API, whose first free one is taken instead of that of `admin`.
+    pub admin_range: Option<(u16, u16)>,
+    /// Unix socket of the admin API, which has no TCP port then.
+    pub admin_socket: Option<PathBuf>,
+    /// Programs dial every service here that is subscribed while the agent runs.
+    pub forward: Option<SocketAddr>,
+    /// Services that are registered while the agent runs are exported here.
+    pub reverse: Option<SocketAddr>,
+    /// The admin API answers motan-go's management calls as well.
+    pub motan_management: bool,
 }
 
 /// How connections come to the agent.
@@ -415,7 +432,17 @@ impl Config {
 
 impl Default for Ports {
     fn default() -> Self {
-        Self { outbound: 15001, inbound: 15006, dns: 15053, admin: SocketAddr::from(([127, 0, 0, 1], 8002)) }
+        Self {
+            outbound: 15001,
+            inbound: 15006,
+            dns: 15053,
+            admin: SocketAddr::from(([127, 0, 0, 1], 8002)),
+            admin_range: None,
+            admin_socket: None,
+            forward: None,
+            reverse: None,
+            motan_management: false,
+        }
     }
 }
 
@@ -526,6 +553,9 @@ impl Default for Config {
             snapshots: None,
             hold_back: HoldBack::default(),
             start_unavailable: false,
+            pidfile: None,
+            runtime_dir: None,
+            switchers: BTreeMap::new(),
             registries: BTreeMap::new(),
             referers: Vec::new(),
             services: Vec::new(),

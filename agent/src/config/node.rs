@@ -124,7 +124,6 @@ impl Node {
     }
 
     /// The value of `key`, if this is a mapping that has it.
-    #[cfg(test)]
     pub fn get(&self, key: &str) -> Option<&Self> {
         match &self.data {
             Data::Map(entries) => entries.iter().find(|e| e.key == key).map(|e| &e.value),
@@ -161,7 +160,7 @@ fn shorten(text: &str) -> String {
 }
 
 /// YAML 1.2's core schema for a scalar without quotes.
-fn plain_value(text: &str) -> Value {
+pub(super) fn plain_value(text: &str) -> Value {
     match text {
         "" | "~" | "null" | "Null" | "NULL" => return Value::Null,
         "true" | "True" | "TRUE" => return Value::Bool(true),
@@ -394,6 +393,7 @@ fn too_deep(at: At) -> Problem {
 
 fn whole(at: At, problem: &str, remedy: &str) -> Problem {
     Problem {
+        file: None,
         line: at.line,
         column: at.column,
         key: String::new(),

@@ -1,12 +1,18 @@
 //! Mistakes and warnings: where, which key, which value, what was expected, what to do.
 
-use std::{fmt, path::PathBuf};
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+};
 
 use serde::Serialize;
 
 /// One mistake or warning in a configuration.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Problem {
+    /// The file, when a configuration is made of several.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub file: Option<Box<PathBuf>>,
     /// Line in the file, from 1; 0 when the whole file is meant.
     pub line: usize,
     /// Column in that line, in characters, from 1; 0 when the whole file is meant.
@@ -19,6 +25,16 @@ pub struct Problem {
     pub problem: String,
     /// What to do about it.
     pub remedy: String,
+}
+
+impl Problem {
+    /// The problem behind the name of its file, which is `file` unless it names one itself.
+    pub fn line_in(&self, file: Option<&Path>) -> String {
+        match self.file.as_ref().map(|path| path.as_path()).or(file) {
+            Some(path) => format!("{}:{}{self}", path.display(), if self.line > 0 { "" } else { " " }),
+            None => self.to_string(),
+        }
+    }
 }
 
 impl fmt::Display for Problem {
@@ -51,10 +67,7 @@ pub struct ConfigErrors {
 impl ConfigErrors {
     /// One line per mistake, each beginning with the file's name.
     pub fn lines(&self) -> impl Iterator<Item = String> {
-        self.mistakes.iter().map(|p| match &self.path {
-            Some(path) => format!("{}:{}{p}", path.display(), if p.line > 0 { "" } else { " " }),
-            None => p.to_string(),
-        })
+        self.mistakes.iter().map(|p| p.line_in(self.path.as_deref()))
     }
 }
 

@@ -23,6 +23,7 @@ impl Place {
 
     pub fn problem(&self, problem: impl Into<String>, remedy: impl Into<String>) -> Problem {
         Problem {
+            file: None,
             line: self.at.line,
             column: self.at.column,
             key: self.key.clone(),

@@ -10,7 +10,7 @@ use super::{
     *,
 };
 
-fn root() -> PathBuf {
+pub(super) fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
 }
 
@@ -25,7 +25,7 @@ fn told(text: &str) -> String {
 }
 
 /// Compares, or writes when `UPDATE_GOLDEN` is set.
-fn same_as_file(path: &Path, actual: &str) {
+pub(super) fn same_as_file(path: &Path, actual: &str) {
     if std::env::var_os("UPDATE_GOLDEN").is_some() {
         fs::write(path, actual).unwrap();
     }

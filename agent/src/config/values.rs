@@ -231,6 +231,18 @@ pub(crate) fn listen_address(text: &str) -> Result<SocketAddr, Wrong> {
     })
 }
 
+/// `8002-8010`, both ends included.
+pub(crate) fn port_range(text: &str) -> Result<(u16, u16), Wrong> {
+    let wrong = || Wrong::new("is not a range of ports", "write the first and the last like 8002-8010");
+    let (low, high) = text.split_once('-').ok_or_else(wrong)?;
+    let end = |part: &str| part.trim().parse::<u16>().ok().filter(|port| *port > 0).ok_or_else(wrong);
+    let (low, high) = (end(low)?, end(high)?);
+    if low > high {
+        return Err(Wrong::new("begins above its end", "write the smaller port first"));
+    }
+    Ok((low, high))
+}
+
 /// `IP:PORT` to connect to.
 pub(crate) fn endpoint_address(text: &str) -> Result<SocketAddr, Wrong> {
     let address = listen_address(text)?;

@@ -64,7 +64,7 @@ fn parse(text: &str) -> Result<Content, String> {
             let problem = "has no list".to_owned();
             let remedy = "write [] if it has no instance".to_owned();
             let (line, column) = (entry.at.line, entry.at.column);
-            report.mistake(Problem { line, column, key: path, value: None, problem, remedy });
+            report.mistake(Problem { file: None, line, column, key: path, value: None, problem, remedy });
             continue;
         }
         content.services.insert(entry.key.clone(), instances(&entry.value, &path, &mut report));

@@ -1,0 +1,438 @@
+//! Everything motan-go knows by name, and what becomes of it here: the one source for what the importer
+//! accepts, for what it says about the rest, and for the tables of `docs/motan.md`.
+
+/// What becomes of a key, a flag, a variable or a management call of motan-go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fate {
+    /// Works as in motan-go.
+    Supported,
+    /// Works, without a fault that the original has, or by other means.
+    Mended,
+    /// Has no effect; the text says what happens instead.
+    Refused,
+}
+
+impl Fate {
+    /// As the tables say it.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Supported => "supported",
+            Self::Mended => "mended",
+            Self::Refused => "refused",
+        }
+    }
+}
+
+/// One name of motan-go.
+#[derive(Clone, Copy, Debug)]
+pub struct Row {
+    /// The name, as it is written.
+    pub name: &'static str,
+    /// What becomes of it.
+    pub fate: Fate,
+    /// What it is here, or why it is refused and what happens instead.
+    pub says: &'static str,
+    /// A value by which tests see that it is read.
+    pub example: &'static str,
+}
+
+/// Names of one place.
+#[derive(Debug)]
+pub struct Part {
+    /// Heading in the docs.
+    pub title: &'static str,
+    /// The names.
+    pub rows: &'static [Row],
+}
+
+use Fate::{Mended, Refused, Supported};
+
+const fn row(name: &'static str, fate: Fate, example: &'static str, says: &'static str) -> Row {
+    Row { name, fate, says, example }
+}
+
+/// Sections of the file.
+pub const SECTIONS: Part = Part {
+    title: "Sections of the file",
+    rows: &[
+        row("motan-agent", Supported, "", "below"),
+        row("motan-registry", Supported, "", "`registries`"),
+        row("motan-basicRefer", Supported, "", "template of `motan-refer` and `http-client`"),
+        row("motan-refer", Supported, "", "`referers`, at the forward port"),
+        row("motan-basicService", Supported, "", "template of `motan-service`"),
+        row("motan-service", Supported, "", "`services`"),
+        row("http-client", Refused, "", "domains of the HTTP forward proxy are not read"),
+        row("http-locations", Refused, "", "rules of the HTTP mesh are not read"),
+        row("http-service", Refused, "", "URLs by method of the HTTP provider are not read"),
+        row("switcher", Supported, "", "`switchers`"),
+        row("switchers", Supported, "", "as `switcher`"),
+        row("metrics", Supported, "", "below; `/metrics` (Prometheus) besides"),
+        row("dynamic-param", Supported, "", "placeholders are replaced"),
+        row("import-refer", Supported, "", "in a folder, files of `services/`; a missing file is told"),
+        row("import-http-location", Supported, "", "in a folder, files of `http/location/`; a missing file is told"),
+        row("motan-client", Refused, "", "is for programs that embed the Go library"),
+        row("motan-server", Refused, "", "is for programs that embed the Go library"),
+        row("envMetaPrefix", Supported, "", "prefix of the variables that `registerMeta` registers"),
+        row("metaCacheExpireSecond", Refused, "", "dynamic meta of endpoints is not asked for"),
+    ],
+};
+
+/// `motan-agent`.
+pub const AGENT: Part = Part {
+    title: "`motan-agent`",
+    rows: &[
+        row("port", Supported, "19981", "`ports.forward`: programs call every refer here"),
+        row("eport", Supported, "19982", "`ports.reverse`: services registered through the management port"),
+        row("hport", Refused, "19983", "there is no HTTP forward proxy"),
+        row("mport", Supported, "18002", "`ports.admin`"),
+        row("mhost", Mended, "10.0.0.1", "new: address of the management port, 127.0.0.1 when absent (motan-go: all)"),
+        row("host", Supported, "10.0.0.1", "address of the forward port; all IPv4 addresses when absent"),
+        row("pidfile", Supported, "run/other.pid", "`pidfile`"),
+        row(
+            "runtime_dir",
+            Supported,
+            "run",
+            "`runtime_dir`: status and what was registered through the management port",
+        ),
+        row("snapshot_dir", Mended, "snap", "`snapshots`: lists of endpoints, also read by the agent at start"),
+        row("application", Supported, "shop", "`application`"),
+        row("group", Supported, "shop", "`application`, when that is absent"),
+        row("path", Refused, "shop", "the agent is known by its application"),
+        row(
+            "registry",
+            Refused,
+            "r",
+            "commands are taken from every registry in use; the agent itself is not registered",
+        ),
+        row(
+            "log_dir",
+            Mended,
+            "logs",
+            "folder of the access log `PROGRAM-access.log`; the agent's own log goes to standard error",
+        ),
+        row("log_level", Supported, "debug", "level of the agent's log, as `--log`"),
+        row("log_async", Mended, "false", "the access log is always written in the background"),
+        row("log_structured", Supported, "true", "the access log is JSON"),
+        row("log_buffer_size", Supported, "77", "`access_log.buffer_lines`"),
+        row("rotate_per_hour", Refused, "false", "files are not rotated: rename them and send SIGHUP (logrotate)"),
+        row("log_filter_caller", Refused, "true", "no line of the log names source lines"),
+        row("unixSock", Refused, "a.sock", "programs call the forward port by TCP"),
+        row("managementUnixSock", Supported, "m.sock", "`ports.admin_socket`, instead of the TCP port"),
+        row("httpProxyUnixSock", Refused, "h.sock", "there is no HTTP forward proxy"),
+        row("managementPortRange", Supported, "18002-18009", "`ports.admin_range`"),
+        row(
+            "initClusterTimeout",
+            Mended,
+            "100",
+            "a start waits at most 3 s for registries, then serves from snapshots",
+        ),
+        row("motanEpAsyncInit", Mended, "false", "endpoints always connect in the background"),
+        row(
+            "processPoolSize",
+            Mended,
+            "100",
+            "calls are bounded by connection (`limits`), and wait instead of failing",
+        ),
+        row(
+            "maxContentLength",
+            Supported,
+            "4096",
+            "`limits.content_bytes`, for all services alike: the largest that is written",
+        ),
+        row("defaultFilter", Supported, "metrics", "added to every refer and service without `disableDefaultFilter`"),
+        row("globalFilter", Supported, "metrics", "added to every refer and service without `disableGlobalFilter`"),
+        row("httpProxyEnable", Refused, "true", "there is no HTTP forward proxy"),
+        row("httpProxyKeepalive", Refused, "true", "there is no HTTP forward proxy"),
+        row("httpProxyKeepaliveTimeout", Refused, "1", "there is no HTTP forward proxy"),
+        row("httpProxyDefaultDomain", Refused, "d", "there is no HTTP forward proxy"),
+        row("httpProxyTimeout", Refused, "1", "there is no HTTP forward proxy"),
+        row("httpProxyMaxRequestBodySize", Refused, "1", "there is no HTTP forward proxy"),
+    ],
+};
+
+/// Entries of `motan-registry`.
+pub const REGISTRY: Part = Part {
+    title: "`motan-registry`",
+    rows: &[
+        row(
+            "protocol",
+            Supported,
+            "zookeeper",
+            "`kind`: `direct`, `zookeeper`, `mesh`, `consul` (a real one), besides `etcd` and `nacos`; `local` is refused",
+        ),
+        row(
+            "host",
+            Supported,
+            "127.0.0.9",
+            "with `port`: one address. A name for `direct` is resolved when the file is read",
+        ),
+        row("port", Supported, "12181", "see `host`"),
+        row("address", Supported, "127.0.0.9:1", "comma list of addresses"),
+        row("group", Supported, "g9", "`direct`: group of the endpoints"),
+        row("registrySessionTimeout", Supported, "17", "`session_timeout`, in seconds; the server caps it"),
+        row("proxyRegistry", Refused, "direct://h:1", "the other agent chooses its registry"),
+        row("requestTimeout", Refused, "1000", "motan-go does not read it either"),
+    ],
+};
+
+/// Entries of `motan-refer` and `motan-basicRefer`.
+pub const REFER: Part = Part {
+    title: "`motan-refer` and `motan-basicRefer`",
+    rows: &[
+        row("basicRefer", Supported, "template", "the template is copied, then overridden"),
+        row("path", Supported, "other.Service", "`service`"),
+        row("group", Supported, "g9", "`group`; `${idc}` is the flag `-idc`"),
+        row(
+            "protocol",
+            Supported,
+            "motan",
+            "`protocol`: `motan2`; `motan` takes endpoints that speak Motan2; `grpc` and `local` are refused",
+        ),
+        row("registry", Supported, "other", "`registry`; ids that are not declared are left out"),
+        row("version", Supported, "9", "`version`; endpoints without one fit any"),
+        row("application", Supported, "other", "`application`"),
+        row("module", Refused, "m", "`M_mdu` is passed on as the caller sent it"),
+        row(
+            "requestTimeout",
+            Supported,
+            "1234",
+            "`timeout`, 1000 ms when absent; by method as `METHOD(DESC).requestTimeout`",
+        ),
+        row("minRequestTimeout", Supported, "123", "`timeout_range`"),
+        row("maxRequestTimeout", Supported, "12345", "`timeout_range`"),
+        row("retries", Mended, "2", "`retries`, within a budget; by method as `METHOD(DESC).retries`"),
+        row("haStrategy", Supported, "backupRequest", "`ha`"),
+        row("loadbalance", Supported, "roundrobin", "`lb`: `random`, `roundrobin`, `wrr`, `consistentHashKey`"),
+        row("serialization", Supported, "breeze", "bodies are passed on as they are, whatever they are"),
+        row("filter", Supported, "accessLog", "`filters`"),
+        row("disableDefaultFilter", Supported, "metrics", "of the agent's `defaultFilter`"),
+        row("disableGlobalFilter", Supported, "metrics", "of the agent's `globalFilter`"),
+        row("mingzSize", Supported, "99", "`gzip_over`"),
+        row("connectTimeout", Supported, "99", "`connect_timeout`, 1000 ms when absent"),
+        row("connectRetryInterval", Mended, "99", "an endpoint out of reach is tried with `eject.pause`"),
+        row("clientConnection", Supported, "9", "`connections`, 3 when absent"),
+        row("errorCountThreshold", Supported, "9", "`eject.failures`, 10 when absent, 0 for never"),
+        row("keepaliveInterval", Supported, "99", "`eject.pause` and `eject.max_pause`, 1000 ms when absent"),
+        row("lazyInit", Mended, "true", "connections are opened when they are needed"),
+        row("asyncInitConnection", Mended, "false", "endpoints always connect in the background"),
+        row(
+            "maxContentLength",
+            Supported,
+            "20971520",
+            "`limits.content_bytes`, for all services alike: the largest that is written",
+        ),
+        row("mixGroups", Supported, "a,b", "`mix_groups`"),
+        row("dynamicMeta", Refused, "false", "weights are those of the registrations"),
+        row("weightRefreshPeriodSecond", Refused, "9", "weights are those of the registrations"),
+        row("host", Refused, "127.0.0.1", "endpoints come from registries"),
+        row("port", Refused, "9", "endpoints come from registries"),
+        row("circuitBreaker.requestThreshold", Supported, "9", "`circuit_breaker.requests`"),
+        row("circuitBreaker.sleepWindow", Supported, "99", "`circuit_breaker.sleep`"),
+        row("circuitBreaker.errorPercent", Supported, "9", "`circuit_breaker.error_percent`"),
+        row("circuitBreaker.maxConcurrent", Supported, "9", "`circuit_breaker.max_concurrent`"),
+        row("circuitBreaker.bizException", Supported, "false", "`circuit_breaker.business_errors`"),
+        row("rateLimit", Supported, "9", "`rate_limit.rate`; by method as `rateLimit.METHOD`"),
+        row("capacity", Supported, "1009", "`rate_limit.burst`; by method as `METHOD().capacity`"),
+        row("backupRequestDelayTime", Supported, "99", "`backup_request.delay`"),
+        row("backupRequestDelayRatio", Supported, "99", "`backup_request.percentile`"),
+        row("backupRequestInitDelayTime", Supported, "99", "`backup_request.initial_delay`"),
+        row("backupRequestMaxRetryRatio", Supported, "9", "`backup_request.max_percent`"),
+        row("consistentHashKey.load", Supported, "1.5", "`consistent_hash.load`"),
+        row("consistentHashKey.partSize", Supported, "99", "`consistent_hash.partitions`"),
+        row("consistentHashKey.replica", Supported, "9", "`consistent_hash.replicas`"),
+        row("nodeType", Mended, "referer", "is always `referer`"),
+    ],
+};
+
+/// Entries of `motan-service` and `motan-basicService`.
+pub const SERVICE: Part = Part {
+    title: "`motan-service` and `motan-basicService`",
+    rows: &[
+        row("basicService", Supported, "template", "the template is copied, then overridden"),
+        row("path", Supported, "other.Service", "`service`"),
+        row("group", Supported, "g8,g9", "`group`; a comma list makes one service each"),
+        row("protocol", Supported, "motan2", "that of `export` counts"),
+        row("registry", Supported, "other", "`registry`; ids that are not declared are left out"),
+        row("version", Supported, "9", "`version`"),
+        row("application", Supported, "other", "`metadata`"),
+        row("module", Supported, "m", "`metadata`"),
+        row("serialization", Mended, "breeze", "`metadata`; services of different serializations may share a port"),
+        row("filter", Supported, "accessLog", "`filters`"),
+        row("disableDefaultFilter", Supported, "metrics", "of the agent's `defaultFilter`"),
+        row("disableGlobalFilter", Supported, "metrics", "of the agent's `globalFilter`"),
+        row("mingzSize", Supported, "99", "`gzip_over`"),
+        row(
+            "requestTimeout",
+            Supported,
+            "1234",
+            "`timeout`, 1000 ms when absent; by method as `METHOD(DESC).requestTimeout`",
+        ),
+        row("minRequestTimeout", Supported, "123", "`timeout_range`"),
+        row("maxRequestTimeout", Supported, "12345", "`timeout_range`"),
+        row("export", Supported, "motan2:18100", "`export`"),
+        row("proxy", Supported, "motan2:18101", "`local`"),
+        row("proxy.host", Supported, "127.0.0.9", "address in `local`"),
+        row(
+            "provider",
+            Supported,
+            "motan2",
+            "`motan2` and `motan`; `http`, `httpx`, `cgi` and `mockProvider` are refused, and the service is left out",
+        ),
+        row("nodeType", Mended, "service", "is always `service`"),
+        row("registerMeta", Supported, "true", "`metadata` gets the variables `META_*`"),
+        row("connectTimeout", Supported, "99", "`connect_timeout`, 1000 ms when absent"),
+        row("connectRetryInterval", Mended, "99", "a program out of reach is tried with `eject.pause`"),
+        row("clientConnection", Supported, "9", "`connections`, 3 when absent"),
+        row("errorCountThreshold", Supported, "9", "`eject.failures`, never when absent"),
+        row("keepaliveInterval", Supported, "99", "`eject.pause` and `eject.max_pause`, 1000 ms when absent"),
+        row("lazyInit", Mended, "true", "connections are opened when they are needed"),
+        row("asyncInitConnection", Mended, "false", "connections are always opened in the background"),
+        row(
+            "maxContentLength",
+            Supported,
+            "20971520",
+            "`limits.content_bytes`, for all services alike: the largest that is written",
+        ),
+        row("host", Refused, "127.0.0.1", "the address told to callers is the flag `-localIP`, else found out"),
+        row("port", Refused, "9", "the port is that of `export`"),
+        row("circuitBreaker.requestThreshold", Supported, "9", "`circuit_breaker.requests`"),
+        row("circuitBreaker.sleepWindow", Supported, "99", "`circuit_breaker.sleep`"),
+        row("circuitBreaker.errorPercent", Supported, "9", "`circuit_breaker.error_percent`"),
+        row("circuitBreaker.maxConcurrent", Supported, "9", "`circuit_breaker.max_concurrent`"),
+        row("circuitBreaker.bizException", Supported, "false", "`circuit_breaker.business_errors`"),
+        row("rateLimit", Supported, "9", "`rate_limit.rate`; by method as `rateLimit.METHOD`"),
+        row("capacity", Supported, "1009", "`rate_limit.burst`; by method as `METHOD().capacity`"),
+    ],
+};
+
+/// Keys of the HTTP provider, which stand in `motan-service` as well.
+pub const PROVIDER: Part = Part {
+    title: "`motan-service`: keys of other providers",
+    rows: &[
+        row("domain", Refused, "d", "there is no HTTP provider"),
+        row("proxyAddress", Refused, "127.0.0.1:9", "there is no HTTP provider"),
+        row("proxySchema", Refused, "http", "there is no HTTP provider"),
+        row("keepaliveTimeout", Refused, "1", "there is no HTTP provider"),
+        row("idleConnectionTimeout", Refused, "1", "there is no HTTP provider"),
+        row("maxConnections", Refused, "1", "there is no HTTP provider"),
+        row("enableRewrite", Refused, "false", "there is no HTTP provider"),
+        row("enableHttpException", Refused, "true", "there is no HTTP provider"),
+        row("HTTP_REQUEST_METHOD", Refused, "POST", "there is no HTTP provider"),
+        row("URL_FORMAT", Refused, "http://h/%s", "there is no HTTP provider"),
+        row("CGI_HOST", Refused, "h", "FastCGI programs are not called"),
+        row("CGI_PORT", Refused, "1", "FastCGI programs are not called"),
+        row("CGI_REQUEST_METHOD", Refused, "GET", "FastCGI programs are not called"),
+        row("CGI_SCRIPT_FILENAME", Refused, "f", "FastCGI programs are not called"),
+        row("CGI_DOCUMENT_ROOT", Refused, "d", "FastCGI programs are not called"),
+    ],
+};
+
+/// `metrics`.
+pub const METRICS: Part = Part {
+    title: "`metrics`",
+    rows: &[
+        row("period", Supported, "7", "`graphite[].interval`, in seconds, 5 when absent"),
+        row("processor", Mended, "3", "there is nothing to set"),
+        row(
+            "graphite",
+            Supported,
+            "[{host: 127.0.0.1, port: 2003}]",
+            "`graphite`, in motan-go's form over UDP: `host`, `port`; `name` has no use",
+        ),
+    ],
+};
+
+/// Names in `filter`.
+pub const FILTERS: Part = Part {
+    title: "Filters",
+    rows: &[
+        row("accessLog", Supported, "", "`access_log: {format: motan, level: attempt}`"),
+        row("clusterAccessLog", Supported, "", "`access_log: {format: motan, level: call}`"),
+        row("metrics", Supported, "", "`metrics: {level: attempt}`"),
+        row("clusterMetrics", Supported, "", "`metrics: {level: call}`"),
+        row("circuitBreaker", Supported, "", "`circuit_breaker: {scope: endpoint}`"),
+        row("clusterCircuitBreaker", Supported, "", "`circuit_breaker: {scope: service}`"),
+        row("failfast", Supported, "", "`failfast`"),
+        row("rateLimit", Supported, "", "`rate_limit`, with the switcher `ID_rateLimit`"),
+        row("trace", Mended, "", "`tracing`; where spans go is said in the native form only"),
+    ],
+};
+
+/// Flags of the command line.
+pub const FLAGS: Part = Part {
+    title: "Flags",
+    rows: &[
+        row(
+            "-c",
+            Supported,
+            "",
+            "the file, or the folder of pool mode; `./motan.yaml`, or `./` with `-pool`, when absent",
+        ),
+        row("-port", Supported, "", "goes before `port`"),
+        row("-eport", Supported, "", "goes before `eport`"),
+        row("-hport", Refused, "", "there is no HTTP forward proxy"),
+        row("-mport", Supported, "", "goes before the variable and `mport`"),
+        row("-mhost", Mended, "", "new: goes before `mhost`"),
+        row("-pidfile", Supported, "", "goes before `pidfile`"),
+        row("-localIP", Supported, "", "`advertise`: the address in registrations"),
+        row("-idc", Supported, "", "`${idc}` in groups"),
+        row("-pool", Supported, "", "pool mode and placeholders"),
+        row("-application", Supported, "", "pool mode; it does not change the agent's name, as in motan-go"),
+        row(
+            "-recover",
+            Mended,
+            "",
+            "status and what was registered come back; the status that was saved, not always 200",
+        ),
+        row("-log_dir", Mended, "", "goes before `log_dir`, in either spelling"),
+        row("-log_async", Mended, "", "the access log is always written in the background"),
+        row("-log_buffer_size", Supported, "", "`log_buffer_size` goes before it, as in motan-go"),
+        row("-log_level", Supported, "", "`log_level` goes before it, as in motan-go"),
+        row("-log_structured", Supported, "", "`log_structured` goes before it, as in motan-go"),
+        row("-rotate_per_hour", Refused, "", "files are not rotated: rename them and send SIGHUP (logrotate)"),
+        row("-log_filter_caller", Refused, "", "no line of the log names source lines"),
+    ],
+};
+
+/// Environment variables.
+pub const VARIABLES: Part = Part {
+    title: "Environment variables",
+    rows: &[
+        row("MESH_SERVICE_ADDITIONAL_GROUP", Supported, "g8", "further groups of every service"),
+        row(
+            "MESH_DIRECT_RPC",
+            Supported,
+            "kit.*>g7@127.0.0.9:9",
+            "`endpoints` of the refers that match, instead of their registries",
+        ),
+        row("MESH_FILTERS", Supported, "metrics", "filters added everywhere"),
+        row("MESH_ADMIN_EXT_HANDLERS", Refused, "x", "there are no handlers of embedders"),
+        row("RPC_REG_GROUP_SUFFIX", Supported, "-gray", "appended to the groups of services"),
+        row("MESH_MULTI_SUB_GROUP_SUFFIX", Supported, "-gray", "each refer once more, with the group so suffixed"),
+        row("META_*", Supported, "", "registered with services that have `registerMeta: true`"),
+        row("mport", Supported, "18003", "after the flag, before the file"),
+    ],
+};
+
+/// Calls of the management port.
+pub const CALLS: Part = Part { title: "Management calls", rows: &[] };
+
+/// All tables, in the order of the docs.
+pub const PARTS: &[&Part] =
+    &[&SECTIONS, &AGENT, &REGISTRY, &REFER, &SERVICE, &PROVIDER, &METRICS, &FILTERS, &FLAGS, &VARIABLES, &CALLS];
+
+impl Part {
+    /// The row of a name.
+    pub fn row(&self, name: &str) -> Option<&'static Row> {
+        self.rows.iter().find(|row| row.name == name)
+    }
+
+    /// The table in Markdown.
+    pub fn render(&self) -> String {
+        let mut text = "| name | | here |\n| --- | --- | --- |\n".to_owned();
+        for Row { name, fate, says, .. } in self.rows {
+            text += &format!("| `{name}` | {} | {says} |\n", fate.word());
+        }
+        text
+    }
+}
