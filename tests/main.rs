@@ -9,6 +9,7 @@ mod demo;
 mod docs;
 mod drain;
 mod enroll;
+mod graphite;
 mod ha;
 mod http;
 mod inbound;

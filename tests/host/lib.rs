@@ -10,6 +10,7 @@
 
 pub mod agent;
 pub mod backend;
+pub mod carbon;
 pub mod cgroup;
 pub mod cmd;
 pub mod consul;

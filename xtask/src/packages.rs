@@ -35,6 +35,8 @@ pub const PROGRAMS: &[(&str, &[&str])] = &[
     ("mariadb-slap", &["mariadb-client"]),
     ("zkServer.sh", &["zookeeper"]),
     ("etcd", &["etcd-server"]),
+    ("carbon-cache", &["graphite-carbon"]),
+    ("whisper-fetch", &["graphite-carbon", "python3-whisper"]),
 ];
 
 /// Time for one call of apt: a slow mirror and a large package (a JDK) included.

@@ -27,6 +27,8 @@ const PROGRAMS: &[&str] = &[
     "mariadb-slap",
     "zkServer.sh",
     "etcd",
+    "carbon-cache",
+    "whisper-fetch",
 ];
 
 /// Compiling everything on two cores is most of it.

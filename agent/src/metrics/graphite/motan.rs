@@ -333,4 +333,42 @@ mod tests {
         let name = "motan-agent.demo.motan-stat.byhost.127_0_0_1.status";
         assert_eq!(text, expected.iter().map(|e| format!("{name}.{e}|kv\n")).collect::<String>());
     }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_agent_tells_of_itself_each_half_minute_whatever_the_interval() {
+        let (intervals, mut sent) = mpsc::channel(1);
+        let status = || Status { tasks: 3, ..Status::default() };
+        let source = Source {
+            host: String::new(),
+            application: "demo".into(),
+            name: String::new(),
+            subjects: Box::new(Vec::new),
+            status: Box::new(status),
+        };
+        let mut form = Motan {
+            application: "demo".to_owned(),
+            source: Arc::new(source),
+            intervals,
+            target: Target::new(crate::config::Graphite::at("x:1", crate::config::GraphiteForm::Motan)),
+            given: 0,
+            done: watch::channel(0).1,
+            sender: tokio::spawn(async {}).abort_handle(),
+            told: Instant::now(),
+            before: Status::default(),
+        };
+        let mut told = 0;
+        for _ in 0..24 {
+            tokio::time::advance(Duration::from_secs(5)).await;
+            form.take(&[], Duration::from_secs(5));
+            if let Ok(lines) = sent.try_recv() {
+                assert_eq!(lines[2].tails, [".status.goroutine_count:3|kv"]);
+                told += 1;
+            }
+        }
+        assert_eq!(told, 4);
+        // An interval that finds the one before still waiting is dropped and counted.
+        form.take(&[row("inbound", Level::Call, "m", &[1])], Duration::ZERO);
+        form.take(&[row("inbound", Level::Call, "m", &[1])], Duration::ZERO);
+        assert_eq!((form.given, form.target.dropped.load(Relaxed)), (5, 10));
+    }
 }
