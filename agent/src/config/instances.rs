@@ -6,7 +6,7 @@ use model::{DEFAULT_WEIGHT, Instance};
 
 use super::{
     governance::texts,
-    keys::{FILE, INSTANCE},
+    keys::{FILE, FILE_COMMANDS, INSTANCE},
     node::{Data, Entry, Node},
     problem::{Problem, Report},
     read::{Map, Others, Place, entries, items, scalar},
@@ -43,14 +43,49 @@ pub(crate) fn instances(node: &Node, path: &str, report: &mut Report) -> Instanc
     result
 }
 
-/// The services in the file of a registry.
-pub(crate) fn registry_file<'a>(node: &'a Node, report: &mut Report) -> &'a [Entry] {
-    let Some(map) = Map::open(node, "", &[&FILE], Others::Unknown, report) else { return &[] };
-    let Some(services) = map.get("services") else { return &[] };
-    if matches!(services.data, Data::Null) {
-        report.mistake(Place::of(services, "services").problem("has no value", "write {} if there are none"));
+/// What the file of a registry says.
+#[derive(Debug, Default)]
+pub(crate) struct RegistryFile<'a> {
+    /// Services with their lists.
+    pub services: &'a [Entry],
+    /// Command texts of groups.
+    pub groups: Vec<(String, String)>,
+    /// Command texts of applications.
+    pub agents: Vec<(String, String)>,
+}
+
+/// Reads the file of a registry, its lists apart.
+pub(crate) fn registry_file<'a>(node: &'a Node, report: &mut Report) -> RegistryFile<'a> {
+    let mut file = RegistryFile::default();
+    let Some(map) = Map::open(node, "", &[&FILE], Others::Unknown, report) else { return file };
+    if let Some(services) = map.get("services") {
+        if matches!(services.data, Data::Null) {
+            report.mistake(Place::of(services, "services").problem("has no value", "write {} if there are none"));
+        }
+        file.services = entries(services, "services", report).unwrap_or_default();
     }
-    entries(services, "services", report).unwrap_or_default()
+    if let Some(node) = map.get("unavailable") {
+        entries(node, "unavailable", report);
+    }
+    if let Some(node) = map.get("commands")
+        && let Some(map) = Map::open(node, "commands".to_owned(), &[&FILE_COMMANDS], Others::Unknown, report)
+    {
+        file.groups = texts_of(&map, "groups", report);
+        file.agents = texts_of(&map, "agents", report);
+    }
+    file
+}
+
+/// Command texts by name: as text, or as the mapping that the text would be.
+fn texts_of(map: &Map<'_>, name: &str, report: &mut Report) -> Vec<(String, String)> {
+    let Some(node) = map.get(name) else { return Vec::new() };
+    let text = |node: &Node| match &node.data {
+        Data::Null => None,
+        Data::Scalar { text, .. } => Some(text.clone()),
+        _ => serde_json::to_string(&node.to_value()).ok(),
+    };
+    let list = entries(node, &map.key(name), report).unwrap_or_default();
+    list.iter().filter_map(|entry| Some((entry.key.clone(), text(&entry.value)?))).collect()
 }
 
 fn instance(node: &Node, path: &str, bad: &mut Report, report: &mut Report) -> Option<Instance> {

@@ -648,13 +648,27 @@ pub(crate) const INSTANCE: Section = Section {
 /// The file of a registry of kind `file`.
 pub(crate) const FILE: Section = Section {
     path: "file",
-    about: "The file of a `file` registry, in YAML or JSON.",
-    keys: &[key(
-        "services",
-        "mapping of lists",
-        Required,
-        "Endpoints by service name: `IP:PORT`, or the mapping above.",
-    )],
+    about: "The file of a `file` registry, in YAML or JSON. Agents that register services or write commands into it write it anew, without its comments; a lock beside it (`NAME.lock`) lets one do so at a time.",
+    keys: &[
+        key("services", "mapping of lists", Required, "Endpoints by service name: `IP:PORT`, or the mapping above."),
+        key(
+            "unavailable",
+            "mapping of lists",
+            Yaml("{}"),
+            "The same for endpoints that are registered, but that callers must not use.",
+        ),
+        key("commands", "mapping", Yaml("{}"), "Commands, by the keys below."),
+    ],
+};
+
+/// `commands` in that file.
+pub(crate) const FILE_COMMANDS: Section = Section {
+    path: "file.commands",
+    about: "Commands in the file of a `file` registry: each a text as Motan's clients read it, or the mapping that it would be (`{clientCommandList: [...]}`).",
+    keys: &[
+        key("groups", "mapping", Yaml("{}"), "By group: for all of its services."),
+        key("agents", "mapping", Yaml("{}"), "By application: for its agents. They go before those of groups."),
+    ],
 };
 
 /// All sections, in the order of the docs.
@@ -678,6 +692,7 @@ pub(crate) const SECTIONS: &[&Section] = &[
     &EJECT,
     &INSTANCE,
     &FILE,
+    &FILE_COMMANDS,
 ];
 
 /// Every mapping of the file with a table of its keys in Markdown, as in `docs/config.md`: path, text.

@@ -169,6 +169,9 @@ fn every_default_of_the_table_is_that_of_the_code() {
     for section in SECTIONS {
         for key in section.keys {
             let Absent::Yaml(yaml) = key.default else { continue };
+            if section.path.starts_with("file") {
+                continue;
+            }
             let read = |value| Config::parse(&around(section.path, key.name, value), Path::new("/x"));
             let (with, without) = (read(Some(yaml)), read(None));
             assert!(with.is_ok(), "{}.{}: {}", section.path, key.name, with.unwrap_err());
@@ -182,7 +185,7 @@ fn every_default_of_the_table_is_that_of_the_code() {
 #[test]
 fn every_key_of_the_table_is_read() {
     // A value that is wrong for any key: if nobody complains, nobody reads it.
-    for section in SECTIONS.iter().filter(|s| s.path != "file") {
+    for section in SECTIONS.iter().filter(|s| !s.path.starts_with("file")) {
         for key in section.keys {
             let complaints: Vec<_> = ["[[[]]]", "\"\\n\"", "{a: [], b: []}"]
                 .into_iter()
@@ -243,7 +246,7 @@ fn samples_are_good() {
             let nodes = loaded.config.base_dir.join(registry.options["path"].as_str().unwrap());
             let mut report = Report::default();
             let node = Node::parse(&fs::read_to_string(nodes).unwrap(), &mut report).unwrap().unwrap();
-            let services = registry_file(&node, &mut report);
+            let services = registry_file(&node, &mut report).services;
             assert!(!services.is_empty());
             for entry in services {
                 assert!(instances(&entry.value, &entry.key, &mut report).left_out.is_empty());

@@ -1,12 +1,15 @@
 //! What a registry's file says.
 
-use std::{collections::BTreeMap, path::Path};
+use std::{
+    collections::{BTreeMap, HashMap},
+    path::Path,
+};
 
 use model::{Instance, ServiceKey};
 
 use crate::{
     config::{Data, Instances, Node, Problem, Report, instances, registry_file},
-    registry::select,
+    registry::{Scope, select},
 };
 
 /// Larger files are refused: they are read as a whole.
@@ -18,9 +21,15 @@ const TOLD: usize = 3;
 #[derive(Debug, Default)]
 pub(super) struct Content {
     services: BTreeMap<String, Instances>,
+    commands: HashMap<Scope, String>,
 }
 
 impl Content {
+    /// The command text of `scope`.
+    pub fn command(&self, scope: &Scope) -> Option<&str> {
+        self.commands.get(scope).map(String::as_str)
+    }
+
     /// Instances of `service`, and what was left out of its list. `None` when all of it was.
     pub fn of(&self, service: &ServiceKey) -> (Option<Vec<Instance>>, Option<String>) {
         let Some(listed) = self.services.get(&service.service) else { return (Some(Vec::new()), None) };
@@ -58,7 +67,10 @@ fn parse(text: &str) -> Result<Content, String> {
         }
     };
     let mut content = Content::default();
-    for entry in registry_file(&node, &mut report) {
+    let file = registry_file(&node, &mut report);
+    content.commands.extend(file.groups.into_iter().map(|(name, text)| (Scope::Group(name), text)));
+    content.commands.extend(file.agents.into_iter().map(|(name, text)| (Scope::Agent(name), text)));
+    for entry in file.services {
         let path = format!("services.{}", entry.key);
         if matches!(entry.value.data, Data::Null) {
             let problem = "has no list".to_owned();

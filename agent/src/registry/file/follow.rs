@@ -68,18 +68,22 @@ async fn settle(changes: &mut mpsc::Receiver<()>) {
 /// Returns when the last receiver is gone; the task counts as ended from then on.
 async fn unwatched(shared: &Shared) {
     loop {
-        let some = {
+        let (list, text) = {
             let mut state = shared.state.lock();
             state.watched.retain(|_, sender| sender.receiver_count() > 0);
-            match state.watched.values().next() {
-                Some(sender) => sender.clone(),
-                None => {
-                    state.task = None;
-                    return;
-                }
+            state.texts.retain(|_, sender| sender.receiver_count() > 0);
+            let found = (state.watched.values().next().cloned(), state.texts.values().next().cloned());
+            if found.0.is_none() && found.1.is_none() {
+                state.task = None;
+                return;
             }
+            found
         };
-        some.closed().await;
+        match (list, text) {
+            (Some(list), _) => list.closed().await,
+            (None, Some(text)) => text.closed().await,
+            (None, None) => {}
+        }
     }
 }
 

@@ -1,10 +1,11 @@
-//! `file`: instances in a watched YAML or JSON file.
+//! `file`: instances and commands in a watched YAML or JSON file, which also takes registrations.
 //!
 //! A file that is broken, missing or empty costs nothing but freshness: the last good list stays, and
 //! [`Snapshot::stale`] says what is wrong and where.
 
 mod content;
 mod follow;
+mod write;
 
 #[cfg(test)]
 mod tests;
@@ -16,12 +17,13 @@ use std::{
 };
 
 use anyhow::bail;
+use futures_util::future::BoxFuture;
 use model::{ServiceKey, Snapshot};
 use parking_lot::Mutex;
 use tokio::{sync::watch, task::JoinHandle};
 
 use self::content::Content;
-use super::Registry;
+use super::{CommandText, Provided, Registry, Scope, Standing, Wanted};
 use crate::kind::{BuildCx, Value};
 
 #[derive(Default, serde::Deserialize)]
@@ -54,6 +56,7 @@ struct State {
     /// Why the file as it is now is not `content`.
     fault: Option<String>,
     watched: HashMap<ServiceKey, watch::Sender<Arc<Snapshot>>>,
+    texts: HashMap<Scope, watch::Sender<Arc<CommandText>>>,
     task: Option<JoinHandle<()>>,
 }
 
@@ -61,18 +64,27 @@ impl File {
     fn new(path: PathBuf) -> Self {
         Self(Arc::new(Shared { path, state: Mutex::default() }))
     }
+
+    /// A channel of the state, which is followed from now on.
+    fn followed<T>(&self, channel: impl FnOnce(&mut State) -> T) -> T {
+        let mut state = self.0.state.lock();
+        let running = state.task.as_ref().is_some_and(|t| !t.is_finished());
+        if !running {
+            state.take(content::read(&self.0.path), &self.0.path);
+        }
+        let receiver = channel(&mut state);
+        if !running {
+            state.task = Some(tokio::spawn(follow::follow(self.0.clone())));
+        }
+        receiver
+    }
 }
 
 impl Registry for File {
     /// The first watch reads the file at once (and blocks on it), so that a start does not begin with
     /// empty lists.
     fn watch(&self, service: &ServiceKey) -> watch::Receiver<Arc<Snapshot>> {
-        let mut state = self.0.state.lock();
-        let running = state.task.as_ref().is_some_and(|t| !t.is_finished());
-        if !running {
-            state.take(content::read(&self.0.path), &self.0.path);
-        }
-        let receiver = match state.watched.get(service) {
+        self.followed(|state| match state.watched.get(service) {
             Some(sender) => sender.subscribe(),
             None => {
                 let first = state.next(service, &Snapshot::default());
@@ -80,11 +92,39 @@ impl Registry for File {
                 state.watched.insert(service.clone(), sender);
                 receiver
             }
-        };
-        if !running {
-            state.task = Some(tokio::spawn(follow::follow(self.0.clone())));
-        }
-        receiver
+        })
+    }
+
+    fn register(&self, provided: &Provided, wanted: watch::Receiver<Wanted>) -> Option<watch::Receiver<Standing>> {
+        let (tell, standing) = watch::channel(Standing::Pending(None));
+        tokio::spawn(write::keep(self.0.path.clone(), provided.clone(), wanted, tell));
+        Some(standing)
+    }
+
+    fn commands(&self, scope: &Scope) -> Option<watch::Receiver<Arc<CommandText>>> {
+        Some(self.followed(|state| match state.texts.get(scope) {
+            Some(sender) => sender.subscribe(),
+            None => {
+                let first = state.next_text(scope, &CommandText::default());
+                let (sender, receiver) = watch::channel(Arc::new(first));
+                state.texts.insert(scope.clone(), sender);
+                receiver
+            }
+        }))
+    }
+
+    fn write_commands<'a>(
+        &'a self,
+        scope: &'a Scope,
+        expected: Option<&'a str>,
+        text: &'a str,
+    ) -> BoxFuture<'a, anyhow::Result<()>> {
+        let (path, scope) = (self.0.path.clone(), scope.clone());
+        let (expected, text) = (expected.map(str::to_owned), text.to_owned());
+        Box::pin(async move {
+            let write = move || write::command(&path, &scope, expected.as_deref(), &text);
+            tokio::task::spawn_blocking(write).await?
+        })
     }
 }
 
@@ -123,6 +163,28 @@ impl State {
                 changed
             });
         }
+        let texts: Vec<_> = self.texts.iter().map(|(k, s)| (k.clone(), s.clone())).collect();
+        for (scope, sender) in texts {
+            sender.send_if_modified(|current| {
+                let next = self.next_text(&scope, current);
+                let changed = next != **current;
+                if changed {
+                    *current = Arc::new(next);
+                }
+                changed
+            });
+        }
+    }
+
+    /// The command text of `scope` that follows `current`; the same if nothing changed.
+    fn next_text(&self, scope: &Scope, current: &CommandText) -> CommandText {
+        let mut next = CommandText { stale: self.fault.clone(), ..current.clone() };
+        let Some(content) = &self.content else { return next };
+        next.text = content.command(scope).map(str::to_owned);
+        if next != *current || current.revision == 0 {
+            next.revision = current.revision + 1;
+        }
+        next
     }
 
     /// The snapshot of `service` that follows `current`; the same if nothing changed.

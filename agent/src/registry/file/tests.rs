@@ -183,3 +183,84 @@ fn says_what_is_wrong_with_its_options() {
     assert!(told("{}").contains("`path` is missing"));
     assert!(told("{file: x}").contains("unknown field `file`"));
 }
+
+fn provided(address: &str, weight: u32) -> Provided {
+    Provided {
+        key: key("web"),
+        protocol: "http".into(),
+        instance: model::Instance { weight, ..model::Instance::at(address) },
+        application: "shop".into(),
+        parameters: Default::default(),
+    }
+}
+
+#[tokio::test]
+async fn takes_registrations_and_takes_them_back() {
+    let folder = Folder::new();
+    folder.write("nodes.yaml", ONE);
+    let file = File::new(folder.path("nodes.yaml"));
+    let mut web = file.watch(&key("web"));
+    let (tell, wanted) = watch::channel(Wanted::Unavailable);
+    let mut standing = file.register(&provided("127.0.0.1:7", 20), wanted).unwrap();
+    let reached = async |standing: &mut watch::Receiver<Standing>, expected: Standing| {
+        let found = tokio::time::timeout(Duration::from_secs(30), standing.wait_for(|s| *s == expected)).await;
+        found.unwrap_or_else(|_| panic!("never {expected:?}")).unwrap();
+    };
+    reached(&mut standing, Standing::Unavailable).await;
+    assert_eq!(list(&web.borrow()), "127.0.0.1:1");
+    tell.send_replace(Wanted::Available);
+    reached(&mut standing, Standing::Available).await;
+    let seen = wait(&mut web, "127.0.0.1:1 127.0.0.1:7", None).await;
+    assert_eq!(seen.instances[1].weight, 20);
+    // Somebody writes the file anew: it comes back by itself.
+    folder.write("nodes.yaml", ONE);
+    wait(&mut web, "127.0.0.1:1", None).await;
+    wait(&mut web, "127.0.0.1:1 127.0.0.1:7", None).await;
+    tell.send_replace(Wanted::Gone);
+    reached(&mut standing, Standing::Gone).await;
+    wait(&mut web, "127.0.0.1:1", None).await;
+
+    // A broken file is nobody's to write: pending, with the reason, until it is good again.
+    folder.write("nodes.yaml", "services: [");
+    let (_tell, wanted) = watch::channel(Wanted::Available);
+    let mut standing = file.register(&provided("127.0.0.1:8", 10), wanted).unwrap();
+    let pending = |s: &Standing| matches!(s, Standing::Pending(Some(why)) if why.contains("nodes.yaml"));
+    tokio::time::timeout(Duration::from_secs(30), standing.wait_for(pending)).await.unwrap().unwrap();
+    fs::remove_file(folder.path("nodes.yaml")).unwrap();
+    reached(&mut standing, Standing::Available).await;
+    wait(&mut web, "127.0.0.1:8", None).await;
+}
+
+#[tokio::test]
+async fn holds_commands_and_writes_them_if_they_are_what_one_thinks() {
+    let folder = Folder::new();
+    let text = "services: {}\ncommands:\n  groups: {a: {clientCommandList: []}, b: nonsense}\n  agents: {shop: '{}'}\n";
+    folder.write("nodes.yaml", text);
+    let file = File::new(folder.path("nodes.yaml"));
+    let group = |name: &str| Scope::Group(name.to_owned());
+    let told = |scope: &Scope| file.commands(scope).unwrap().borrow().text.clone();
+    assert_eq!(told(&group("a")).as_deref(), Some(r#"{"clientCommandList":[]}"#));
+    assert_eq!(told(&group("b")).as_deref(), Some("nonsense"));
+    assert_eq!(told(&Scope::Agent("shop".into())).as_deref(), Some("{}"));
+    let mut c = file.commands(&group("c")).unwrap();
+    assert_eq!((c.borrow().revision, c.borrow().text.clone()), (1, None));
+
+    file.write_commands(&group("c"), None, "first").await.unwrap();
+    let wait = async |c: &mut watch::Receiver<Arc<CommandText>>, expected: Option<&str>| {
+        let fits = |t: &Arc<CommandText>| t.text.as_deref() == expected;
+        let found = tokio::time::timeout(Duration::from_secs(30), c.wait_for(fits)).await.map(drop);
+        assert!(found.is_ok(), "never {expected:?}: {:?}", c.borrow());
+    };
+    wait(&mut c, Some("first")).await;
+    let error = file.write_commands(&group("c"), None, "second").await.unwrap_err().to_string();
+    assert!(error.contains("changed meanwhile; they are first"), "{error}");
+    file.write_commands(&group("c"), Some("first"), "second").await.unwrap();
+    wait(&mut c, Some("second")).await;
+    assert_eq!(told(&group("b")).as_deref(), Some("nonsense"), "the others stay");
+    // A file that is broken keeps the commands of before, and says so.
+    folder.write("nodes.yaml", "services: [");
+    let stale = |t: &Arc<CommandText>| t.stale.is_some() && t.text.as_deref() == Some("second");
+    tokio::time::timeout(Duration::from_secs(30), c.wait_for(stale)).await.unwrap().unwrap();
+    folder.write("nodes.yaml", "services: {}\n");
+    wait(&mut c, None).await;
+}
