@@ -67,6 +67,12 @@ impl Peer {
         Ok(Self { authority, base: base.trim_end_matches('/').to_owned() })
     }
 
+    /// Its host, a name or an address, without port and brackets.
+    pub fn host(&self) -> &str {
+        let host = self.authority.rsplit_once(':').map_or(self.authority.as_str(), |(host, _)| host);
+        host.trim_start_matches('[').trim_end_matches(']')
+    }
+
     /// Asks once on a connection of its own, everything within `patience`. Dropping the future closes the
     /// connection. `path` begins with `/` and carries its query.
     pub async fn ask(
@@ -135,6 +141,7 @@ mod tests {
         assert_eq!(shown("127.0.0.1").unwrap(), "http://127.0.0.1:8500");
         assert_eq!(shown("http://c:1/v1/").unwrap(), "http://c:1/v1");
         assert_eq!(shown("http://[::1]:1").unwrap(), "http://[::1]:1");
+        assert_eq!(Peer::parse("http://[::1]:1", 1).unwrap().host(), "::1");
         assert!(shown("https://c").unwrap_err().contains("`https` is not supported"));
         assert!(shown("http://").unwrap_err().contains("names no host"));
     }

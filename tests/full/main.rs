@@ -3,3 +3,4 @@
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "test code: a panic is its way to fail")]
 
 mod consul;
+mod kind;

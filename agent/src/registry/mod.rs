@@ -1,13 +1,20 @@
 //! Where lists of endpoints come from. Registries publish whole snapshots and never see a call.
 
+mod consul;
 mod direct;
+mod dns;
 mod file;
 mod followed;
 mod guard;
+mod keep;
 mod merge;
+mod mesh;
 mod pause;
+mod publish;
 mod servers;
 mod snapshot;
+#[cfg(test)]
+mod testing;
 mod url;
 mod zookeeper;
 
@@ -30,8 +37,11 @@ use crate::kind::Kind;
 
 /// Registries by name.
 pub const KINDS: &[Kind<dyn Registry>] = &[
+    Kind { name: "consul", build: consul::build },
     Kind { name: "direct", build: direct::build },
+    Kind { name: "dns", build: dns::build },
     Kind { name: "file", build: file::build },
+    Kind { name: "mesh", build: mesh::build },
     Kind { name: "zookeeper", build: zookeeper::build },
 ];
 
@@ -169,7 +179,8 @@ mod tests {
 
     #[test]
     fn every_file_of_this_folder_is_a_kind() {
-        let ground = ["mod", "followed", "guard", "merge", "pause", "servers", "snapshot", "url"];
+        let ground =
+            ["mod", "followed", "guard", "keep", "merge", "pause", "publish", "servers", "snapshot", "testing", "url"];
         let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/src/registry");
         for entry in std::fs::read_dir(folder).unwrap() {
             let path = entry.unwrap().path();

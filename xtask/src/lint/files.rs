@@ -31,6 +31,8 @@ const HELPERS: &[&str] = &[
     "agent/src/registry/merge.rs",
     "agent/src/registry/pause.rs",
     "agent/src/registry/servers.rs",
+    "agent/src/registry/keep.rs",
+    "agent/src/registry/publish.rs",
     "agent/src/registry/snapshot.rs",
     "agent/src/registry/url.rs",
 ];

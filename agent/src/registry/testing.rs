@@ -1,0 +1,107 @@
+//! A scripted HTTP server for the tests of registries.
+
+use std::{collections::VecDeque, net::SocketAddr, sync::Arc, time::Duration};
+
+use http::{Request, Response};
+use http_body_util::{BodyExt as _, Full};
+use hyper::{body::Incoming, server::conn::http1, service::service_fn};
+use hyper_util::rt::TokioIo;
+use model::Snapshot;
+use parking_lot::Mutex;
+use tokio::{net::TcpListener, sync::watch, time::timeout};
+
+/// A request as it came: method, path with query, body.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Asked {
+    pub line: String,
+    pub body: String,
+    pub headers: http::HeaderMap,
+}
+
+/// What is answered: status, headers, body.
+pub(super) type Answer = (u16, Vec<(&'static str, String)>, String);
+
+type Rule = dyn Fn(&Asked) -> Option<Answer> + Send + Sync;
+
+/// Answers by a rule; what the rule has no answer for waits for ever.
+pub(super) struct StandIn {
+    pub at: SocketAddr,
+    asked: Arc<Mutex<VecDeque<Asked>>>,
+    count: watch::Receiver<usize>,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl Drop for StandIn {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl StandIn {
+    pub async fn start(rule: impl Fn(&Asked) -> Option<Answer> + Send + Sync + 'static) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let at = listener.local_addr().unwrap();
+        let rule: Arc<Rule> = Arc::new(rule);
+        let asked = Arc::new(Mutex::new(VecDeque::new()));
+        let (counted, count) = watch::channel(0);
+        let counted = Arc::new(counted);
+        let all = asked.clone();
+        let task = tokio::spawn(async move {
+            let mut connections = tokio::task::JoinSet::new();
+            loop {
+                let Ok((io, _)) = listener.accept().await else { return };
+                let (rule, all, counted) = (rule.clone(), all.clone(), counted.clone());
+                let service = service_fn(move |request: Request<Incoming>| {
+                    let (rule, all, counted) = (rule.clone(), all.clone(), counted.clone());
+                    async move {
+                        let line = format!("{} {}", request.method(), request.uri());
+                        let headers = request.headers().clone();
+                        let body = request.into_body().collect().await?.to_bytes();
+                        let asked = Asked { line, body: String::from_utf8_lossy(&body).into_owned(), headers };
+                        let answer = rule(&asked);
+                        all.lock().push_back(asked);
+                        counted.send_modify(|n| *n += 1);
+                        let Some((status, headers, body)) = answer else { return std::future::pending().await };
+                        let mut answer = Response::builder().status(status);
+                        for (name, value) in headers {
+                            answer = answer.header(name, value);
+                        }
+                        Ok::<_, hyper::Error>(answer.body(Full::new(bytes::Bytes::from(body))).unwrap())
+                    }
+                });
+                connections.spawn(async move {
+                    let _ = http1::Builder::new().serve_connection(TokioIo::new(io), service).await;
+                });
+            }
+        });
+        Self { at, asked, count, task }
+    }
+
+    /// Waits for the first request not yet taken whose line contains `part`, and forgets those before it.
+    pub async fn asked(&self, part: &str) -> Asked {
+        let mut count = self.count.clone();
+        let mut seen = Vec::new();
+        let found = async {
+            loop {
+                count.borrow_and_update();
+                while let Some(asked) = { self.asked.lock().pop_front() } {
+                    if asked.line.contains(part) {
+                        return asked;
+                    }
+                    seen.push(asked.line);
+                }
+                count.changed().await.unwrap();
+            }
+        };
+        let found = timeout(Duration::from_secs(30), found).await;
+        found.unwrap_or_else(|_| panic!("nobody asked for {part:?}, but for {seen:?}"))
+    }
+}
+
+/// Waits until a list has these addresses and whether it is stale; returns it.
+pub(super) async fn list(rx: &mut watch::Receiver<Arc<Snapshot>>, addresses: &str, stale: bool) -> Arc<Snapshot> {
+    let of = |s: &Snapshot| s.instances.iter().map(|i| i.address.as_str()).collect::<Vec<_>>().join(" ");
+    let fits = |s: &Arc<Snapshot>| of(s) == addresses && s.stale.is_some() == stale && (stale || s.revision > 0);
+    let found = timeout(Duration::from_secs(30), rx.wait_for(fits)).await.map(|r| r.unwrap().clone());
+    found.unwrap_or_else(|_| panic!("waited for {addresses:?} (stale {stale}), have {:?}", rx.borrow()))
+}
