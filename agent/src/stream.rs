@@ -6,6 +6,7 @@
 
 use std::{
     fmt, io,
+    os::fd::OwnedFd,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
@@ -120,6 +121,16 @@ impl From<TcpStream> for Stream {
     fn from(io: TcpStream) -> Self {
         Self { io, gate: None }
     }
+}
+
+/// A connection over a unix socket in the place of one over TCP. Reading, writing and ending are the same system
+/// calls for both; addresses and the options of TCP fail.
+///
+/// # Errors
+/// When the runtime cannot watch the socket.
+pub fn unix(io: tokio::net::UnixStream) -> io::Result<TcpStream> {
+    let fd = OwnedFd::from(io.into_std()?);
+    TcpStream::from_std(std::net::TcpStream::from(fd))
 }
 
 impl AsyncRead for Stream {

@@ -5,7 +5,7 @@ mod downstream;
 
 use std::{
     io,
-    net::SocketAddr,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     sync::{Arc, atomic::Ordering::Relaxed},
     time::Duration,
 };
@@ -13,7 +13,7 @@ use std::{
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use tokio::{
-    net::{TcpListener, TcpStream},
+    net::{TcpListener, TcpStream, UnixListener},
     sync::{OwnedSemaphorePermit, Semaphore, watch},
     task::JoinSet,
 };
@@ -25,9 +25,9 @@ use crate::{
     config,
     drain::Drain,
     metrics::{AgentCounters, Live, LiveGuard, LiveTable},
-    protocol::{self, ConnError, Protocol, tcp},
+    protocol::{self, ConnError, Protocol, forward, tcp},
     route::{Destination, Routes},
-    stream::OwnSockets,
+    stream::{self, OwnSockets},
     sys,
 };
 
@@ -60,6 +60,34 @@ pub enum Target {
     Fixed(Arc<ArcSwap<Destination>>),
 }
 
+/// What connections arrive at.
+pub enum Listener {
+    /// An address.
+    Tcp(TcpListener),
+    /// A unix socket.
+    Unix(UnixListener),
+}
+
+/// Stands for the ends of connections over unix sockets, which have no address.
+const UNIX: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
+
+impl Listener {
+    /// The next connection. Cancel safe.
+    async fn accept(&self) -> io::Result<(TcpStream, SocketAddr)> {
+        match self {
+            Self::Tcp(listener) => listener.accept().await,
+            Self::Unix(listener) => Ok((stream::unix(listener.accept().await?.0)?, UNIX)),
+        }
+    }
+
+    fn local_addr(&self) -> Option<SocketAddr> {
+        match self {
+            Self::Tcp(listener) => listener.local_addr().ok(),
+            Self::Unix(_) => None,
+        }
+    }
+}
+
 /// What all listeners of an agent share.
 pub struct Acceptor {
     /// Built once from `protocol::KINDS`, in that order.
@@ -88,14 +116,16 @@ impl Acceptor {
     /// returns when its last connection has ended. Dropping the future cuts all its connections.
     pub async fn listen(
         self: Arc<Self>,
-        listener: TcpListener,
+        listener: Listener,
         target: Target,
         mut stop: watch::Receiver<bool>,
         drain: Drain,
     ) {
         // Accepted sockets inherit it: should this process be killed, their ends are resets from the first moment on,
         // and nobody takes what came so far for all there is. Taken back where the protocol tells.
-        tcp::reset_on_close(&listener);
+        if let Listener::Tcp(listener) = &listener {
+            tcp::reset_on_close(listener);
+        }
         let target = Arc::new(target);
         let mut connections = JoinSet::new();
         let mut asked = drain.clone();
@@ -115,7 +145,7 @@ impl Acceptor {
                         self.counters.accept_paused.fetch_add(1, Relaxed);
                         // Once for each shortage, however often it is tried meanwhile.
                         if !std::mem::replace(&mut short, true) {
-                            let listener = listener.local_addr().ok();
+                            let listener = listener.local_addr();
                             tracing::warn!(?listener, %error, "accepting pauses: out of descriptors or memory");
                         }
                         tokio::select! {
@@ -138,7 +168,7 @@ impl Acceptor {
         while connections.join_next().await.is_some() {}
     }
 
-    async fn accept(&self, listener: &TcpListener) -> (io::Result<(TcpStream, SocketAddr)>, OwnedSemaphorePermit) {
+    async fn accept(&self, listener: &Listener) -> (io::Result<(TcpStream, SocketAddr)>, OwnedSemaphorePermit) {
         // The permit first: a connection that cannot be served waits in the kernel's backlog, where it
         // costs no descriptor.
         let permit = match self.permits.clone().try_acquire_owned() {
@@ -172,10 +202,14 @@ impl Acceptor {
 
     async fn serve(&self, io: TcpStream, peer: SocketAddr, target: &Target, drain: Drain) -> Result<(), ConnError> {
         // Small answers must not wait for an acknowledgement.
-        io.set_nodelay(true)?;
+        // Addresses of a unix socket are of another kind than is asked for here.
+        let unix = peer == UNIX && io.local_addr().is_err();
+        if !unix {
+            io.set_nodelay(true)?;
+        }
         let (destination, origin) = match target {
             Target::Fixed(fixed) => {
-                let destination = io.local_addr()?;
+                let destination = if unix { UNIX } else { io.local_addr()? };
                 (Destination::clone(&fixed.load()), Origin::of(destination))
             }
             Target::Inbound(routes) => {
@@ -201,7 +235,8 @@ impl Acceptor {
         if route.protocol != tcp::NAME {
             tcp::end_on_close(&io);
         }
-        let io = Downstream::new(self.own.accepted(io), prefix, guard.live.clone());
+        let io = if unix { io.into() } else { self.own.accepted(io) };
+        let io = Downstream::new(io, prefix, guard.live.clone());
         let conn = Accepted { io, peer, guard, dialled };
         self.protocol(route.protocol).serve(conn, route, drain).await
     }
@@ -233,7 +268,13 @@ async fn told(stop: &mut watch::Receiver<bool>) {
     }
 }
 
-/// All protocols, built with the host's limits.
-pub fn protocols(limits: &config::Limits) -> Vec<(&'static str, Arc<dyn Protocol>)> {
-    protocol::KINDS.iter().map(|kind| (kind.name, (kind.build)(limits))).collect()
+/// All protocols, built with the host's limits; the forward proxy's is not one that others can name.
+pub fn protocols(
+    limits: &config::Limits,
+    proxy: Option<&config::HttpProxy>,
+    own: &OwnSockets,
+) -> Vec<(&'static str, Arc<dyn Protocol>)> {
+    let kinds = protocol::KINDS.iter().map(|kind| (kind.name, (kind.build)(limits)));
+    let proxy = proxy.map(|proxy| (forward::NAME, forward::build(limits, proxy, own.clone())));
+    kinds.chain(proxy).collect()
 }

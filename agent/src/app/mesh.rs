@@ -3,7 +3,6 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    net::{SocketAddr, TcpListener},
     os::fd::BorrowedFd,
     sync::Arc,
     time::Duration,
@@ -16,8 +15,8 @@ use tokio::{sync::watch, task::AbortHandle};
 
 use super::{
     follow::{Follower, Shared, Sources},
-    plan::{AddressPlan, ClusterId, ClusterPlan, Plan, SourcePlan},
-    serving::{self, Served, Serving},
+    plan::{AddressPlan, At, ClusterId, ClusterPlan, Plan, SourcePlan},
+    serving::{self, Bound, Served, Serving},
 };
 use crate::{
     accept::Target,
@@ -41,7 +40,7 @@ pub(super) struct Mesh {
     registries: Registries,
     clusters: HashMap<ClusterId, Running>,
     routes: HashMap<(Address, &'static str), Arc<Route>>,
-    listeners: HashMap<SocketAddr, Listening>,
+    listeners: HashMap<At, Listening>,
     /// Services whose connects go straight to an endpoint, endpoints left open.
     pub(super) straight: Vec<(Straight, ClusterId)>,
     /// What captured connections are looked up in.
@@ -61,7 +60,7 @@ pub(super) struct Mesh {
 enum Address {
     Captured(config::VirtualAddress),
     Inbound(config::VirtualAddress),
-    Listener(SocketAddr),
+    Listener(At),
 }
 
 struct Running {
@@ -90,7 +89,7 @@ impl Drop for AbortOnDrop {
 struct Prepared {
     registries: Registries,
     fresh: HashMap<ClusterId, Arc<Cluster>>,
-    bound: HashMap<SocketAddr, TcpListener>,
+    bound: HashMap<At, Bound>,
 }
 
 impl Mesh {
@@ -140,8 +139,11 @@ impl Mesh {
         }
         let mut bound = HashMap::new();
         for at in plan.listeners.keys().filter(|at| !self.listeners.contains_key(at)) {
-            let listener = serving::bind(*at)?;
-            bound.insert(*at, listener);
+            let listener = match at {
+                At::Tcp(address) => Bound::Tcp(serving::bind(*address)?),
+                At::Unix(path) => serving::bind_unix(path)?,
+            };
+            bound.insert(at.clone(), listener);
         }
         Ok(Prepared { registries, fresh, bound })
     }
@@ -220,7 +222,7 @@ impl Mesh {
         self.inbound.store(Arc::new(table));
         let mut old_listeners = std::mem::take(&mut self.listeners);
         for (at, plan) in &plan.listeners {
-            let destination = self.destination(&Address::Listener(*at), plan, &mut old_routes);
+            let destination = self.destination(&Address::Listener(at.clone()), plan, &mut old_routes);
             let listening = match old_listeners.remove(at) {
                 Some(listening) => {
                     listening.destination.store(Arc::new(destination));
@@ -228,7 +230,7 @@ impl Mesh {
                 }
                 None => self.listen(prepared.bound.remove(at).expect("bound in prepare"), destination),
             };
-            self.listeners.insert(*at, listening);
+            self.listeners.insert(at.clone(), listening);
         }
         for gone in old_listeners.into_values() {
             gone.served.stop();
@@ -244,6 +246,10 @@ impl Mesh {
         old: &mut HashMap<(Address, &'static str), Arc<Route>>,
     ) -> Destination {
         let direction = if plan.inbound { Direction::Inbound } else { Direction::Outbound };
+        if plan.proxy {
+            let clusters = plan.clusters.iter().map(|id| self.clusters[id].cluster.clone()).collect();
+            return Destination::Declared(self.route(address, protocol::forward::NAME, direction, clusters, old));
+        }
         let mut routes = Vec::new();
         for kind in protocol::KINDS {
             let of_kind = plan.clusters.iter().filter(|id| id.protocol == kind.name);
@@ -251,16 +257,7 @@ impl Mesh {
             if clusters.is_empty() {
                 continue;
             }
-            let key = (address.clone(), kind.name);
-            let route = match old.remove(&key) {
-                Some(route) => {
-                    route.replace(clusters);
-                    route
-                }
-                None => Arc::new(Route::new(direction, kind.name, clusters)),
-            };
-            self.routes.insert(key, route.clone());
-            routes.push(route);
+            routes.push(self.route(address, kind.name, direction, clusters, old));
         }
         if plan.detect || routes.len() > 1 {
             Destination::Undeclared(routes.into())
@@ -269,7 +266,27 @@ impl Mesh {
         }
     }
 
-    fn listen(&self, listener: TcpListener, destination: Destination) -> Listening {
+    fn route(
+        &mut self,
+        address: &Address,
+        protocol: &'static str,
+        direction: Direction,
+        clusters: Vec<Arc<Cluster>>,
+        old: &mut HashMap<(Address, &'static str), Arc<Route>>,
+    ) -> Arc<Route> {
+        let key = (address.clone(), protocol);
+        let route = match old.remove(&key) {
+            Some(route) => {
+                route.replace(clusters);
+                route
+            }
+            None => Arc::new(Route::new(direction, protocol, clusters)),
+        };
+        self.routes.insert(key, route.clone());
+        route
+    }
+
+    fn listen(&self, listener: Bound, destination: Destination) -> Listening {
         let destination = Arc::new(ArcSwap::from_pointee(destination));
         let served = self.serving.start(listener, Target::Fixed(destination.clone()));
         Listening { destination, served }

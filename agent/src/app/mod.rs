@@ -190,7 +190,7 @@ impl App {
         let rows = cx.rows.clone();
         let own = chosen.capture.own_sockets();
         let acceptor = Arc::new(Acceptor {
-            protocols: accept::protocols(&config.limits),
+            protocols: accept::protocols(&config.limits, config.http_proxy.as_ref(), &own),
             capture: chosen.capture.clone(),
             live: live.clone(),
             permits: Arc::new(Semaphore::new(permits(&config.limits, room))),
@@ -591,7 +591,7 @@ fn permits(limits: &config::Limits, descriptors: usize) -> usize {
 /// Carries a captured connection whose service has gone since to where it wanted to go.
 fn passthrough(limits: &config::Limits, own: OwnSockets) -> Box<dyn Fn(SocketAddr) -> Destination + Send + Sync> {
     let plain = config::Cluster { filters: Vec::new(), ..config::Cluster::default() };
-    let protocols = accept::protocols(limits);
+    let protocols = accept::protocols(limits, None, &own);
     Box::new(move |destination| {
         let (_, tcp) = protocols.iter().find(|(name, _)| *name == tcp::NAME).expect("tcp is in KINDS");
         let cluster = Cluster::build(Parts {

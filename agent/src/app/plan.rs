@@ -1,6 +1,6 @@
 //! What a configuration amounts to: clusters, the addresses that lead to them, listeners. Pure.
 
-use std::{collections::BTreeMap, net::SocketAddr};
+use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf};
 
 use model::{Instance, ServiceKey};
 
@@ -24,9 +24,16 @@ pub(super) struct Plan {
     /// Addresses of local programs at which callers from elsewhere are captured.
     pub(super) inbound: Vec<(VirtualAddress, AddressPlan)>,
     /// Listeners that programs or other agents dial.
-    pub(super) listeners: BTreeMap<SocketAddr, AddressPlan>,
+    pub(super) listeners: BTreeMap<At, AddressPlan>,
     /// Services whose connects go straight to an endpoint, with the cluster that knows their endpoints.
     pub(super) straight: Vec<(Straight, ClusterId)>,
+}
+
+/// Where the agent listens.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(super) enum At {
+    Tcp(SocketAddr),
+    Unix(PathBuf),
 }
 
 /// Names a cluster across reloads.
@@ -69,6 +76,8 @@ pub(super) struct SourcePlan {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct AddressPlan {
     pub(super) inbound: bool,
+    /// Connections are the forward proxy's, whatever the clusters speak.
+    pub(super) proxy: bool,
     /// The protocol is found out for each connection; `clusters` has one for each protocol then.
     pub(super) detect: bool,
     pub(super) clusters: Vec<ClusterId>,
@@ -93,8 +102,11 @@ impl Plan {
             for virtual_address in &referer.addresses {
                 plan.captured.push((*virtual_address, address.clone()));
             }
+            if let Some(path) = &referer.listen_unix {
+                plan.listen(At::Unix(path.clone()), address.clone());
+            }
             if let Some(listen) = referer.listen {
-                plan.listen(listen, address);
+                plan.listen(At::Tcp(listen), address);
             }
         }
         for service in &config.services {
@@ -103,8 +115,15 @@ impl Plan {
             let address = plan.add(true, &service.key, service.protocol.as_deref(), &service.cluster, &source);
             plan.inbound.extend(service.inbound.iter().map(|at| (*at, address.clone())));
             if let Some(export) = service.export {
-                plan.listen(export, address);
+                plan.listen(At::Tcp(export), address);
             }
+        }
+        if let Some(proxy) = &config.http_proxy {
+            let callable = plan.clusters.iter().filter(|c| !c.id.inbound && c.id.protocol == protocol::motan2::NAME);
+            let clusters = callable.map(|c| c.id.clone()).collect();
+            let address = AddressPlan { proxy: true, clusters, ..AddressPlan::default() };
+            let listen = [proxy.listen.map(At::Tcp), proxy.listen_unix.clone().map(At::Unix)];
+            listen.into_iter().flatten().for_each(|at| plan.listen(at, address.clone()));
         }
         let names: Vec<_> = plan.straight.iter().map(|(s, _)| s.name.clone()).collect();
         for ((straight, _), number) in plan.straight.iter_mut().zip(balance::numbers(&names)) {
@@ -121,7 +140,7 @@ impl Plan {
         config: &config::Cluster,
         source: &SourcePlan,
     ) -> AddressPlan {
-        let mut address = AddressPlan { inbound, detect: protocol.is_none(), clusters: Vec::new() };
+        let mut address = AddressPlan { inbound, detect: protocol.is_none(), ..AddressPlan::default() };
         for kind in protocol::KINDS.iter().filter(|k| protocol.is_none_or(|p| p == k.name)) {
             let mut id = ClusterId { inbound, key: key.clone(), protocol: kind.name, nth: 0 };
             while self.clusters.iter().any(|c| c.id == id) {
@@ -133,9 +152,10 @@ impl Plan {
         address
     }
 
-    fn listen(&mut self, at: SocketAddr, address: AddressPlan) {
+    fn listen(&mut self, at: At, address: AddressPlan) {
         let shared = self.listeners.entry(at).or_default();
         shared.inbound = address.inbound;
+        shared.proxy = address.proxy;
         shared.detect |= address.detect;
         shared.clusters.extend(address.clusters);
     }
@@ -181,6 +201,7 @@ pub(super) fn needs_restart(old: &Config, new: &Config) -> Vec<&'static str> {
         ("limits", old.limits == new.limits),
         ("threads", old.threads == new.threads),
         ("access_log", old.access_log == new.access_log),
+        ("http_proxy", old.http_proxy == new.http_proxy),
         ("zone", old.zone == new.zone),
         ("snapshots", old.snapshots == new.snapshots),
         ("hold_back", old.hold_back == new.hold_back),
@@ -200,6 +221,7 @@ mod tests {
             protocol: protocol.map(str::to_owned),
             addresses: Vec::new(),
             listen: Some(listen.parse().unwrap()),
+            listen_unix: None,
             on_agent_loss: OnAgentLoss::Direct,
             path: CallPath::Agent,
             allow: Vec::new(),
@@ -221,9 +243,9 @@ mod tests {
         ];
         let plan = Plan::of(&Config { referers, ..Config::default() });
         assert_eq!(plan.listeners.len(), 2);
-        let shared = &plan.listeners[&"127.0.0.1:9000".parse().unwrap()];
+        let shared = &plan.listeners[&At::Tcp("127.0.0.1:9000".parse().unwrap())];
         assert_eq!((shared.clusters.len(), shared.detect), (2, false));
-        let undeclared = &plan.listeners[&"127.0.0.1:9001".parse().unwrap()];
+        let undeclared = &plan.listeners[&At::Tcp("127.0.0.1:9001".parse().unwrap())];
         assert_eq!((undeclared.clusters.len(), undeclared.detect), (protocol::KINDS.len(), true));
     }
 
@@ -251,11 +273,12 @@ mod tests {
             snapshots: Some("/other".into()),
             hold_back: config::HoldBack { shrunk_percent: 1, ..old.hold_back.clone() },
             start_unavailable: true,
+            http_proxy: Some(config::HttpProxy::default()),
             ..Config::default()
         };
         let docs = include_str!("../../../docs/operate.md");
         let fixed = needs_restart(&old, &new);
-        assert_eq!(fixed.len(), 17);
+        assert_eq!(fixed.len(), 18);
         for name in fixed {
             assert!(docs.contains(&format!("`{name}`")), "docs/operate.md does not name `{name}`");
         }

@@ -2,6 +2,7 @@
 
 use std::{
     net::{IpAddr, SocketAddr, TcpListener},
+    os::unix::{fs::FileTypeExt as _, net::UnixListener},
     path::Path,
     sync::Arc,
 };
@@ -11,7 +12,7 @@ use parking_lot::Mutex;
 use tokio::{runtime::Handle, sync::watch};
 
 use crate::{
-    accept::{Acceptor, Target},
+    accept::{Acceptor, Listener, Target},
     drain::Drain,
 };
 
@@ -55,12 +56,13 @@ impl Serving {
     }
 
     /// Serves `listener`; closes it when the agent stops already.
-    pub(super) fn start(&self, listener: TcpListener, target: Target) -> Served {
+    pub(super) fn start(&self, listener: impl Into<Bound>, target: Target) -> Served {
+        let listener = listener.into();
         let (stop, stopped) = watch::channel(false);
         let Some(drain) = self.drain.lock().clone() else { return Served(stop) };
         let acceptor = self.acceptor.clone();
         self.data.spawn(async move {
-            match tokio::net::TcpListener::from_std(listener) {
+            match listener.watched() {
                 Ok(listener) => acceptor.listen(listener, target, stopped, drain).await,
                 Err(error) => tracing::error!(%error, "a listener cannot be served"),
             }
@@ -81,6 +83,45 @@ impl Serving {
     pub(super) fn release_drain(&self) {
         self.drain.lock().take();
     }
+}
+
+/// A listener that is not served yet.
+pub(super) enum Bound {
+    Tcp(TcpListener),
+    Unix(UnixListener),
+}
+
+impl Bound {
+    /// The same for the runtime, which must be running.
+    fn watched(self) -> std::io::Result<Listener> {
+        Ok(match self {
+            Self::Tcp(listener) => Listener::Tcp(tokio::net::TcpListener::from_std(listener)?),
+            Self::Unix(listener) => Listener::Unix(tokio::net::UnixListener::from_std(listener)?),
+        })
+    }
+}
+
+impl From<TcpListener> for Bound {
+    fn from(listener: TcpListener) -> Self {
+        Self::Tcp(listener)
+    }
+}
+
+/// Binds a unix socket at `path`. What lies there is removed first if it is a socket, because one that a killed
+/// agent left would be in the way for ever.
+pub(super) fn bind_unix(path: &Path) -> anyhow::Result<Bound> {
+    let bind = || -> anyhow::Result<UnixListener> {
+        match std::fs::symlink_metadata(path) {
+            Ok(there) if there.file_type().is_socket() => std::fs::remove_file(path)?,
+            Ok(_) => bail!("a file that is no socket is there"),
+            Err(_) => {}
+        }
+        let listener = UnixListener::bind(path)?;
+        listener.set_nonblocking(true)?;
+        Ok(listener)
+    };
+    let remedy = || format!("cannot listen on unix:{}: check the folder, or name another one", path.display());
+    bind().map(Bound::Unix).with_context(remedy)
 }
 
 /// Binds `port` on both addresses, IPv4 and IPv6, or on the only one that the host has.

@@ -92,6 +92,7 @@ impl Cluster {
                 connect_timeout: config.connect_timeout,
                 own,
                 introduce: introduce.filter(|_| config.client_address),
+                unix: config.local_unix.as_deref().map(Arc::from),
             },
             set: ArcSwap::from_pointee(none),
             steering: ArcSwap::default(),

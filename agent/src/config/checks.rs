@@ -18,6 +18,8 @@ pub(super) struct Seen {
     pub ports: [Place; 4],
     /// Programs may find services by name, which then need no address.
     pub names: bool,
+    /// There is an HTTP forward proxy, which calls services that need no address either.
+    pub http_proxy: bool,
     pub capture: Place,
     /// Every referer, in order.
     pub referers: Vec<Place>,

@@ -97,6 +97,12 @@ pub(crate) const TOP: Section = Section {
             Yaml("{}"),
             "Sources of endpoint lists: a name of your choice, then the keys below.",
         ),
+        key(
+            "http_proxy",
+            "mapping",
+            Says("none"),
+            "An HTTP forward proxy that sends requests of some domains as Motan2 calls.",
+        ),
         key("referers", "list", Yaml("[]"), "Services that local programs call."),
         key("services", "list", Yaml("[]"), "Services that local programs provide."),
     ],
@@ -418,9 +424,9 @@ pub(crate) const REFERER: Section = Section {
         ),
         key(
             "listen",
-            "address with port",
+            "address with port, or `unix:/PATH`",
             Says("none"),
-            "The agent listens here, and programs dial it. Several referers can share one if all declare `motan2`, or all `http`.",
+            "The agent listens here, and programs dial it. Several referers can share one if all declare `motan2`, or all `http`. The file of a unix socket is removed first; its mode follows the agent's umask.",
         ),
         key(
             "on_agent_loss",
@@ -468,6 +474,52 @@ pub(crate) const REFERER: Section = Section {
     ],
 };
 
+/// `http_proxy`.
+pub(crate) const HTTP_PROXY: Section = Section {
+    path: "http_proxy",
+    about: "An HTTP forward proxy (`docs/wire/http-mesh.md`). Requests of the domains below become Motan2 calls of referers that declare `protocol: motan2`; all others go where they say as plain HTTP. A running agent cannot change it.",
+    keys: &[
+        key("listen", "address with port, or `unix:/PATH`", Required, "Programs dial this."),
+        key("default_domain", "name", Says("none"), "Domain of requests whose host is none of `domains`."),
+        key(
+            "timeout",
+            "duration",
+            Yaml("5s"),
+            "Requests that go on as plain HTTP: time to connect, and time to the head of the answer.",
+        ),
+        key(
+            "keep_alive",
+            "duration, 0s for never",
+            Yaml("5s"),
+            "The same: how long an idle connection to a server is kept.",
+        ),
+        key("body_bytes", "size, 1KiB to 1GiB", Yaml("10MiB"), "Largest body of a request that becomes a call."),
+        key("domains", "list of mappings", Yaml("[]"), "Domains whose requests become calls."),
+    ],
+};
+
+/// `http_proxy.domains[]`.
+pub(crate) const HTTP_DOMAIN: Section = Section {
+    path: "http_proxy.domains[]",
+    about: "A domain whose requests become calls.",
+    keys: &[
+        key("domain", "name", Required, "Its name as in `Host`, without a port."),
+        key("group", "name", Yaml("\"\""), "Group of its services."),
+        key("locations", "list of mappings", Yaml("[]"), "Which service a path belongs to."),
+    ],
+};
+
+/// `http_proxy.domains[].locations[]`.
+pub(crate) const HTTP_LOCATION: Section = Section {
+    path: "http_proxy.domains[].locations[]",
+    about: "Paths of one service. Exact ones go first, then patterns in this order, then the longest start.",
+    keys: &[
+        key("match", "text", Required, "What paths are compared with."),
+        key("type", "`exact`, `regexp`, `iregexp`, `start`", Yaml("start"), "How."),
+        key("service", "name", Required, "A referer that declares `protocol: motan2`."),
+    ],
+};
+
 /// `referers[].allow[]` and `referers[].deny[]`.
 pub(crate) const CALLER: Section = Section {
     path: "referers[].allow[]",
@@ -504,7 +556,7 @@ pub(crate) const SERVICE: Section = Section {
             Yaml("[]"),
             "Addresses of the program itself: callers from other hosts or network namespaces that dial them are brought to the agent. A port alone means every local address. Loopback is left alone. Needs `capture: ebpf` or `iptables`.",
         ),
-        key("local", "address with port", Required, "The local program, the only endpoint."),
+        key("local", "address with port, or `unix:/PATH`", Required, "The local program, the only endpoint."),
         key(
             "registry",
             "name or list",
@@ -684,6 +736,9 @@ pub(crate) const SECTIONS: &[&Section] = &[
     &SERIES,
     &HOLD_BACK,
     &REGISTRY,
+    &HTTP_PROXY,
+    &HTTP_DOMAIN,
+    &HTTP_LOCATION,
     &REFERER,
     &CALLER,
     &SERVICE,

@@ -5,7 +5,7 @@ use std::{path::Path, time::Duration};
 use super::{
     AccessLog, Capture, CaptureMode, Config, ConfigErrors, Iptables, Limits, Ports, Problem, Redirect, RegistryConfig,
     checks::{self, Seen},
-    enroll, exempt, governance, graphite, keys, kinds,
+    enroll, exempt, governance, graphite, http_proxy, keys, kinds,
     motan::{self, Flags, Imported, Sources, Surroundings},
     node::{Data, Entry, Node},
     problem::Report,
@@ -199,6 +199,7 @@ fn top(node: &Node, base_dir: &Path, report: &mut Report) -> Option<Config> {
             }
         }
     }
+    seen.http_proxy = map.get("http_proxy").is_some();
     if let Some(node) = map.get("referers") {
         for (path, node) in items(node, "referers", report) {
             config.referers.extend(services::referer(node, &path, &cx, &mut seen, report));
@@ -208,6 +209,9 @@ fn top(node: &Node, base_dir: &Path, report: &mut Report) -> Option<Config> {
         for (path, node) in items(node, "services", report) {
             config.services.extend(services::service(node, &path, &cx, &mut seen, report));
         }
+    }
+    if let Some(node) = map.get("http_proxy") {
+        config.http_proxy = http_proxy::read(node, &map.key("http_proxy"), &config.referers, &mut seen, report);
     }
     checks::check(&config, &seen, report);
     Some(config)

@@ -9,6 +9,7 @@ mod enroll;
 mod exempt;
 mod governance;
 mod graphite;
+mod http_proxy;
 mod instances;
 mod keys;
 mod kinds;
@@ -35,6 +36,7 @@ pub use self::{
     exempt::{Exempt, Network},
     governance::{Advertise, HoldBack},
     graphite::{Graphite, GraphiteForm, Series},
+    http_proxy::{HttpDomain, HttpProxy},
     keys::tables,
     load::{Loaded, load, load_with, parse},
     problem::{ConfigErrors, Problem},
@@ -90,6 +92,8 @@ pub struct Config {
     pub switchers: BTreeMap<String, bool>,
     /// Registries by name.
     pub registries: BTreeMap<String, RegistryConfig>,
+    /// The HTTP forward proxy, if there is one.
+    pub http_proxy: Option<HttpProxy>,
     /// Services that local programs call.
     pub referers: Vec<Referer>,
     /// Services that local programs provide.
@@ -254,6 +258,8 @@ pub struct Referer {
     pub addresses: Vec<VirtualAddress>,
     /// Port mode: programs dial this address. Several services may share one.
     pub listen: Option<SocketAddr>,
+    /// Programs dial this unix socket, instead of or beside an address. Several services may share one.
+    pub listen_unix: Option<PathBuf>,
     /// What happens to connects when the agent is gone.
     pub on_agent_loss: OnAgentLoss,
     /// Who is on the way of the bytes.
@@ -374,6 +380,8 @@ pub struct Cluster {
     pub gzip_over: usize,
     /// A name in `protocol::UPSTREAMS` with its options: what endpoints speak. `None`: what callers speak.
     pub upstream: Option<Named>,
+    /// The endpoint, a local program, listens on this unix socket; its address only stands for it.
+    pub local_unix: Option<PathBuf>,
     /// The endpoint, a local program, sees the caller as its peer. Only of services that local programs provide.
     pub client_address: bool,
 }
@@ -529,6 +537,7 @@ impl Default for Cluster {
             eject: Eject::default(),
             gzip_over: 0,
             upstream: None,
+            local_unix: None,
             client_address: false,
         }
     }
@@ -557,6 +566,7 @@ impl Default for Config {
             runtime_dir: None,
             switchers: BTreeMap::new(),
             registries: BTreeMap::new(),
+            http_proxy: None,
             referers: Vec::new(),
             services: Vec::new(),
         }

@@ -1,6 +1,6 @@
 //! Referers, services and what they share: how calls are made.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
 
 use model::ServiceKey;
 
@@ -13,7 +13,7 @@ use super::{
     node::{Data, Node},
     problem::{Report, did_you_mean},
     read::{Map, Others, Place, entries, items, join, one_or_more, scalar},
-    values::{self, boolean, duration_range, number, positive_duration, size},
+    values::{self, ListenAt, boolean, duration_range, number, positive_duration, size},
 };
 use crate::{call::Text, kind::BuildCx};
 
@@ -37,11 +37,16 @@ pub(super) fn referer(node: &Node, path: &str, cx: &BuildCx, seen: &mut Seen, re
             }
         }
     }
-    let listen = map.read("listen", values::listen_address, report);
+    let (mut listen, mut listen_unix) = (None, None);
+    match map.read("listen", values::listen_at, report) {
+        Some(ListenAt::Tcp(address)) => listen = Some(address),
+        Some(ListenAt::Unix(path)) => listen_unix = Some(path),
+        None => {}
+    }
     if let Some(address) = listen {
         seen.listener(Role::Referer, address, map.place("listen"), protocol.as_deref(), &key);
     }
-    if map.get("address").is_none() && map.get("listen").is_none() && !seen.names {
+    if map.get("address").is_none() && map.get("listen").is_none() && !seen.names && !seen.http_proxy {
         let remedy = "add `address: 240.0.0.1:80` (captured) or `listen: 127.0.0.1:18080` (dialed)";
         report.mistake(
             Place { at: node.at, key: path.to_owned(), value: None }.problem("no program can reach it", remedy),
@@ -86,6 +91,7 @@ pub(super) fn referer(node: &Node, path: &str, cx: &BuildCx, seen: &mut Seen, re
         protocol,
         addresses,
         listen,
+        listen_unix,
         on_agent_loss,
         path: call_path,
         allow,
@@ -154,7 +160,13 @@ pub(super) fn service(node: &Node, path: &str, cx: &BuildCx, seen: &mut Seen, re
     let cx = BuildCx { service: Text::from(key.service.as_str()), ..cx.clone() };
     let protocol = map.read("protocol", kinds::protocol, report);
     let export = map.read("export", values::listen_address, report);
-    let local = map.read("local", values::endpoint_address, report);
+    let at = map.read("local", values::connect_to, report);
+    let (local, local_unix) = match at {
+        Some(ListenAt::Tcp(address)) => (Some(address), None),
+        // Stands for it wherever an address is shown.
+        Some(ListenAt::Unix(path)) => (Some(SocketAddr::from(([127, 0, 0, 1], 0))), Some(path)),
+        None => (None, None),
+    };
     if let Some(export) = export {
         seen.listener(Role::Service, export, map.place("export"), protocol.as_deref(), &key);
     }
@@ -182,6 +194,7 @@ pub(super) fn service(node: &Node, path: &str, cx: &BuildCx, seen: &mut Seen, re
     let registries = registries(&map, seen, report);
     let registration = governance::registration(&map, registries, protocol.as_deref(), report);
     let mut cluster = cluster(&map, &cx, report);
+    cluster.local_unix = local_unix;
     map.set("client_address", boolean, &mut cluster.client_address, report);
     if cluster.client_address && !matches!(protocol.as_deref(), Some("http" | "tcp")) {
         let problem = "needs a protocol in which callers share no connection, declared as `protocol: http` or `tcp`";

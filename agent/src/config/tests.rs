@@ -143,6 +143,15 @@ fn around(path: &str, key: &str, value: Option<&str>) -> String {
         "referers[].allow[]" => format!(
             "referers: [{{service: s, protocol: tcp, path: kernel, address: 240.0.0.1, endpoints: ['127.0.0.1:7'], allow: [{{{line}}}]}}]"
         ),
+        "http_proxy" => format!("http_proxy: {{{}}}", with(&[("listen", "'127.0.0.1:9'")])),
+        "http_proxy.domains[]" => {
+            format!("http_proxy: {{listen: '127.0.0.1:9', domains: [{{{}}}]}}", with(&[("domain", "d")]))
+        }
+        "http_proxy.domains[].locations[]" => format!(
+            "referers: [{{service: s, protocol: motan2, endpoints: ['127.0.0.1:7']}}]
+http_proxy: {{listen: '127.0.0.1:9', domains: [{{domain: d, locations: [{{{}}}]}}]}}",
+            with(&[("match", "/"), ("service", "s")])
+        ),
         "services[]" => {
             let needed = [("service", "s"), ("export", "'0.0.0.0:9'"), ("local", "'127.0.0.1:7'")];
             format!("services: [{{{}}}]", with(&needed))

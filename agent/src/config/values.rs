@@ -243,6 +243,41 @@ pub(crate) fn port_range(text: &str) -> Result<(u16, u16), Wrong> {
     Ok((low, high))
 }
 
+/// Where someone listens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum ListenAt {
+    /// At an address.
+    Tcp(SocketAddr),
+    /// At a unix socket.
+    Unix(PathBuf),
+}
+
+/// `IP:PORT` to listen on, or `unix:/PATH`.
+pub(crate) fn listen_at(text: &str) -> Result<ListenAt, Wrong> {
+    match text.strip_prefix("unix:") {
+        Some(path) => socket_path(path).map(ListenAt::Unix),
+        None => listen_address(text).map(ListenAt::Tcp),
+    }
+}
+
+/// `IP:PORT` to connect to, or `unix:/PATH`.
+pub(crate) fn connect_to(text: &str) -> Result<ListenAt, Wrong> {
+    match text.strip_prefix("unix:") {
+        Some(path) => socket_path(path).map(ListenAt::Unix),
+        None => endpoint_address(text).map(ListenAt::Tcp),
+    }
+}
+
+fn socket_path(text: &str) -> Result<PathBuf, Wrong> {
+    // What fits into a `sockaddr_un`, its closing zero included.
+    const LONGEST: usize = 107;
+    let path = absolute_path(text.strip_prefix("//").unwrap_or(text))?;
+    if path.as_os_str().len() > LONGEST {
+        return Err(Wrong::new("is too long for a socket", format!("write a path of at most {LONGEST} bytes")));
+    }
+    Ok(path)
+}
+
 /// `IP:PORT` to connect to.
 pub(crate) fn endpoint_address(text: &str) -> Result<SocketAddr, Wrong> {
     let address = listen_address(text)?;

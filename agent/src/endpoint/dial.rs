@@ -4,15 +4,16 @@ use std::{
     fmt, io,
     net::SocketAddr,
     os::fd::{AsFd as _, BorrowedFd},
+    path::Path,
     sync::Arc,
     time::Duration,
 };
 
-use tokio::net::{TcpSocket, TcpStream};
+use tokio::net::{TcpSocket, TcpStream, UnixStream};
 
 use crate::{
     call::{CallError, ErrorKind, Retry, Side},
-    stream::{OwnSockets, Stream},
+    stream::{self, OwnSockets, Stream},
     sys,
 };
 
@@ -28,6 +29,8 @@ pub struct DialOptions {
     pub own: OwnSockets,
     /// Shows the endpoint the callers; `None` where it sees the agent.
     pub introduce: Option<Introduce>,
+    /// The endpoint listens on this unix socket; its address only stands for it.
+    pub unix: Option<Arc<Path>>,
 }
 
 impl DialOptions {
@@ -40,7 +43,7 @@ impl DialOptions {
 
 impl Default for DialOptions {
     fn default() -> Self {
-        Self { connect_timeout: Duration::from_millis(250), own: OwnSockets::default(), introduce: None }
+        Self { connect_timeout: Duration::from_millis(250), own: OwnSockets::default(), introduce: None, unix: None }
     }
 }
 
@@ -51,6 +54,7 @@ impl fmt::Debug for DialOptions {
             .field("connect_timeout", &self.connect_timeout)
             .field("own", &self.own)
             .field("introduce", &introduce)
+            .field("unix", &self.unix)
             .finish()
     }
 }
@@ -69,6 +73,21 @@ pub async fn dial_for(
     let failed = |kind, what: &str, error: &dyn fmt::Display| {
         CallError::upstream(kind, Retry::NotSent, format!("{what} {addr}: {error}"))
     };
+    if let Some(path) = &options.unix {
+        return match tokio::time::timeout(options.connect_timeout, UnixStream::connect(path)).await {
+            Ok(Ok(io)) => {
+                Ok(stream::unix(io).map_err(|e| failed(ErrorKind::Connect, "cannot use the socket of", &e))?.into())
+            }
+            Ok(Err(error)) => {
+                let message = format!("cannot connect to unix:{}: {error}", path.display());
+                Err(CallError::upstream(ErrorKind::Connect, Retry::NotSent, message))
+            }
+            Err(_) => {
+                let message = format!("cannot connect to unix:{}: no answer in time", path.display());
+                Err(CallError::upstream(ErrorKind::ConnectTimeout, Retry::NotSent, message))
+            }
+        };
+    }
     let connect = async {
         let socket = if addr.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
         if let Some(mark) = options.own.mark {

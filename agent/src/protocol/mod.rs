@@ -1,5 +1,6 @@
 //! Protocols: a server half that turns a connection into calls, a client half that sends them.
 
+pub mod forward;
 pub mod http1;
 pub mod locations;
 pub mod motan2;

@@ -77,6 +77,11 @@ pub async fn front(name: &'static str, endpoints: &[SocketAddr], settings: Setti
     for (service, endpoints) in &settings.more {
         clusters.push(cluster(service, name, &*protocol, &config, endpoints));
     }
+    serve(protocol, name, clusters).await
+}
+
+/// Starts a listener of `protocol` in front of `clusters`, of which there must be one.
+pub async fn serve(protocol: Arc<dyn Protocol>, name: &'static str, clusters: Vec<Arc<Cluster>>) -> Front {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let addr = listener.local_addr().unwrap();
     let live = Arc::new(LiveTable::default());

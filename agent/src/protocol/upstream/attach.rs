@@ -37,7 +37,7 @@ pub(super) fn percent(text: &str, keep: &str) -> String {
 }
 
 /// The opposite of [`percent`]; sequences that are none stay as they are. Invalid UTF-8 becomes U+FFFD.
-pub(super) fn unpercent(text: &str) -> String {
+pub(in crate::protocol) fn unpercent(text: &str) -> String {
     let bytes = text.as_bytes();
     let mut out = Vec::with_capacity(bytes.len());
     let mut at = 0;

@@ -4,8 +4,8 @@
 //! The caller's half stays that of `motan2`; only the [`Connector`] of the cluster is another. It gets a
 //! Motan2 request and gives a Motan2 answer, so nothing between caller and endpoint knows the difference.
 
-mod attach;
-mod convert;
+pub(super) mod attach;
+pub(super) mod convert;
 mod grpc;
 #[cfg(test)]
 mod grpc_tests;

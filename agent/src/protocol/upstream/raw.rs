@@ -15,7 +15,6 @@ pub(in crate::protocol) struct RequestHead {
 }
 
 /// A response head.
-#[cfg(test)]
 #[derive(Debug)]
 pub(in crate::protocol) struct ResponseHead {
     pub status: StatusCode,
@@ -41,7 +40,6 @@ pub(in crate::protocol) fn request(bytes: &[u8]) -> Result<RequestHead, &'static
 }
 
 /// Reads a response head; says what is wrong with it.
-#[cfg(test)]
 pub(in crate::protocol) fn response(bytes: &[u8]) -> Result<ResponseHead, &'static str> {
     let mut lines = lines(bytes);
     let mut first = lines.next().unwrap_or_default().splitn(3, |b| *b == b' ');
@@ -56,7 +54,6 @@ pub(in crate::protocol) fn response(bytes: &[u8]) -> Result<ResponseHead, &'stat
 }
 
 /// A request head as bytes, its empty line included.
-#[cfg(test)]
 pub(in crate::protocol) fn put_request(method: &Method, target: &str, headers: &HeaderMap) -> Bytes {
     let mut out = BytesMut::with_capacity(256);
     out.put_slice(format!("{method} {target} HTTP/1.1\r\n").as_bytes());
