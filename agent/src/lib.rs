@@ -11,6 +11,7 @@ pub mod drain;
 pub mod fetch;
 pub mod kind;
 pub mod metrics;
+pub mod serialize;
 pub mod stream;
 pub mod switcher;
 pub mod sys;

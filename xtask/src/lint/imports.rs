@@ -11,7 +11,7 @@ use super::Source;
 
 /// Imported by everything; imports nothing but itself, unless the table says otherwise.
 const GROUND: &[&str] =
-    &["availability", "call", "kind", "drain", "fetch", "sys", "config", "metrics", "stream", "switcher"];
+    &["availability", "call", "kind", "drain", "fetch", "sys", "config", "metrics", "serialize", "stream", "switcher"];
 
 /// Who may import what, besides the ground. A module that is in neither list may not exist.
 const TABLE: &[(&str, &[&str])] = &[
