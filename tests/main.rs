@@ -5,6 +5,7 @@
 mod bench;
 mod capture;
 mod cli;
+mod commands;
 mod demo;
 mod docs;
 mod drain;
@@ -23,7 +24,9 @@ mod motan2;
 mod names;
 mod redirect;
 mod redirect_loss;
+mod registering;
 mod reload;
 mod semantics;
+mod snapshots;
 mod tcp;
 mod zookeeper;

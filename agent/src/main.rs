@@ -4,7 +4,7 @@ use std::{io::IsTerminal, process::ExitCode};
 
 use agent::{
     app,
-    cli::{check, commands, config, enroll, import, lists, registrations, run, stat},
+    cli::{check, commands, config, enroll, import, lists, orders, registrations, run, stat},
 };
 use clap::{Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
@@ -43,6 +43,14 @@ enum Verb {
     Release(enroll::ReleaseArgs),
     /// List names under .mesh with their addresses
     Names(lists::Args),
+    /// Send calls of a service to other groups, by a command in the registry that every client obeys
+    Switch(orders::SwitchArgs),
+    /// Have calls of a service answered at once with an error, by a command in the registry
+    Degrade(orders::DegradeArgs),
+    /// List commands in registries and what they make of services
+    Commands(orders::CommandsArgs),
+    /// Believe the registry that a service lost so many endpoints
+    Confirm(orders::ConfirmArgs),
     /// List provided services in registries; say whether callers may come
     Registrations(registrations::Args),
     /// Apply the changed configuration file as a whole or not at all
@@ -84,6 +92,10 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Verb::Enroll(args) => enroll::enroll(args),
         Verb::Release(args) => enroll::release(args),
         Verb::Names(args) => lists::names(args),
+        Verb::Switch(args) => orders::switch(args),
+        Verb::Degrade(args) => orders::degrade(args),
+        Verb::Commands(args) => orders::commands(args),
+        Verb::Confirm(args) => orders::confirm(args),
         Verb::Registrations(args) => registrations::run(args),
         Verb::Reload(args) => commands::reload(args),
         Verb::Drain(args) => commands::drain(args),

@@ -70,7 +70,8 @@ impl Asked {
     }
 }
 
-fn decoded(text: &str) -> Option<String> {
+/// Percent-encoded text as it was.
+pub(super) fn decoded(text: &str) -> Option<String> {
     let mut bytes = Vec::new();
     let mut rest = text.as_bytes();
     while let [first, tail @ ..] = rest {

@@ -18,6 +18,7 @@ use crate::{
         graphite::Target,
         prometheus::{Family, Labels, Page, Type},
     },
+    registry::Standing,
 };
 
 /// Name, type, help and labels of a family.
@@ -83,7 +84,7 @@ const METHODS: [(Head, PerMethod); 6] = [
 ];
 
 /// By service, whatever its filters.
-const SERVICES: [(Head, PerService); 3] = [
+const SERVICES: [(Head, PerService); 4] = [
     (
         (
             "sockmesh_service_calls_total",
@@ -115,6 +116,15 @@ const SERVICES: [(Head, PerService); 3] = [
         |family, labels, handles, cluster| {
             family.sample(labels, u8::from(handles.stale.get(&cluster.info.key).is_some()));
         },
+    ),
+    (
+        (
+            "sockmesh_service_degraded",
+            Type::Gauge,
+            "1 while a command has its calls answered at once with an error.",
+            CLUSTER,
+        ),
+        |family, labels, _, cluster| family.sample(labels, u8::from(cluster.steering().degraded.is_some())),
     ),
 ];
 
@@ -195,6 +205,20 @@ const SELF_TEST: Head = (
     Type::Gauge,
     "1 where redirected sockets do as TCP's, 0 where not; by check of the self-test.",
     "check, consequence",
+);
+const HELD: Head = (
+    "sockmesh_endpoints_held",
+    Type::Gauge,
+    "Endpoints that a registry lists no more and that are kept until that is confirmed.",
+    "service, group, registry",
+);
+const SNAPSHOTS: Head =
+    ("sockmesh_snapshot_files_total", Type::Counter, "Writes of snapshot files, by outcome.", "outcome");
+const REGISTERED: Head = (
+    "sockmesh_registered",
+    Type::Gauge,
+    "1 while a registry holds the service as it shall, 0 while it does not.",
+    "service, group, registry, address",
 );
 const LOG_LINES: Head = ("sockmesh_access_log_lines_total", Type::Counter, "Access log lines written.", "");
 const LOG_DROPPED: Head = (
@@ -432,6 +456,23 @@ fn agent(page: &mut Page, handles: &Handles) {
         gauge(page, LOG_LINES, log.written());
         gauge(page, LOG_DROPPED, log.dropped());
     }
+    let mut family = head(page, HELD);
+    for held in handles.guards.held() {
+        let labels = Labels::default().with("service", &held.service.service).with("group", &held.service.group);
+        family.sample(&labels.with("registry", &held.registry), held.holding.kept);
+    }
+    if let Some(store) = handles.guards.store() {
+        let (state, mut family) = (store.state(), head(page, SNAPSHOTS));
+        family.sample(&Labels::default().with("outcome", "written"), state.written);
+        family.sample(&Labels::default().with("outcome", "failed"), state.failed);
+    }
+    let mut family = head(page, REGISTERED);
+    for one in handles.registrations.load().iter() {
+        let key = &one.provided.key;
+        let labels = Labels::default().with("service", &key.service).with("group", &key.group);
+        let labels = labels.with("registry", &one.registry).with("address", &one.provided.instance.address);
+        family.sample(&labels, u8::from(!matches!(*one.standing.borrow(), Standing::Pending(_))));
+    }
     gauge(page, READY, u8::from(*handles.ready.borrow()));
     gauge(page, GENERATION, handles.config.load().generation);
     gauge(page, UPTIME, handles.started.elapsed().as_secs_f64());
@@ -484,6 +525,9 @@ pub(super) fn heads() -> Vec<Head> {
         CAPTURE,
         CAPTURE_INFO,
         SELF_TEST,
+        HELD,
+        SNAPSHOTS,
+        REGISTERED,
         LOG_LINES,
         LOG_DROPPED,
         READY,

@@ -2,6 +2,7 @@
 
 mod enrolled;
 mod export;
+mod orders;
 pub mod process;
 mod registered;
 mod routes;
@@ -31,7 +32,7 @@ use crate::{
     config::{Series, Who},
     metrics::{AccessLogWriter, AgentCounters, LiveTable, RowBudget, graphite::Target},
     names::Names,
-    registry::{Guards, Provided, Standing},
+    registry::{Guards, Provided, Registry, Standing},
 };
 
 /// Everything the API may look at, and the few commands it passes on. Given by `app`.
@@ -72,6 +73,8 @@ pub struct Handles {
     pub names: Arc<Names>,
     /// Keep lists of endpoints from going empty.
     pub guards: Guards,
+    /// Clusters with the registries that command them. Swapped by a reload.
+    pub steered: Arc<ArcSwap<Vec<Arc<Steered>>>>,
     /// Whether callers from elsewhere may come.
     pub availability: Availability,
     /// What is registered where.
@@ -82,6 +85,16 @@ pub struct Handles {
     pub rows: Arc<RowBudget>,
     /// How many series there may be.
     pub series: Arc<ArcSwap<Series>>,
+}
+
+/// A cluster and who commands it.
+pub struct Steered {
+    /// The cluster.
+    pub cluster: Arc<Cluster>,
+    /// Its registries by name, in their order.
+    pub registries: Vec<(String, Arc<dyn Registry>)>,
+    /// Application whose agents are commanded together.
+    pub application: String,
 }
 
 /// One provided service in one registry.

@@ -13,14 +13,16 @@ use http::{
 };
 use http_body::Body;
 use http_body_util::{BodyExt, Full, Limited};
+use model::command::Kind;
 use parking_lot::Mutex;
 use serde::Serialize;
 use tokio::sync::{mpsc::error::TrySendError, oneshot};
 
 use super::{
-    Command, Handles,
+    Command, Handles, Steered,
     enrolled::{self, Asked},
     export,
+    orders::{self, Orders},
     process::Process,
     registered, stat, view,
 };
@@ -46,11 +48,19 @@ pub(super) const ROUTES: &[(Method, &str, &str)] = &[
     (Method::GET, "/registrations", "provided services in registries, and whether callers may come"),
     (Method::GET, "/config", "the configuration in use and how connections are captured"),
     (Method::GET, "/version", "version of the running agent"),
+    (Method::GET, "/commands", "commands in registries, and what they make of services"),
     (Method::POST, "/reload", "applies the configuration file as it is now, as a whole or not at all"),
     (Method::POST, "/enroll", "enrolls `?what=`, with `&confirm_within=` for a time unless confirmed"),
     (Method::POST, "/confirm", "confirms `?what=`, or all that wait for it"),
     (Method::POST, "/release", "enrolls `?what=` no more"),
     (Method::POST, "/availability", "turns registrations `?to=available` or `?to=unavailable`"),
+    (
+        Method::POST,
+        "/switch",
+        "writes `?service=`'s `&groups=a:80,b:20` into its registry; `&for=10m`, `&end`, `&dry_run`",
+    ),
+    (Method::POST, "/degrade", "has calls of `?service=` answered at once with an error; `&for=10m`, `&end`"),
+    (Method::POST, "/endpoints/confirm", "believes the registry that `?service=` lost so many endpoints"),
     (Method::POST, "/drain", "stops gracefully"),
 ];
 
@@ -60,11 +70,12 @@ pub(super) struct Api {
     at: SocketAddr,
     windows: Mutex<Windows>,
     process: Process,
+    orders: Arc<Orders>,
 }
 
 impl Api {
     pub(super) fn new(handles: Arc<Handles>, at: SocketAddr) -> Self {
-        Self { handles, at, windows: Mutex::default(), process: Process::new() }
+        Self { handles, at, windows: Mutex::default(), process: Process::new(), orders: Arc::default() }
     }
 
     /// Moves the windows on.
@@ -151,6 +162,12 @@ impl Api {
                 Ok(said) => done(&said),
                 Err(wrong) => error(StatusCode::BAD_REQUEST, wrong),
             },
+            "/commands" => json(StatusCode::OK, &self.orders.page(handles).await),
+            "/switch" | "/degrade" => self.order(path, query).await,
+            "/endpoints/confirm" => match orders::Asked::read(query) {
+                Ok(asked) => done(&asked.confirm(handles)),
+                Err(wrong) => error(StatusCode::BAD_REQUEST, wrong),
+            },
             "/enrolled" => json(StatusCode::OK, &enrolled::page(handles)),
             "/reload" => self.told(Command::Reload).await,
             "/enroll" | "/confirm" | "/release" => self.enroll(path, query).await,
@@ -167,6 +184,22 @@ impl Api {
             TrySendError::Full(_) => Some(error(StatusCode::CONFLICT, "other commands are under way: ask again")),
             TrySendError::Closed(_) => Some(error(StatusCode::SERVICE_UNAVAILABLE, "the agent is stopping")),
         }
+    }
+
+    async fn order(&self, path: &str, query: Option<&str>) -> Answer {
+        let asked = match orders::Asked::read(query) {
+            Ok(asked) => asked,
+            Err(wrong) => return error(StatusCode::BAD_REQUEST, wrong),
+        };
+        let handles = &*self.handles;
+        let done_so = if asked.is_dry() && path == "/switch" {
+            let rates = |steered: &Steered| stat::rates(&self.windows.lock(), &steered.cluster);
+            Orders::preview(handles, &asked, rates).await.map(|preview| json(StatusCode::OK, &preview))
+        } else {
+            let kind = if path == "/switch" { Kind::Traffic } else { Kind::Degrade };
+            self.orders.give(handles, &asked, kind).await.map(|said| done(&said))
+        };
+        done_so.unwrap_or_else(|wrong| error(StatusCode::UNPROCESSABLE_ENTITY, wrong))
     }
 
     async fn enroll(&self, path: &str, query: Option<&str>) -> Answer {

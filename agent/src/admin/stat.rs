@@ -1,6 +1,7 @@
 //! From the running parts to what operators see of services and endpoints.
 
 use std::{
+    collections::HashMap,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     sync::{Arc, atomic::Ordering::Relaxed},
     time::{Duration, UNIX_EPOCH},
@@ -242,4 +243,13 @@ pub(super) fn config(handles: &Handles) -> view::Config {
         capture: handles.capture.name().to_owned(),
         capture_reason: handles.capture_reason.clone(),
     }
+}
+
+/// Calls per second of a cluster, and attempts per second of its endpoints by address and group.
+pub(super) fn rates(windows: &Windows, cluster: &Cluster) -> (f64, HashMap<(String, String), f64>) {
+    let rate = |stats: Arc<dyn Counted>| windows.lately(&stats).rate;
+    let set = cluster.endpoints();
+    let rows = set.endpoints.iter();
+    let rows = rows.map(|e| ((e.addr.to_string(), e.group.to_string()), rate(e.stats.clone())));
+    (rate(cluster.info.stats.clone()), rows.collect())
 }

@@ -99,6 +99,7 @@ async fn bench(clusters: Vec<Arc<Cluster>>) -> Bench {
         access_log: None,
         names: Arc::default(),
         guards: Guards::default(),
+        steered: Arc::default(),
         availability: Availability::default(),
         registrations: Arc::default(),
         graphite: Arc::default(),

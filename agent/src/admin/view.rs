@@ -360,3 +360,110 @@ pub struct Registration {
     /// Why it is pending.
     pub why: Option<String>,
 }
+
+/// `GET /commands`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Commands {
+    /// What stands in registries.
+    pub texts: Vec<CommandText>,
+    /// What holds for services that local programs call.
+    pub services: Vec<SteeredService>,
+    /// What this agent undoes later.
+    pub undo: Vec<Undo>,
+}
+
+/// The commands of one scope in one registry.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct CommandText {
+    /// Name of the registry in the configuration.
+    pub registry: String,
+    /// `group NAME` or `application NAME`.
+    pub scope: String,
+    /// As it is written; `null` when there is none.
+    pub text: Option<String>,
+    /// Why it may be old.
+    pub stale: Option<String>,
+    /// In the order in which they are tried.
+    pub commands: Vec<Command>,
+    /// What is left out and why.
+    pub troubles: Vec<String>,
+}
+
+/// One command.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Command {
+    /// The lowest that matches wins.
+    pub index: Option<i64>,
+    /// 0 traffic, 1 degrade, 2 switchers.
+    pub kind: u8,
+    /// Which services it is about.
+    pub pattern: String,
+    /// Groups, each possibly with `:WEIGHT`.
+    pub groups: Vec<String>,
+    /// Rules by address.
+    pub routes: Vec<String>,
+    /// Switchers as `NAME:VALUE`.
+    pub switchers: Vec<String>,
+    /// For people.
+    pub remark: String,
+}
+
+/// What commands make of one service.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct SteeredService {
+    /// Its name.
+    pub service: String,
+    /// Its own group.
+    pub group: String,
+    /// Protocol towards endpoints.
+    pub protocol: String,
+    /// The command in force; `null` when there is none.
+    pub by: Option<String>,
+    /// Groups in use; the own one when empty.
+    pub groups: Vec<String>,
+    /// Why its calls are answered at once with an error.
+    pub degraded: Option<String>,
+    /// What is ordered and not done.
+    pub troubles: Vec<String>,
+}
+
+/// A command that is undone later.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Undo {
+    /// `group NAME`.
+    pub scope: String,
+    /// Which service it is about.
+    pub service: String,
+    /// 0 traffic, 1 degrade.
+    pub kind: u8,
+    /// Time left.
+    pub in_seconds: f64,
+}
+
+/// `POST /switch?dry_run`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Preview {
+    /// The service.
+    pub service: String,
+    /// Its calls per second through this agent now.
+    pub rate: f64,
+    /// Endpoints of now and then.
+    pub rows: Vec<PreviewRow>,
+    /// What is odd.
+    pub notes: Vec<String>,
+}
+
+/// What one endpoint gets and would get.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct PreviewRow {
+    /// Its group.
+    pub group: String,
+    /// Where it listens.
+    pub address: String,
+    /// Attempts per second now.
+    pub rate_now: f64,
+    /// Calls per second then.
+    pub rate_then: f64,
+    /// Share of all calls then, 0 to 1.
+    pub share: f64,
+}

@@ -20,6 +20,7 @@ use super::{
 };
 use crate::{
     accept::Target,
+    admin::Steered,
     call::Text,
     capture::balance::Straight,
     cluster::{Cluster, Parts},
@@ -49,6 +50,8 @@ pub(super) struct Mesh {
     pub(super) inbound: Arc<ArcSwap<Routes>>,
     /// All clusters in the order of the file, for admin.
     pub(super) view: Arc<ArcSwap<Vec<Arc<Cluster>>>>,
+    /// Clusters with the registries that command them, for admin.
+    pub(super) steered: Arc<ArcSwap<Vec<Arc<Steered>>>>,
     /// What those who follow registries share.
     pub(super) followed: Shared,
     serving: Serving,
@@ -104,6 +107,7 @@ impl Mesh {
             captured,
             inbound: Arc::default(),
             view: Arc::default(),
+            steered: Arc::default(),
             followed,
             serving,
             cx,
@@ -207,6 +211,17 @@ impl Mesh {
         self.clusters = clusters;
         self.straight = plan.straight;
         self.registries = prepared.registries;
+        let commanded = plan.clusters.iter().filter(|wanted| !wanted.source.registries.is_empty());
+        let steered = commanded.map(|wanted| {
+            let names = wanted.source.registries.iter();
+            let registries = names.filter_map(|name| Some((name.clone(), self.registries.get(name)?.1.clone())));
+            Arc::new(Steered {
+                cluster: self.clusters[&wanted.id].cluster.clone(),
+                registries: registries.collect(),
+                application: self.cx.application.to_string(),
+            })
+        });
+        self.steered.store(Arc::new(steered.collect()));
         self.view.store(Arc::new(view));
 
         let mut old_routes = std::mem::take(&mut self.routes);

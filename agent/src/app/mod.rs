@@ -259,6 +259,7 @@ impl App {
             clusters: mesh.view.clone(),
             stale: followed.stale.clone(),
             guards: followed.guards.clone(),
+            steered: mesh.steered.clone(),
             live,
             capture: chosen.capture.clone(),
             enrolled: enrolled.clone(),

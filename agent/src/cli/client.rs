@@ -44,6 +44,11 @@ impl Client {
         Ok(done.done)
     }
 
+    /// Gives a command and returns what it says, as text and as what it is.
+    pub(super) async fn post_for<T: DeserializeOwned>(&self, path: &str) -> anyhow::Result<(String, T)> {
+        self.ask(Method::POST, path).await
+    }
+
     async fn ask<T: DeserializeOwned>(&self, method: Method, path: &str) -> anyhow::Result<(String, T)> {
         let at = self.at;
         let connected = timeout(CONNECT_TIMEOUT, TcpStream::connect(at)).await;

@@ -46,7 +46,8 @@ pub struct ReleaseArgs {
     pub target: Target,
 }
 
-fn time(text: &str) -> Result<Duration, String> {
+/// A time that is not none.
+pub(super) fn time(text: &str) -> Result<Duration, String> {
     match config::duration(text) {
         Ok(time) if !time.is_zero() => Ok(time),
         Ok(_) => Err("no time at all; write one like 60s".to_owned()),
@@ -93,7 +94,7 @@ pub fn release(args: &ReleaseArgs) -> anyhow::Result<ExitCode> {
 }
 
 /// Percent-encoded, all but what is safe anywhere in a query.
-fn encoded(text: &str) -> String {
+pub(super) fn encoded(text: &str) -> String {
     text.bytes().fold(String::new(), |mut out, byte| {
         match byte {
             b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'/' | b'-' | b'_' | b'.' | b':' => out.push(byte.into()),

@@ -6,6 +6,7 @@ pub mod config;
 pub mod enroll;
 pub mod import;
 pub mod lists;
+pub mod orders;
 pub mod registrations;
 pub mod run;
 pub mod stat;

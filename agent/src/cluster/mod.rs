@@ -1,6 +1,7 @@
 //! One service as its callers see it: filters, HA, balancing, endpoints and timeouts, swapped as one.
 
 mod end;
+mod preview;
 mod steering;
 #[cfg(test)]
 mod tests;
@@ -16,7 +17,7 @@ use arc_swap::ArcSwap;
 use model::Snapshot;
 
 use self::end::End;
-pub use self::steering::Steering;
+pub use self::{preview::Load, steering::Steering};
 use crate::{
     call::{Call, CallError, ErrorKind, Request, Response, Text},
     config,

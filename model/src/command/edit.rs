@@ -13,17 +13,30 @@ pub enum Order {
     Degrade,
 }
 
-/// `text` with `order` for `service` in it, so that it is the one that holds; `remark` is for people.
+impl Order {
+    /// The kind of its command.
+    pub const fn kind(&self) -> Kind {
+        match self {
+            Self::Groups(_) => Kind::Traffic,
+            Self::Degrade => Kind::Degrade,
+        }
+    }
+}
+
+/// `text` with `order` for `service` in it, so that it is the one that holds, and the commands of the same kind
+/// for exactly this service that it replaces; `remark` is for people.
 ///
 /// # Errors
 /// `text` is no list of commands, or another command would go first.
-pub fn with_order(text: Option<&str>, service: &str, order: &Order, remark: &str) -> Result<String, String> {
-    let mut list = entries(text)?;
-    let kind = match order {
-        Order::Groups(_) => Kind::Traffic,
-        Order::Degrade => Kind::Degrade,
-    };
-    list.retain(|entry| !is_for(entry, service, kind));
+pub fn with_order(
+    text: Option<&str>,
+    service: &str,
+    order: &Order,
+    remark: &str,
+) -> Result<(String, Vec<Value>), String> {
+    let kind = order.kind();
+    let (former, mut list): (Vec<_>, Vec<_>) =
+        entries(text)?.into_iter().partition(|entry| is_for(entry, service, kind));
     // The lowest index wins, and one that is missing is lower than any.
     let mut index = 1;
     for entry in list.iter().filter(|entry| kind == Kind::Traffic && matches(entry, service)) {
@@ -49,11 +62,11 @@ pub fn with_order(text: Option<&str>, service: &str, order: &Order, remark: &str
         "routeRules": [],
         "remark": remark,
     }));
-    Ok(written(list))
+    Ok((written(list), former))
 }
 
 /// `text` without the commands of this kind that name exactly `service`; `None` when there were none. With
-/// `remark`, only those that carry it.
+/// `remark`, only those that carry it. `instead` takes their place.
 ///
 /// # Errors
 /// `text` is no list of commands.
@@ -62,11 +75,16 @@ pub fn without_order(
     service: &str,
     kind: Kind,
     remark: Option<&str>,
+    instead: &[Value],
 ) -> Result<Option<String>, String> {
     let mut list = entries(text)?;
     let before = list.len();
     list.retain(|entry| !is_for(entry, service, kind) || remark.is_some_and(|r| entry["remark"] != r));
-    Ok((list.len() < before).then(|| written(list)))
+    if list.len() == before {
+        return Ok(None);
+    }
+    list.extend_from_slice(instead);
+    Ok(Some(written(list)))
 }
 
 fn entries(text: Option<&str>) -> Result<Vec<Value>, String> {
@@ -107,22 +125,26 @@ mod tests {
     #[test]
     fn an_order_goes_first_and_leaves_the_others_alone() {
         let order = Order::Groups(vec!["a:80".into(), "b:20".into()]);
-        let text = with_order(None, "s.Echo", &order, "me").unwrap();
-        assert_eq!(groups(&text), "a:80 b:20");
+        let (text, former) = with_order(None, "s.Echo", &order, "me").unwrap();
+        assert_eq!((groups(&text).as_str(), former.len()), ("a:80 b:20", 0));
         let other = r#"{"clientCommandList":[{"index":1,"pattern":"s.*","mergeGroups":["c"],"more":7}]}"#;
-        let text = with_order(Some(other), "s.Echo", &order, "me").unwrap();
+        let (text, _) = with_order(Some(other), "s.Echo", &order, "me").unwrap();
         assert_eq!(groups(&text), "a:80 b:20");
         assert!(text.contains(r#""more":7"#), "{text}");
         // Again: replaced, not added.
-        let again = with_order(Some(&text), "s.Echo", &Order::Groups(vec!["d".into()]), "me").unwrap();
-        assert_eq!((groups(&again).as_str(), again.matches("s.Echo").count()), ("d", 1));
-        let gone = without_order(Some(&again), "s.Echo", Kind::Traffic, None).unwrap().unwrap();
+        let (again, former) = with_order(Some(&text), "s.Echo", &Order::Groups(vec!["d".into()]), "me2").unwrap();
+        assert_eq!((groups(&again).as_str(), again.matches("s.Echo").count(), former.len()), ("d", 1, 1));
+        let without = |text: &str, kind, remark, instead: &[Value]| {
+            without_order(Some(text), "s.Echo", kind, remark, instead).unwrap()
+        };
+        let gone = without(&again, Kind::Traffic, None, &[]).unwrap();
         assert_eq!(groups(&gone), "c");
-        assert_eq!(without_order(Some(&gone), "s.Echo", Kind::Traffic, None), Ok(None));
-        assert_eq!(without_order(Some(&again), "s.Echo", Kind::Traffic, Some("you")), Ok(None));
-        let only = with_order(None, "s.Echo", &Order::Degrade, "me").unwrap();
+        assert_eq!(without(&gone, Kind::Traffic, None, &former), None);
+        assert_eq!(without(&again, Kind::Traffic, Some("you"), &former), None);
+        assert_eq!(groups(&without(&again, Kind::Traffic, Some("me2"), &former).unwrap()), "a:80 b:20");
+        let (only, _) = with_order(None, "s.Echo", &Order::Degrade, "me").unwrap();
         assert!(Commands::parse(&only).unwrap().degrade("s.Echo").is_some());
-        let none = without_order(Some(&only), "s.Echo", Kind::Degrade, Some("me")).unwrap().unwrap();
+        let none = without(&only, Kind::Degrade, Some("me"), &[]).unwrap();
         assert_eq!(none, r#"{"clientCommandList":[]}"#, "the form that every client reads as none");
     }
 
@@ -133,7 +155,7 @@ mod tests {
         assert!(told("nonsense").contains("not JSON"));
         assert!(told("[]").contains("no list"));
         assert!(told(r#"{"clientCommandList":[{"pattern":"*"}]}"#).contains("has no index"));
-        assert_eq!(groups(&with_order(Some("{}"), "s.Echo", &order, "").unwrap()), "a");
-        assert_eq!(groups(&with_order(Some(" "), "s.Echo", &order, "").unwrap()), "a");
+        assert_eq!(groups(&with_order(Some("{}"), "s.Echo", &order, "").unwrap().0), "a");
+        assert_eq!(groups(&with_order(Some(" "), "s.Echo", &order, "").unwrap().0), "a");
     }
 }

@@ -1,0 +1,80 @@
+//! What would be: endpoints and shares that are not in force, tried with the code that picks.
+
+use std::{
+    collections::VecDeque,
+    net::SocketAddr,
+    sync::{Arc, atomic::Ordering::Relaxed},
+    time::Duration,
+};
+
+use model::{Instance, command::GroupShare};
+
+use super::{Cluster, Steering};
+use crate::{
+    call::Text,
+    config,
+    endpoint::{DialOptions, Endpoint},
+    lb::{self, EndpointSet},
+};
+
+/// What one endpoint would get.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Load {
+    /// Where it listens.
+    pub addr: SocketAddr,
+    /// Its group.
+    pub group: Text,
+    /// Its share of all calls, 0 to 1.
+    pub share: f64,
+}
+
+impl Cluster {
+    /// The share of calls that each of `instances` would get if they and `groups` were in force: the balancer in
+    /// use picks `picks` times among copies of the endpoints, which have the latency and the standing that this
+    /// cluster knows of them, and as many calls in flight as it has now. Nothing in force is touched.
+    pub fn preview(&self, instances: &[Instance], groups: &[GroupShare], picks: usize) -> Vec<Load> {
+        let now = self.endpoints();
+        let endpoints: Vec<_> = instances.iter().filter_map(|i| self.copy(i, &now)).map(Arc::new).collect();
+        let steering = Steering { groups: groups.to_vec(), ..Steering::default() };
+        let picker = match steering.shares() {
+            Some(shares) => lb::grouped(&*self.lb, &endpoints, &shares),
+            None => self.lb.picker(&endpoints),
+        };
+        let set = EndpointSet { revision: 0, endpoints, picker };
+        let busy = now.endpoints.iter().map(|e| e.in_flight() as usize).sum::<usize>().clamp(1, 10_000);
+        let mut counts = vec![0usize; set.endpoints.len()];
+        let mut flying = VecDeque::with_capacity(busy);
+        for _ in 0..picks {
+            let Some(index) = set.pick(&[], self.config.max_in_flight, Some(fastrand::u64(..))) else { break };
+            counts[index] += 1;
+            set.endpoints[index].stats.in_flight.fetch_add(1, Relaxed);
+            flying.push_back(index);
+            if flying.len() > busy
+                && let Some(landed) = flying.pop_front()
+            {
+                set.endpoints[landed].stats.in_flight.fetch_sub(1, Relaxed);
+            }
+        }
+        let total = counts.iter().sum::<usize>().max(1) as f64;
+        let loads = set.endpoints.iter().zip(counts);
+        loads.map(|(e, n)| Load { addr: e.addr, group: e.group.clone(), share: n as f64 / total }).collect()
+    }
+
+    fn copy(&self, instance: &Instance, now: &EndpointSet) -> Option<Endpoint> {
+        let addr = instance.address.parse().ok()?;
+        let group = if instance.group.is_empty() { &self.info.key.group } else { &instance.group };
+        let eject = config::Eject { connect_failures: 1, ..self.config.eject.clone() };
+        let mut copy = Endpoint::new(addr, group.as_str().into(), instance.weight, eject, DialOptions::default());
+        copy.describe(instance);
+        if let Some(known) = now.endpoints.iter().find(|e| e.addr == addr && *e.group == *group.as_str()) {
+            let expected = known.stats.ewma.expected_ns();
+            if expected > 0 {
+                copy.stats.ewma.observe(Duration::from_nanos(expected));
+            }
+            if !known.is_available() {
+                copy.health.connect_failed();
+            }
+        }
+        Some(copy)
+    }
+}
