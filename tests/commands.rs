@@ -20,7 +20,7 @@ struct World {
 
 impl World {
     fn http(more: &str) -> Self {
-        Self::new("http", more, |name| Backend::named(name))
+        Self::new("http", more, Backend::named)
     }
 
     fn motan(more: &str) -> Self {
