@@ -10,6 +10,7 @@ mod demo;
 mod docs;
 mod drain;
 mod enroll;
+mod etcd;
 mod graphite;
 mod ha;
 mod http;

@@ -1,16 +1,16 @@
 //! A real ZooKeeper as registry: what is in it reaches callers, and what happens to it does not.
 
-use std::{
-    net::SocketAddr,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst},
-    },
-    thread::{self, JoinHandle},
-};
+use std::{net::SocketAddr, path::Path, sync::Arc};
 
+use ::agent::{
+    config::Config,
+    kind::{self, BuildCx},
+    registry::{KINDS, Registry, Scope},
+};
 use host::{
-    Agent, Backend, Need, Net, http, lacks,
+    Agent, Backend, Need, Net,
+    caller::{Caller, answering, call},
+    lacks,
     net::free_addr,
     program::{Place, Server},
     until,
@@ -45,17 +45,9 @@ impl World {
         Client::open(self.server.addr())
     }
 
-    /// Who answers, as many times as it takes to meet everybody.
-    fn answering(&self) -> Vec<String> {
-        let mut names: Vec<_> = (0..12).map(|_| call(self.to)).collect();
-        names.sort();
-        names.dedup();
-        names
-    }
-
     #[track_caller]
     fn answers(&self, names: &[&str]) {
-        until(&format!("{names:?} answer"), || self.answering() == names);
+        until(&format!("{names:?} answer"), || answering(self.to) == names);
     }
 
     fn stale(&self) -> f64 {
@@ -73,15 +65,6 @@ referers:
     ))
 }
 
-/// The name of who answers, or what went wrong.
-fn call(to: SocketAddr) -> String {
-    match http::get(to, "/") {
-        Ok(answer) if answer.status() == 200 => answer.text(),
-        Ok(answer) => answer.status().to_string(),
-        Err(e) => e.to_string(),
-    }
-}
-
 fn java_url(of: &Backend) -> Vec<u8> {
     java_string(&format!(
         "http://{}/{SERVICE}?module=bars&nodeType=service&version=1.0&group=bars&export=http%3A1&x=a+b%26c&",
@@ -91,46 +74,6 @@ fn java_url(of: &Backend) -> Vec<u8> {
 
 fn node(of: &Backend) -> String {
     format!("{FOLDER}/{}", of.addr())
-}
-
-/// Calls one after the other for as long as it lives.
-struct Caller {
-    stop: Arc<AtomicBool>,
-    good: Arc<AtomicUsize>,
-    thread: Option<JoinHandle<Vec<String>>>,
-}
-
-impl Caller {
-    fn start(to: SocketAddr) -> Self {
-        let (stop, good) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
-        let (over, count) = (stop.clone(), good.clone());
-        let thread = thread::spawn(move || {
-            let mut bad = Vec::new();
-            while !over.load(SeqCst) {
-                match call(to) {
-                    name if name.len() == 1 => drop(count.fetch_add(1, SeqCst)),
-                    wrong => bad.push(wrong),
-                }
-            }
-            bad
-        });
-        Self { stop, good, thread: Some(thread) }
-    }
-
-    /// Waits for some more good calls.
-    #[track_caller]
-    fn goes_on(&self) {
-        let before = self.good.load(SeqCst);
-        until("calls go on", || self.good.load(SeqCst) > before + 20);
-    }
-
-    /// Ends it; none of its calls may have failed.
-    #[track_caller]
-    fn all_good(mut self) {
-        self.stop.store(true, SeqCst);
-        let bad = self.thread.take().unwrap().join().unwrap();
-        assert!(bad.is_empty(), "{} calls failed: {:?}", bad.len(), &bad[..bad.len().min(3)]);
-    }
 }
 
 #[test]
@@ -244,7 +187,7 @@ fn zookeeper_killed_frozen_and_emptied_costs_no_call() {
     again_empty(&mut world.server);
     caller.goes_on();
     world.client().create(&node(&d), &java_url(&d));
-    until("the new list is taken", || world.answering().contains(&"d".to_owned()));
+    until("the new list is taken", || answering(world.to).contains(&"d".to_owned()));
     caller.all_good();
 }
 
@@ -330,4 +273,174 @@ fn zookeeper_with_a_hundred_thousand_nodes_is_read_whole() {
     client.delete(&node(&a));
     world.answers(&["b"]);
     assert_eq!(world.stale(), 0.0);
+}
+
+/// One command: `pattern` goes to `groups`.
+fn command(pattern: &str, groups: &str) -> String {
+    format!(
+        r#"{{"clientCommandList":[{{"index":1,"version":"1.0","dc":"","commandType":0,"pattern":"{pattern}","mergeGroups":["{groups}"],"routeRules":[],"remark":"x"}}]}}"#
+    )
+}
+
+#[test]
+fn zookeeper_commands_move_traffic_and_their_end_is_obeyed() {
+    if lacks(NEEDS) {
+        return;
+    }
+    let world = World::new();
+    let mut client = world.client();
+    let [a, b] = ["a", "b"].map(Backend::named);
+    client.create(&node(&a), &java_url(&a));
+    client.create(&node(&b).replace("/bars/", "/bars-b/"), &java_url(&b));
+    world.answers(&["a"]);
+    let caller = Caller::start(world.to);
+    let at = "/motan/bars/command";
+    let (to_b, to_a) = (command("bars.*", "bars-b:1"), command("bars.*", "bars"));
+    client.create(at, &java_string(&to_b));
+    world.answers(&["b"]);
+    client.delete(at);
+    world.answers(&["a"]);
+    client.create(at, to_b.as_bytes());
+    world.answers(&["b"]);
+    client.set(at, b"");
+    world.answers(&["a"]);
+    // Neither form: ignored as a whole.
+    client.set(at, b"\xff\xfe\0");
+    client.set(at, &vec![b'x'; 10 << 20]);
+    world.answers(&["a"]);
+    // As many as they come, and the last one counts.
+    for _ in 0..500 {
+        client.set(at, &java_string(&to_a));
+        client.set(at, &java_string(&to_b));
+    }
+    world.answers(&["b"]);
+    // The agents of an application go before.
+    client.create("/motan/agent/bars-client/command", &java_string(&to_a));
+    world.answers(&["a"]);
+    caller.all_good();
+}
+
+fn registry(more: &str) -> Arc<dyn Registry> {
+    let config =
+        Config::parse(&format!("services: []\nregistries: {{r: {{kind: zookeeper, {more}}}}}"), Path::new("/"));
+    let wanted = &config.unwrap().registries["r"];
+    kind::build("registry", KINDS, &wanted.kind, &wanted.options, &BuildCx::default()).unwrap()
+}
+
+#[test]
+fn zookeeper_commands_are_written_over_nothing_but_what_was_seen() {
+    if lacks(NEEDS) {
+        return;
+    }
+    let server = zookeeper::zookeeper(&Place::default());
+    let mut client = Client::open(server.addr());
+    let scope = Scope::Group("bars".into());
+    let at = "/motan/bars/command";
+    tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap().block_on(async {
+        let java = registry(&format!("address: '{}', session_timeout: 2s", server.addr()));
+        java.write_commands(&scope, None, "one").await.unwrap();
+        assert_eq!(client.get(at).unwrap().data, java_string("one"));
+        assert_eq!(client.get(at).unwrap().owner, 0, "it stays");
+        let refused = java.write_commands(&scope, None, "two").await.unwrap_err();
+        assert!(format!("{refused:#}").contains("changed meanwhile: one"), "{refused:#}");
+        java.write_commands(&scope, Some("one"), "two").await.unwrap();
+        assert_eq!((client.get(at).unwrap().data, client.get(at).unwrap().version), (java_string("two"), 1));
+        let mut followed = java.commands(&scope).unwrap();
+        let heard = followed.wait_for(|c| c.revision > 0).await.unwrap().clone();
+        assert_eq!((heard.text.as_deref(), heard.stale.as_deref()), (Some("two"), None));
+        client.delete(at);
+        followed.wait_for(|c| c.text.is_none()).await.unwrap();
+
+        let plain = registry(&format!("address: '{}', encoding: plain, chroot: /x", server.addr()));
+        plain.write_commands(&scope, Some(""), "three").await.unwrap();
+        assert_eq!(client.get("/x/motan/bars/command").unwrap().data, b"three");
+        drop((java, plain, followed));
+    });
+    // Sessions end with their last user.
+    until("no session is left but ours", || {
+        word(server.addr(), "cons").is_ok_and(|said| said.matches("sid=0x").count() == 1)
+    });
+}
+
+#[test]
+fn zookeeper_registrations_outlive_everything_but_the_agent() {
+    if lacks(NEEDS) {
+        return;
+    }
+    let mut server = zookeeper::zookeeper(&Place::default());
+    let (export, backend) = (free_addr(), Backend::named("a"));
+    let (on, off) = (format!("{FOLDER}/{export}"), format!("/motan/bars/bars.BarService/unavailableServer/{export}"));
+    // What a killed agent left, whose session still lasts.
+    let mut former = Client::open(server.addr());
+    former.create_ephemeral(&on, b"former");
+    former.create_ephemeral(&off, b"former");
+    let mut agent = Agent::start(&format!(
+        "application: bars-server
+registries: {{zk: {{kind: zookeeper, address: ['127.0.0.1:1', '{}'], session_timeout: 1s}}}}
+services:
+  - {{service: {SERVICE}, group: bars, protocol: http, export: {export}, local: {}, registry: zk, weight: 20}}
+",
+        server.addr(),
+        backend.addr()
+    ));
+    let mut client = Client::open(server.addr());
+    let text = format!(
+        "http://{export}/{SERVICE}?META_WEIGHT=20&application=bars-server&group=bars&nodeType=service&version=1.0&"
+    );
+    let is = |client: &mut Client, on: &str, off: &str| {
+        client.get(on).is_some_and(|n| n.owner != 0 && n.data == java_string(&text)) && client.get(off).is_none()
+    };
+    until("it is registered", || is(&mut client, &on, &off));
+    assert_ne!(client.get(&on).unwrap().owner, former.session);
+    assert_eq!(call(export), "a");
+    let shown = cli(server.addr(), &["get", &on]);
+    assert!(shown.contains(&text), "{shown}");
+    drop(former);
+
+    agent_says(&agent, "unavailable");
+    until("it is taken out", || is(&mut client, &off, &on));
+    agent_says(&agent, "available");
+    until("it is back", || is(&mut client, &on, &off));
+
+    client.delete(&on);
+    until("it is made again", || is(&mut client, &on, &off));
+
+    // Somebody takes the address over, and gives it back.
+    let mut thief = Client::open(server.addr());
+    while thief.get(&on).is_none_or(|n| n.owner != thief.session) {
+        thief.steal(&on, b"thief");
+    }
+    until("operators see it", || agent.cli("registrations").ok().contains("exists already"));
+    assert_eq!(thief.get(&on).unwrap().data, b"thief");
+    drop(thief);
+    until("it is made again", || is(&mut client, &on, &off));
+
+    let first = client.get(&on).unwrap().owner;
+    agent.pause();
+    until("the session expires", || client.get(&on).is_none());
+    agent.resume();
+    until("it is made again", || is(&mut client, &on, &off));
+    assert_ne!(client.get(&on).unwrap().owner, first);
+
+    for empty in [false, true] {
+        server.proc.signal(Signal::KILL);
+        server.proc.wait();
+        until("operators see it", || agent.cli("registrations").ok().contains("pending"));
+        assert_eq!(call(export), "a");
+        if empty {
+            again_empty(&mut server);
+        } else {
+            server.again();
+            serves(&server);
+        }
+        client = Client::open(server.addr());
+        until("it is registered again", || is(&mut client, &on, &off));
+    }
+    agent.stop();
+    assert_eq!((client.get(&on), client.get(&off)), (None, None), "taken back before the agent ends");
+}
+
+fn agent_says(agent: &Agent, word: &str) {
+    let admin = agent.admin().to_string();
+    host::agent::sockmesh("registrations").args(["--admin", &admin, "--set", word]).run().ok();
 }

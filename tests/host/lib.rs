@@ -10,11 +10,13 @@
 
 pub mod agent;
 pub mod backend;
+pub mod caller;
 pub mod carbon;
 pub mod cgroup;
 pub mod cmd;
 pub mod consul;
 pub mod database;
+pub mod etcd;
 pub mod http;
 pub mod load;
 pub mod motan;

@@ -151,6 +151,19 @@ impl Client {
         assert_eq!(code, 0, "cannot create {path}");
     }
 
+    /// Puts a node that goes with the session where another one may be.
+    pub fn steal(&mut self, path: &str, data: &[u8]) {
+        let mut deletion = with_length(path.as_bytes());
+        deletion.extend((-1_i32).to_be_bytes());
+        let mut out = request(self.number + 1, 2, &deletion);
+        out.extend(request(self.number + 2, 1, &creation(path, data, 1)));
+        self.number += 2;
+        self.io.write_all(&out).unwrap();
+        // Either may fail: whoever else is at it was faster.
+        self.frame();
+        self.frame();
+    }
+
     /// Makes all of these below a folder that is there, many at a time.
     pub fn create_all(&mut self, nodes: impl Iterator<Item = (String, Vec<u8>)>) {
         let nodes: Vec<_> = nodes.collect();

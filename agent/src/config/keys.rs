@@ -399,7 +399,12 @@ pub(crate) const HOLD_BACK: Section = Section {
 pub(crate) const REGISTRY: Section = Section {
     path: "registries.*",
     about: "One source of endpoint lists, under a name of your choice. Other keys are options of the kind: `direct` has `instances` (a list of endpoints), `file` has `path` (a YAML or JSON file, watched).",
-    keys: &[key("kind", "`consul`, `direct`, `dns`, `file`, `mesh`, `zookeeper`", Required, "Which kind of registry.")],
+    keys: &[key(
+        "kind",
+        "`consul`, `direct`, `dns`, `etcd`, `file`, `mesh`, `zookeeper`",
+        Required,
+        "Which kind of registry.",
+    )],
 };
 
 /// `referers[]`, besides [`CLUSTER`].

@@ -3,12 +3,14 @@
 mod consul;
 mod direct;
 mod dns;
+mod etcd;
 mod file;
 mod followed;
 mod guard;
 mod keep;
 mod merge;
 mod mesh;
+mod nodes;
 mod pause;
 mod publish;
 mod servers;
@@ -40,6 +42,7 @@ pub const KINDS: &[Kind<dyn Registry>] = &[
     Kind { name: "consul", build: consul::build },
     Kind { name: "direct", build: direct::build },
     Kind { name: "dns", build: dns::build },
+    Kind { name: "etcd", build: etcd::build },
     Kind { name: "file", build: file::build },
     Kind { name: "mesh", build: mesh::build },
     Kind { name: "zookeeper", build: zookeeper::build },
@@ -179,8 +182,10 @@ mod tests {
 
     #[test]
     fn every_file_of_this_folder_is_a_kind() {
-        let ground =
-            ["mod", "followed", "guard", "keep", "merge", "pause", "publish", "servers", "snapshot", "testing", "url"];
+        let ground = [
+            "mod", "followed", "guard", "keep", "merge", "nodes", "pause", "publish", "servers", "snapshot", "testing",
+            "url",
+        ];
         let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/src/registry");
         for entry in std::fs::read_dir(folder).unwrap() {
             let path = entry.unwrap().path();

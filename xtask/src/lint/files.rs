@@ -29,6 +29,7 @@ const HELPERS: &[&str] = &[
     "agent/src/registry/followed.rs",
     "agent/src/registry/guard",
     "agent/src/registry/merge.rs",
+    "agent/src/registry/nodes.rs",
     "agent/src/registry/pause.rs",
     "agent/src/registry/servers.rs",
     "agent/src/registry/keep.rs",

@@ -21,6 +21,7 @@ use tokio::{
 };
 
 use super::wire::{self, Code, EVENT, HEADER, Identity, Malformed, Op, PING, Stat};
+use crate::registry::nodes::LARGEST;
 
 /// Time for a connect with its first exchange.
 const OPENING: Duration = Duration::from_secs(3);
@@ -30,8 +31,6 @@ const CLOSING: Duration = Duration::from_secs(1);
 const WAITING: usize = 1024;
 /// Largest list of children: a million nodes with long names.
 const LIST_BYTES: usize = 64 << 20;
-/// Largest data that is read: what servers allow unless they are told otherwise.
-pub(super) const DATA_BYTES: usize = 1 << 20;
 
 /// Why a request was not done.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -51,7 +50,7 @@ impl fmt::Display for Failure {
         match self {
             Self::Lost => f.write_str("the connection was lost"),
             Self::Refused(code) => code.fmt(f),
-            Self::TooLarge(bytes) => write!(f, "has {bytes} bytes, more than {DATA_BYTES}"),
+            Self::TooLarge(bytes) => write!(f, "has {bytes} bytes, more than {LARGEST}"),
             Self::Malformed => f.write_str("the server's answer makes no sense"),
         }
     }
@@ -191,13 +190,13 @@ impl Conn {
 
     /// The data of a node.
     pub async fn data(&self, path: &str, watcher: Option<&Arc<Watcher>>) -> Result<(Bytes, Stat), Failure> {
-        let answer = self.look(Op::GetData, path, watcher, DATA_BYTES + 128).await?;
+        let answer = self.look(Op::GetData, path, watcher, LARGEST + 128).await?;
         Ok(wire::data(answer)?)
     }
 
     /// Whether a node is there. The watch holds in either case.
     pub async fn exists(&self, path: &str, watcher: Option<&Arc<Watcher>>) -> Result<Option<Stat>, Failure> {
-        match self.look(Op::Exists, path, watcher, DATA_BYTES).await {
+        match self.look(Op::Exists, path, watcher, LARGEST).await {
             Ok(mut answer) => Ok(Some(wire::stat(&mut answer)?)),
             Err(Failure::Refused(Code::NO_NODE)) => Ok(None),
             Err(failure) => Err(failure),
@@ -208,7 +207,7 @@ impl Conn {
     pub async fn create(&self, path: &str, data: &[u8], ephemeral: bool) -> Result<(), Failure> {
         // Whoever clears the tree at this moment will not do so for ever.
         for _ in 0..8 {
-            match self.ask(Op::Create, wire::create(path, data, ephemeral), DATA_BYTES).await {
+            match self.ask(Op::Create, wire::create(path, data, ephemeral), LARGEST).await {
                 Err(Failure::Refused(Code::NO_NODE)) => self.create_above(path).await?,
                 other => return other.map(drop),
             }
@@ -218,7 +217,7 @@ impl Conn {
 
     async fn create_above(&self, path: &str) -> Result<(), Failure> {
         for (end, _) in path.match_indices('/').skip(1) {
-            match self.ask(Op::Create, wire::create(&path[..end], &[], false), DATA_BYTES).await {
+            match self.ask(Op::Create, wire::create(&path[..end], &[], false), LARGEST).await {
                 Ok(_) | Err(Failure::Refused(Code::NODE_EXISTS)) => {}
                 // A parent that may not be seen or written is perhaps there all the same.
                 Err(Failure::Refused(_)) => {}
@@ -230,7 +229,7 @@ impl Conn {
 
     /// Deletes a node if it is there.
     pub async fn delete(&self, path: &str) -> Result<(), Failure> {
-        match self.ask(Op::Delete, wire::delete(path, -1), DATA_BYTES).await {
+        match self.ask(Op::Delete, wire::delete(path, -1), LARGEST).await {
             Ok(_) | Err(Failure::Refused(Code::NO_NODE)) => Ok(()),
             Err(failure) => Err(failure),
         }
@@ -238,7 +237,7 @@ impl Conn {
 
     /// Replaces the data of a node that has this version.
     pub async fn set_data(&self, path: &str, data: &[u8], version: i32) -> Result<(), Failure> {
-        self.ask(Op::SetData, wire::set_data(path, data, version), DATA_BYTES).await.map(drop)
+        self.ask(Op::SetData, wire::set_data(path, data, version), LARGEST).await.map(drop)
     }
 
     async fn look(&self, op: Op, path: &str, watcher: Option<&Arc<Watcher>>, limit: usize) -> Result<Bytes, Failure> {
@@ -362,7 +361,7 @@ impl<R: AsyncRead + Unpin> Reader<'_, R> {
         match number {
             PING => self.skip(rest).await,
             EVENT => {
-                if rest > DATA_BYTES {
+                if rest > LARGEST {
                     return Err(strange(Malformed));
                 }
                 if let Some(path) = wire::event(self.take(rest).await?).map_err(strange)? {

@@ -1,0 +1,134 @@
+//! A real etcd, asked through its HTTP gateway.
+
+use std::{fs, net::SocketAddr};
+
+use serde_json::{Value, json};
+
+use crate::{
+    Cmd, Temp, http,
+    need::which,
+    net::free_port,
+    program::{Place, Server},
+    until,
+};
+
+/// A member of its own with no keys, which takes values of up to 20 MB.
+pub fn etcd(place: &Place<'_>) -> Server {
+    let (dir, addr) = (Temp::new(), SocketAddr::new(place.ip(), free_port()));
+    let (client, peer) = (format!("http://{addr}"), format!("http://127.0.0.1:{}", free_port()));
+    let data = dir.file("data");
+    let cmd = Cmd::new(which("etcd").expect("asked for before")).arg("--data-dir").arg(data.display());
+    let cmd = cmd.args(["--listen-client-urls", &client, "--advertise-client-urls", &client]);
+    let cmd = cmd.args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer]);
+    let cmd = cmd.args(["--initial-cluster", &format!("default={peer}"), "--unsafe-no-fsync"]);
+    let cmd = cmd.args(["--max-request-bytes", "20000000", "--log-level", "warn"]);
+    let server = Server::start(addr, dir, place.put(cmd));
+    serves(&server);
+    server
+}
+
+/// Waits until it does more than listen.
+pub fn serves(server: &Server) {
+    if server.addr().ip().is_loopback() {
+        until("etcd serves", || http::get(server.addr(), "/health").is_ok_and(|said| said.text().contains("true")));
+    }
+}
+
+/// Starts it again after it was stopped, with nothing of what it knew.
+pub fn again_empty(server: &mut Server) {
+    fs::remove_dir_all(server.dir().join("data")).unwrap();
+    server.again();
+    serves(server);
+}
+
+/// A key's value, and the lease it is under (0 for none).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Found {
+    /// Value.
+    pub value: Vec<u8>,
+    /// Lease.
+    pub lease: u64,
+}
+
+/// Writes a key that stays.
+pub fn put(server: SocketAddr, key: &str, value: &[u8]) {
+    gateway(server, "kv/put", &json!({"key": base64(key.as_bytes()), "value": base64(value)}));
+}
+
+/// Writes many keys, many at a time.
+pub fn put_all(server: SocketAddr, pairs: impl Iterator<Item = (String, String)>) {
+    let pairs: Vec<_> = pairs.collect();
+    // The most that one transaction takes.
+    for some in pairs.chunks(128) {
+        let puts: Vec<_> = some
+            .iter()
+            .map(|(k, v)| json!({"requestPut": {"key": base64(k.as_bytes()), "value": base64(v.as_bytes())}}))
+            .collect();
+        gateway(server, "kv/txn", &json!({"success": puts}));
+    }
+}
+
+/// Deletes a key.
+pub fn delete(server: SocketAddr, key: &str) {
+    gateway(server, "kv/deleterange", &json!({"key": base64(key.as_bytes())}));
+}
+
+/// A key, if it is there.
+pub fn get(server: SocketAddr, key: &str) -> Option<Found> {
+    let answer = gateway(server, "kv/range", &json!({"key": base64(key.as_bytes())}));
+    let kv = answer["kvs"].get(0)?;
+    let value = kv["value"].as_str().map(unbase64).unwrap_or_default();
+    Some(Found { value, lease: kv["lease"].as_str().map_or(0, |id| id.parse::<i64>().unwrap() as u64) })
+}
+
+/// Forgets all history up to now.
+pub fn compact(server: SocketAddr) {
+    let now = gateway(server, "kv/range", &json!({"key": base64(b"x")}))["header"]["revision"].clone();
+    gateway(server, "kv/compaction", &json!({"revision": now, "physical": true}));
+}
+
+/// A lease of `seconds`; its number.
+pub fn grant(server: SocketAddr, seconds: u32) -> u64 {
+    let answer = gateway(server, "lease/grant", &json!({"TTL": seconds}));
+    answer["ID"].as_str().unwrap().parse::<i64>().unwrap() as u64
+}
+
+/// Ends a lease with its keys.
+pub fn revoke(server: SocketAddr, lease: u64) {
+    gateway(server, "kv/lease/revoke", &json!({"ID": lease.to_string()}));
+}
+
+/// Writes a key under a lease.
+pub fn put_under(server: SocketAddr, key: &str, value: &[u8], lease: u64) {
+    let put = json!({"key": base64(key.as_bytes()), "value": base64(value), "lease": lease.to_string()});
+    gateway(server, "kv/put", &put);
+}
+
+fn gateway(server: SocketAddr, what: &str, body: &Value) -> Value {
+    let answer = http::post(server, &format!("/v3/{what}"), body.to_string().as_bytes()).unwrap();
+    assert_eq!(answer.status(), 200, "{what}: {}", answer.text());
+    serde_json::from_str(&answer.text()).unwrap()
+}
+
+const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+
+fn base64(bytes: &[u8]) -> String {
+    let mut out = String::with_capacity(bytes.len() * 4 / 3 + 4);
+    for three in bytes.chunks(3) {
+        let all = three.iter().fold(0_u32, |sum, byte| sum << 8 | u32::from(*byte)) << (8 * (3 - three.len()));
+        for i in 0..4 {
+            out.push(if i <= three.len() { DIGITS[(all >> (18 - 6 * i) & 63) as usize] as char } else { '=' });
+        }
+    }
+    out
+}
+
+fn unbase64(text: &str) -> Vec<u8> {
+    let digits: Vec<_> = text.bytes().filter_map(|c| DIGITS.iter().position(|d| *d == c)).collect();
+    let mut out = Vec::new();
+    for four in digits.chunks(4) {
+        let all = four.iter().fold(0, |sum, digit| sum << 6 | digit) << (6 * (4 - four.len()));
+        out.extend((0..four.len() - 1).map(|i| (all >> (16 - 8 * i)) as u8));
+    }
+    out
+}
