@@ -15,7 +15,7 @@ use super::{
 };
 use crate::registry::pause::Pause;
 
-/// A connection that held this long was a good one.
+/// A connection that held this long, or half of the lease, was a good one.
 const GOOD: Duration = Duration::from_secs(5);
 
 /// Whether the registry can be asked.
@@ -44,7 +44,7 @@ pub(super) async fn keep(options: Arc<Options>, link: watch::Sender<Link>) {
                     let why = conn.ended().await;
                     tracing::warn!(%server, %why, "etcd: connection ended");
                     link.send_replace(Link { conn: None, why: format!("{server}: {why}") });
-                    if began.elapsed() >= GOOD {
+                    if began.elapsed() >= GOOD.min(options.lease / 2) {
                         pause.reset();
                     }
                     reasons.clear();

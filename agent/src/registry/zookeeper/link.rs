@@ -14,8 +14,12 @@ use super::{
 };
 use crate::registry::pause::Pause;
 
-/// A connection that held this long was a good one.
+/// A connection that held this long, or half of the session's patience, was a good one.
 const GOOD: Duration = Duration::from_secs(5);
+/// How long servers that know less than they once told are waited for, at least.
+const EMPTIED: Duration = Duration::from_secs(5);
+/// The longest pause between looks at them.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// Whether the registry can be asked.
 #[derive(Clone, Default)]
@@ -52,7 +56,7 @@ pub(super) async fn keep(options: Arc<Options>, link: watch::Sender<Link>) {
                     identity = conn.identity();
                     link.send_replace(Link { conn: None, why: format!("{server}: {why}") });
                     (unknown, hung_up) = (None, false);
-                    if began.elapsed() >= GOOD {
+                    if began.elapsed() >= GOOD.min(options.session_timeout / 2) {
                         pause.reset();
                     }
                     break;
@@ -87,10 +91,13 @@ pub(super) async fn keep(options: Arc<Options>, link: watch::Sender<Link>) {
         } else if identity.seen > 0 {
             // A member that lags behind catches up within this time; one that was emptied never will.
             let since = *unknown.get_or_insert_with(Instant::now);
-            if since.elapsed() >= (options.session_timeout / 3).max(GOOD) {
+            if since.elapsed() >= (options.session_timeout / 3).max(EMPTIED) {
                 tracing::warn!("zookeeper: the servers know less than they once told: taken as new ones");
                 (identity, unknown) = (Identity::default(), None);
+                pause.reset();
             }
+            sleep(pause.next().min(LOOK)).await;
+            continue;
         }
         sleep(pause.next()).await;
     }
