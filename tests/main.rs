@@ -11,6 +11,7 @@ mod docs;
 mod drain;
 mod enroll;
 mod etcd;
+mod explain;
 mod graphite;
 mod ha;
 mod http;

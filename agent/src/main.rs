@@ -4,7 +4,7 @@ use std::{io::IsTerminal, process::ExitCode};
 
 use agent::{
     app,
-    cli::{check, commands, config, enroll, import, lists, orders, registrations, run, stat},
+    cli::{check, commands, config, enroll, explain, import, lists, orders, registrations, run, stat},
 };
 use clap::{Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
@@ -41,6 +41,8 @@ enum Verb {
     Enroll(enroll::Args),
     /// Enroll programs no more, while the agent runs
     Release(enroll::ReleaseArgs),
+    /// Tell why calls of a service went where they went, or nowhere
+    Explain(explain::Args),
     /// List names under .mesh with their addresses
     Names(lists::Args),
     /// Send calls of a service to other groups, by a command in the registry that every client obeys
@@ -91,6 +93,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Verb::Sockets(args) => lists::sockets(args),
         Verb::Enroll(args) => enroll::enroll(args),
         Verb::Release(args) => enroll::release(args),
+        Verb::Explain(args) => explain::run(args),
         Verb::Names(args) => lists::names(args),
         Verb::Switch(args) => orders::switch(args),
         Verb::Degrade(args) => orders::degrade(args),

@@ -1,6 +1,7 @@
 //! The agent's own HTTP API: what it does, how it goes, and the few commands.
 
 mod enrolled;
+mod explain;
 mod export;
 mod orders;
 pub mod process;

@@ -21,7 +21,7 @@ use tokio::sync::{mpsc::error::TrySendError, oneshot};
 use super::{
     Command, Handles, Steered,
     enrolled::{self, Asked},
-    export,
+    explain, export,
     orders::{self, Orders},
     process::Process,
     registered, stat, view,
@@ -46,6 +46,8 @@ pub(super) const ROUTES: &[(Method, &str, &str)] = &[
     (Method::GET, "/enrolled", "who is enrolled, since when, and what that stands for now"),
     (Method::GET, "/names", "names under .mesh, their addresses and services"),
     (Method::GET, "/registrations", "provided services in registries, and whether callers may come"),
+    (Method::GET, "/explain", "recent calls of `?service=`, step by step, and its connections"),
+    (Method::POST, "/explain/next", "has the next call of `?service=` tell all its steps"),
     (Method::GET, "/config", "the configuration in use and how connections are captured"),
     (Method::GET, "/version", "version of the running agent"),
     (Method::GET, "/commands", "commands in registries, and what they make of services"),
@@ -155,6 +157,14 @@ impl Api {
             "/endpoints" => json(StatusCode::OK, &stat::endpoints(handles, &self.windows.lock())),
             "/sockets" => json(StatusCode::OK, &stat::sockets(handles)),
             "/names" => json(StatusCode::OK, &stat::names(handles)),
+            "/explain" => match explain::page(handles, query) {
+                Ok(page) => json(StatusCode::OK, &page),
+                Err(wrong) => error(StatusCode::NOT_FOUND, wrong),
+            },
+            "/explain/next" => match explain::ask(handles, query) {
+                Ok(done) => json(StatusCode::OK, &view::Done { done }),
+                Err(wrong) => error(StatusCode::NOT_FOUND, wrong),
+            },
             "/config" => json(StatusCode::OK, &stat::config(handles)),
             "/version" => json(StatusCode::OK, &view::Version { version: handles.version.to_owned() }),
             "/registrations" => json(StatusCode::OK, &registered::page(handles)),

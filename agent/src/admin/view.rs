@@ -7,8 +7,8 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-pub use crate::metrics::LiveRow;
 use crate::metrics::window::Lately;
+pub use crate::metrics::{LiveRow, Story};
 
 /// `GET /stat`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -222,6 +222,17 @@ pub struct Trouble {
 pub struct Sockets {
     /// Connections of programs, oldest first.
     pub sockets: Vec<LiveRow>,
+}
+
+/// `GET /explain`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Explained {
+    /// Recent calls, oldest first.
+    pub stories: Vec<Story>,
+    /// Connections that exist now whose last call was of this service.
+    pub connections: Vec<LiveRow>,
+    /// What is wrong with the service itself.
+    pub troubles: Vec<String>,
 }
 
 /// `GET /enrolled`.

@@ -4,6 +4,7 @@ pub mod check;
 pub mod commands;
 pub mod config;
 pub mod enroll;
+pub mod explain;
 pub mod import;
 pub mod lists;
 pub mod orders;

@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use super::Cluster;
+use super::{Cluster, story};
 use crate::{
     call::{Body, CallError, ErrorKind, Request, Response, ResponseHead, Watch, Watched},
     filter::{CallCx, Notes, Outcome, Record},
@@ -114,11 +114,15 @@ impl End {
             record.request_bytes = count.load(Relaxed);
         }
         let stats = &record.cluster.stats;
-        let ended = if record.is_success() { &stats.succeeded } else { &stats.failed };
-        ended.fetch_add(1, Relaxed);
+        let good = record.is_success();
+        let nth = if good { &stats.succeeded } else { &stats.failed }.fetch_add(1, Relaxed);
         stats.request_bytes.fetch_add(record.request_bytes, Relaxed);
         stats.response_bytes.fetch_add(record.response_bytes, Relaxed);
         stats.latency.record(record.latency());
+        let trail = &self.cx.trail;
+        if let Some(kept) = stats.recent.wants(trail, !good || !trail.is_empty(), nth) {
+            stats.recent.keep(story::of(record, &self.cluster, trail, kept));
+        }
         record.notes = std::mem::take(&mut self.cx.notes);
         for filter in self.cluster.filters[..self.cx.entered].iter().rev() {
             filter.on_end(record);

@@ -3,6 +3,7 @@
 mod end;
 mod preview;
 mod steering;
+mod story;
 #[cfg(test)]
 mod tests;
 
@@ -99,6 +100,13 @@ impl Cluster {
             steering: ArcSwap::default(),
             config: config.clone(),
         })
+    }
+
+    /// Puts a filter in place of all others.
+    #[cfg(test)]
+    pub(crate) fn filter_with(&mut self, name: &str, filter: Arc<dyn Filter>) {
+        self.filters = Box::new([filter]);
+        self.config.filters = vec![config::Named::plain(name)];
     }
 
     /// The endpoints as they are now.
@@ -210,6 +218,7 @@ impl Cluster {
         self.info.stats.started.fetch_add(1, Relaxed);
         let mut end = End::new(self, req, cx);
         if let Some(refusal) = self.steering.load().refusal() {
+            end.cx.trail.note("a command has the service degraded: nothing is picked");
             // Before the filters, none of which shall wait or count against anybody; they are told the end.
             let result = Err(refusal);
             end.head(&result);

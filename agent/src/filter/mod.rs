@@ -23,6 +23,7 @@ use crate::{
     call::{Call, CallError, Request, Response},
     endpoint::Endpoint,
     kind::Kind,
+    metrics::{Step, Trail, micros},
 };
 
 /// Filters by name.
@@ -97,15 +98,39 @@ pub async fn enter(
     req: &mut Request,
 ) -> Result<(), Box<Result<Response, CallError>>> {
     for filter in filters {
+        let asked = cx.trail.is_full().then(Instant::now);
+        let index = cx.entered;
         cx.entered += 1;
         let mut verdict = filter.on_request(cx, req);
         // Tested before any await: the usual case costs no state of the future.
         while let Verdict::Wait(wait) = verdict {
             verdict = wait.await;
         }
-        if let Verdict::Stop(answer) = verdict {
+        let stopped = if let Verdict::Stop(answer) = verdict { Some(answer) } else { None };
+        note(&cx.trail, index, "request", asked, stopped.as_deref());
+        if let Some(answer) = stopped {
             return Err(answer);
         }
     }
     Ok(())
+}
+
+/// Notes what filter `index` did, if somebody wants to know: it was `asked` then, and ended the call if it
+/// `stopped`.
+pub fn note(
+    trail: &Trail,
+    index: usize,
+    at: &str,
+    asked: Option<Instant>,
+    stopped: Option<&Result<Response, CallError>>,
+) {
+    if asked.is_none() && stopped.is_none() {
+        return;
+    }
+    let said = stopped.map(|answer| match answer {
+        Ok(response) => format!("answered {}", response.status.code()),
+        Err(error) => error.to_string(),
+    });
+    let micros = asked.map_or(0, |asked| micros(asked.elapsed()));
+    trail.push(Step::Filter { index, name: String::new(), at: at.to_owned(), micros, said });
 }

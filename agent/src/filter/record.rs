@@ -6,7 +6,10 @@ use model::ServiceKey;
 use tokio::time::Instant;
 
 use super::Notes;
-use crate::call::{Call, CallError, Direction, ErrorKind, Status, Text};
+use crate::{
+    call::{Call, CallError, Direction, ErrorKind, Status, Text},
+    metrics::Trail,
+};
 
 /// What is the same for all calls of a cluster.
 #[derive(Clone, Debug)]
@@ -34,12 +37,15 @@ pub struct CallCx {
     pub notes: Notes,
     /// Filters whose `on_request` was entered.
     pub entered: usize,
+    /// Takes notes for operators.
+    pub trail: Trail,
 }
 
 impl CallCx {
     /// A call that begins now.
     pub fn new(cluster: Arc<ClusterInfo>) -> Self {
-        Self { cluster, started: Instant::now(), notes: Notes::default(), entered: 0 }
+        let trail = cluster.stats.recent.begin();
+        Self { cluster, started: Instant::now(), notes: Notes::default(), entered: 0, trail }
     }
 }
 

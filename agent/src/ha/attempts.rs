@@ -14,9 +14,9 @@ use super::{Attempt, Sent, budget::Budget};
 use crate::{
     call::{Body, Call, CallError, ErrorKind, Head, Request, Response, Retry, Status},
     endpoint::{Connector, Endpoint},
-    filter::{CallCx, Filter, Trying, Verdict},
+    filter::{CallCx, Filter, Trying, Verdict, note},
     lb::{EndpointSet, PickCx},
-    metrics::{Candidate, Step, Trail, micros},
+    metrics::{Candidate, Step, micros},
 };
 
 /// The attempts of one call.
@@ -39,8 +39,6 @@ pub struct Attempts<'a> {
     pub max_in_flight: usize,
     /// What the balancer said of the call, see [`crate::lb::LoadBalancer::hash`].
     pub hash: Option<u64>,
-    /// Takes notes for operators.
-    pub trail: Option<&'a Trail>,
     /// Endpoints tried so far.
     tried: Mutex<SmallVec<[usize; 8]>>,
     sent: AtomicU32,
@@ -117,7 +115,6 @@ impl<'a> Attempts<'a> {
             idempotent: false,
             max_in_flight: usize::MAX,
             hash: None,
-            trail: None,
             tried: Mutex::new(SmallVec::new()),
             sent: AtomicU32::new(0),
             reached: AtomicU32::new(0),
@@ -153,8 +150,8 @@ impl<'a> Attempts<'a> {
     fn pick(&self) -> Result<usize, CallError> {
         let mut tried = self.tried.lock();
         let picked = self.set.pick(&tried, self.max_in_flight, self.hash);
-        if let Some(trail) = self.trail.filter(|trail| trail.is_full()) {
-            trail.push(self.candidates(&tried, picked));
+        if self.cx.trail.is_full() {
+            self.cx.trail.push(self.candidates(&tried, picked));
         }
         let index = picked.ok_or_else(|| self.nobody_but(&tried))?;
         tried.push(index);
@@ -166,12 +163,16 @@ impl<'a> Attempts<'a> {
         let number = self.sent.fetch_add(1, Relaxed) + 1;
         self.reached.fetch_add(1, Relaxed);
         let trying = Trying { call: self.call, to: endpoint, number, started: Instant::now() };
-        let mut hooks = Hooks { filters: self.filters, cx: self.cx, trying, entered: 0 };
-        for filter in self.filters {
+        let mut hooks = Hooks { filters: self.filters, cx: self.cx, trying, entered: 0, over: false };
+        for (index, filter) in self.filters.iter().enumerate() {
             hooks.entered += 1;
             let mut verdict = filter.on_attempt(self.cx, &trying, req);
-            while let Verdict::Wait(wait) = verdict {
-                verdict = wait.await;
+            if matches!(verdict, Verdict::Wait(_)) {
+                let asked = Instant::now();
+                while let Verdict::Wait(wait) = verdict {
+                    verdict = wait.await;
+                }
+                note(&self.cx.trail, index, "attempt", self.cx.trail.is_full().then_some(asked), None);
             }
             if let Verdict::Stop(mut answer) = verdict {
                 if let Err(error) = &mut *answer {
@@ -179,14 +180,14 @@ impl<'a> Attempts<'a> {
                 }
                 hooks.end((*answer).as_ref());
                 self.reached.fetch_sub(1, Relaxed);
-                self.ended(&trying, (*answer).as_ref(), " (a filter's word)");
+                note(&self.cx.trail, index, "attempt", None, Some(&answer));
                 return answer.map(|response| Sent { response, attempt: Attempt::begin(endpoint) });
             }
         }
         let mut attempt = Attempt::begin(endpoint);
         let result = self.connector.call(endpoint, req).await;
         hooks.end(result.as_ref());
-        self.ended(&trying, result.as_ref(), "");
+        self.ended(&trying, result.as_ref());
         match result {
             Ok(response) => {
                 attempt.answered(&response);
@@ -212,7 +213,10 @@ impl<'a> Attempts<'a> {
             Err(error) => error.retry,
         };
         let verdict = self.may_follow(retry, what, budget);
-        if let Err(why) = verdict {
+        // Where nothing was tried there is no question of a further try.
+        if let Err(why) = verdict
+            && self.count() > 0
+        {
             self.say(|| format!("no further try: {why}"));
         }
         verdict.is_ok()
@@ -261,22 +265,20 @@ impl<'a> Attempts<'a> {
 
     /// Notes a decision.
     pub(super) fn say(&self, text: impl FnOnce() -> String) {
-        if let Some(trail) = self.trail {
-            trail.note(text());
-        }
+        self.cx.trail.note(text());
     }
 
-    fn ended(&self, trying: &Trying<'_>, end: Result<&Response, &CallError>, more: &str) {
-        let Some(trail) = self.trail else { return };
+    fn ended(&self, trying: &Trying<'_>, end: Result<&Response, &CallError>) {
+        let trail = &self.cx.trail;
         let bad = end.map_or(true, |response| response.status.is_failure());
         if bad || trail.is_full() {
             let end = match end {
                 Ok(response) => match response.status {
-                    Status::Ok => format!("answered{more}"),
-                    Status::Refused(code) => format!("answered {code}, the service's own error{more}"),
-                    Status::Failed(code) => format!("failed with {code}{more}"),
+                    Status::Ok => "answered".to_owned(),
+                    Status::Refused(code) => format!("answered {code}, the service's own error"),
+                    Status::Failed(code) => format!("failed with {code}"),
                 },
-                Err(error) => format!("{}: {error}{more}", error.kind.name()),
+                Err(error) => format!("{}: {error}", error.kind.name()),
             };
             let (number, endpoint) = (trying.number, trying.to.addr);
             trail.push(Step::Try { number, endpoint, micros: micros(trying.started.elapsed()), end });
@@ -327,10 +329,12 @@ struct Hooks<'a> {
     cx: &'a CallCx,
     trying: Trying<'a>,
     entered: usize,
+    over: bool,
 }
 
 impl Hooks<'_> {
     fn end(&mut self, end: Result<&Response, &CallError>) {
+        self.over = true;
         for filter in self.filters[..std::mem::take(&mut self.entered)].iter().rev() {
             filter.on_attempt_end(self.cx, &self.trying, end);
         }
@@ -339,6 +343,14 @@ impl Hooks<'_> {
 
 impl Drop for Hooks<'_> {
     fn drop(&mut self) {
+        if self.over {
+            return;
+        }
+        if self.cx.trail.is_full() {
+            let Trying { number, to, started, .. } = self.trying;
+            let (endpoint, micros, end) = (to.addr, micros(started.elapsed()), "given up".to_owned());
+            self.cx.trail.push(Step::Try { number, endpoint, micros, end });
+        }
         if self.entered > 0 {
             let gone = CallError::downstream(ErrorKind::Cancelled, "the attempt was given up");
             self.end(Err(&gone));

@@ -8,6 +8,8 @@ mod budget;
 mod failfast;
 mod failover;
 #[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
 mod tests;
 
 use futures_util::future::BoxFuture;

@@ -1,135 +1,16 @@
 use std::{collections::HashMap, net::SocketAddr, sync::Arc, time::Duration};
 
 use futures_util::{StreamExt, future::BoxFuture, stream::FuturesUnordered};
-use model::{Instance, Snapshot};
 use parking_lot::Mutex;
 use tokio::time::{Instant, advance};
 
+use super::testing::{Act, bench, request};
 use crate::{
-    call::{Body, Call, CallError, ErrorKind, Head, Request, Response, ResponseHead, Retry, Status, Text},
-    cluster::{Cluster, Parts},
-    config::{self, Named},
+    call::{Body, Call, CallError, ErrorKind, Request, Response, Retry, Status, Text},
+    config,
     endpoint::{Connector, Endpoint},
-    filter::Direction,
     kind::BuildCx,
-    stream::OwnSockets,
 };
-
-/// What an endpoint does with an attempt.
-#[derive(Clone, Copy)]
-enum Act {
-    Answer(Status),
-    Slow(Duration),
-    Refuse,
-    Reset,
-    Hang,
-}
-
-type Decide = dyn Fn(u16, &Call) -> Act + Send + Sync;
-
-/// Endpoints that act as a function of their port says.
-struct Stage {
-    act: Box<Decide>,
-    /// Port and mark of each attempt.
-    asked: Mutex<Vec<(u16, u32)>>,
-}
-
-impl Connector for Stage {
-    fn call<'a>(&'a self, to: &'a Arc<Endpoint>, req: &'a mut Request) -> BoxFuture<'a, Result<Response, CallError>> {
-        Box::pin(async move {
-            let port = to.addr.port();
-            self.asked.lock().push((port, req.call.retry));
-            let answer = |status| {
-                let body = Body::Full(port.to_string().into());
-                Ok(Response { status, head: ResponseHead::None, body, endpoint: Some(to.addr) })
-            };
-            match (self.act)(port, &req.call) {
-                Act::Answer(status) => answer(status),
-                Act::Slow(time) => {
-                    tokio::time::sleep(time).await;
-                    answer(Status::Ok)
-                }
-                Act::Refuse => Err(CallError::upstream(ErrorKind::Connect, Retry::NotSent, "refused")),
-                Act::Reset => Err(CallError::upstream(ErrorKind::Reset, Retry::IfIdempotent, "reset")),
-                Act::Hang => std::future::pending().await,
-            }
-        })
-    }
-
-    fn default_timeout(&self) -> Duration {
-        Duration::from_secs(1)
-    }
-}
-
-struct Bench {
-    cluster: Arc<Cluster>,
-    stage: Arc<Stage>,
-}
-
-/// A cluster of endpoints 127.0.0.1:1.. whose calls may be repeated, twice at most.
-fn bench(endpoints: u16, ha: &str, act: impl Fn(u16, &Call) -> Act + Send + Sync + 'static) -> Bench {
-    let ha: serde_yaml::Value = serde_yaml::from_str(ha).unwrap();
-    let ha = match &ha {
-        serde_yaml::Value::Mapping(map) => {
-            let (name, options) = map.iter().next().unwrap();
-            Named { name: name.as_str().unwrap().to_owned(), options: options.clone() }
-        }
-        name => Named::plain(name.as_str().unwrap()),
-    };
-    let config = config::Cluster {
-        ha,
-        retries: 2,
-        idempotent: true,
-        lb: Named::plain("round_robin"),
-        filters: Vec::new(),
-        ..Default::default()
-    };
-    let stage = Arc::new(Stage { act: Box::new(act), asked: Mutex::default() });
-    let cluster = Cluster::build(Parts {
-        key: model::ServiceKey { service: "echo".to_owned(), ..Default::default() },
-        direction: Direction::Outbound,
-        protocol: "stage",
-        config: &config,
-        connector: stage.clone(),
-        introduce: None,
-        own: OwnSockets::default(),
-        cx: &BuildCx::default(),
-    })
-    .unwrap();
-    let instances = (1..=endpoints).map(|i| Instance::at(format!("127.0.0.1:{i}"))).collect();
-    cluster.apply(&Snapshot { revision: 1, instances, stale: None });
-    Bench { cluster: Arc::new(cluster), stage }
-}
-
-fn request() -> Request {
-    let call = Call::new(Text::from_static("echo"), Text::from_static("say"));
-    Request { call, head: Head::None, body: Body::Full("hello".into()) }
-}
-
-impl Bench {
-    async fn call(&self) -> Result<Response, CallError> {
-        self.cluster.call(&mut request()).await
-    }
-
-    /// Ports asked so far, and the marks they saw.
-    fn asked(&self) -> (Vec<u16>, Vec<u32>) {
-        std::mem::take(&mut *self.stage.asked.lock()).into_iter().unzip()
-    }
-
-    /// Attempts that `calls` a second for `seconds` come to.
-    async fn storm(&self, calls: u64, seconds: u64) -> u64 {
-        let pause = Duration::from_secs(1) / calls as u32;
-        for _ in 0..calls * seconds {
-            let _ = self.call().await;
-            advance(pause).await;
-        }
-        self.asked().0.len() as u64
-    }
-
-    fn in_flight(&self) -> u32 {
-        self.cluster.endpoints().endpoints.iter().map(|e| e.in_flight()).sum()
-    }
-}
 
 #[tokio::test(start_paused = true)]
 async fn when_all_refuse_or_fail_upstream_sees_a_fifth_more_and_ten_a_second() {

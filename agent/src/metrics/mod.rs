@@ -7,6 +7,7 @@ mod histogram;
 mod live;
 mod methods;
 pub mod prometheus;
+mod recent;
 mod trail;
 pub mod window;
 
@@ -16,6 +17,7 @@ pub use self::{
     histogram::{Histogram, Summary},
     live::{Live, LiveGuard, LiveRow, LiveTable},
     methods::{Ending, MethodStats, MethodTable, OTHER, RowBudget},
+    recent::{Kept, Recent, Story},
     trail::{Candidate, Step, Trail, micros},
 };
 
@@ -40,6 +42,8 @@ pub struct ServiceStats {
     pub methods: MethodTable,
     /// Attempts by method, where the `metrics` filter counts those.
     pub attempts: MethodTable,
+    /// A few of its calls, to be explained.
+    pub recent: Recent,
 }
 
 impl ServiceStats {

@@ -14,6 +14,9 @@ const MAX_STEPS: usize = 256;
 pub enum Step {
     /// A filter was asked.
     Filter {
+        /// Its place in the configuration.
+        #[serde(skip)]
+        index: usize,
         /// Its name.
         name: String,
         /// At which point: `request`, `attempt`, `response`.
@@ -99,6 +102,11 @@ impl Trail {
     /// Notes a decision.
     pub fn note(&self, text: impl Into<String>) {
         self.push(Step::Note { text: text.into() });
+    }
+
+    /// Whether anything was noted.
+    pub fn is_empty(&self) -> bool {
+        self.steps.lock().is_empty()
     }
 
     /// The steps so far, taken out.
