@@ -4,3 +4,5 @@
 
 mod consul;
 mod kind;
+mod motan_go;
+mod motan_java;

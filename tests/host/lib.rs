@@ -20,6 +20,7 @@ pub mod etcd;
 pub mod http;
 pub mod load;
 pub mod motan;
+pub mod motan_libs;
 pub mod need;
 pub mod net;
 pub mod program;

@@ -29,6 +29,7 @@ pub const PROGRAMS: &[(&str, &[&str])] = &[
     ("qemu-system-x86_64", &["qemu-system-x86"]),
     ("javac", &["default-jdk-headless"]),
     ("go", &["golang-go"]),
+    ("mvn", &["maven"]),
     ("musl-gcc", &["musl-tools"]),
     ("postgres", &["postgresql"]),
     ("mariadbd", &["mariadb-server-core"]),

@@ -50,6 +50,22 @@ pub const PEERS: &[Peer] = &[
         make: consul,
     },
     Peer {
+        name: "motan-go",
+        version: "1.2.0",
+        sources: "tests/peers/motan-go",
+        programs: &["go"],
+        limit: Duration::from_secs(15 * 60),
+        make: motan_go,
+    },
+    Peer {
+        name: "motan-java",
+        version: "1.2.6",
+        sources: "tests/peers/motan-java",
+        programs: &["javac", "mvn"],
+        limit: Duration::from_secs(15 * 60),
+        make: motan_java,
+    },
+    Peer {
         name: "rnacos",
         version: "0.8.8",
         sources: "",
@@ -211,6 +227,26 @@ fn consul(work: &Work) -> Result<()> {
     let requires =
         [&*format!("github.com/hashicorp/consul v{}", work.version()), "github.com/hashicorp/consul/api v1.34.5"];
     go_dependency(work, &requires, "github.com/hashicorp/consul", "consul")
+}
+
+/// One program, `peer`, of which subcommands are server, client, agent and load.
+fn motan_go(work: &Work) -> Result<()> {
+    let mut command = work.program("go")?;
+    command.arg("-C").arg(sh::root().join("tests/peers/motan-go"));
+    command.args(["build", "-trimpath", "-buildvcs=false", "-ldflags", "-s -w", "-o"]).arg(work.dir().join("peer"));
+    work.run(command.arg(".").envs([("CGO_ENABLED", "0"), ("GOTOOLCHAIN", "local")]))
+}
+
+/// Classes in `classes` and what they need in `libs`; the main class is `kit.Main`.
+fn motan_java(work: &Work) -> Result<()> {
+    let sources = sh::root().join("tests/peers/motan-java");
+    // Maven writes beside its sources.
+    work.run(Command::new("cp").arg("-r").arg(sources).arg("src"))?;
+    let mut command = work.program("mvn")?;
+    command.args(["-q", "-B", "-f", "src/pom.xml", "compile", "dependency:copy-dependencies"]);
+    work.run(command.arg(format!("-DoutputDirectory={}", work.dir().join("libs").display())))?;
+    fs::rename(work.dir().join("src/target/classes"), work.dir().join("classes")).context("cannot keep the classes")?;
+    fs::remove_dir_all(work.dir().join("src")).context("cannot remove what the build left")
 }
 
 fn rnacos(work: &Work) -> Result<()> {

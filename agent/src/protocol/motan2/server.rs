@@ -223,13 +223,13 @@ impl<I: AsyncRead + AsyncWrite + Unpin> Session<I> {
         while self.has_room() {
             let frame = match self.inbox.next().map_err(|e| ConnError::Protocol(e.to_string()))? {
                 Some(Decoded::Frame(frame)) => frame,
-                Some(Decoded::Motan1(message)) => match motan1::heartbeat_answer(&message) {
+                Some(Decoded::Motan1(message)) => match motan1::answer(&message) {
                     Some(answer) => {
                         self.out.push_raw(answer);
                         continue;
                     }
                     None => {
-                        let what = "a Motan1 call, which is not carried: set the caller's protocol to motan2";
+                        let what = "a Motan1 message that is no request";
                         return Err(ConnError::Protocol(what.to_owned()));
                     }
                 },
