@@ -1,8 +1,13 @@
 //! One shape for every extension point: a name in the YAML and the function that builds it.
 
-use std::sync::Arc;
+use std::{
+    any::{Any, TypeId},
+    collections::HashMap,
+    sync::Arc,
+};
 
 use anyhow::bail;
+use parking_lot::Mutex;
 /// A piece of configuration that only the kind itself understands.
 pub use serde_yaml::Value;
 
@@ -27,10 +32,26 @@ pub struct BuildCx {
     pub base_dir: std::path::PathBuf,
     /// Where access log lines go; `None` where nothing is served (a check of a configuration).
     pub access_log: Option<Arc<crate::metrics::AccessLogWriter>>,
+    /// What kinds of one type share on this host, over all services.
+    pub shared: Shared,
     /// Flags that operators turn while the agent runs.
     pub switchers: crate::switcher::Switchers,
     /// How many methods all services together may count by themselves.
     pub rows: Arc<crate::metrics::RowBudget>,
+}
+
+/// One value of each type, made on first use: for kinds whose state belongs to the host rather than to a
+/// service. Cheap to clone: clones share the values.
+#[derive(Clone, Debug, Default)]
+pub struct Shared(Arc<Mutex<HashMap<TypeId, Arc<dyn Any + Send + Sync>>>>);
+
+impl Shared {
+    /// The value of type `T`.
+    pub fn get<T: Default + Any + Send + Sync>(&self) -> Arc<T> {
+        let mut values = self.0.lock();
+        let value = values.entry(TypeId::of::<T>()).or_insert_with(|| Arc::<T>::default()).clone();
+        value.downcast().expect("kept under its own type")
+    }
 }
 
 /// Builds the kind called `name`, or says which names there are.

@@ -86,6 +86,8 @@ pub struct Call {
     pub request_id: u64,
     /// Socket address of the caller.
     pub peer: Option<SocketAddr>,
+    /// Process of the caller, 0 when unknown.
+    pub pid: u32,
     /// The address that the caller asked for, as its connection says.
     pub local: Option<SocketAddr>,
     /// Timeout that came with the call.
@@ -115,6 +117,7 @@ impl Call {
             application: Text::default(),
             request_id: 0,
             peer: None,
+            pid: 0,
             local: None,
             wire_timeout: None,
             deadline: Instant::now(),

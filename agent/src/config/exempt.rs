@@ -45,8 +45,22 @@ impl fmt::Display for Network {
     }
 }
 
+impl Network {
+    /// Whether `ip` is in it; IPv4 in either form.
+    pub fn contains(&self, ip: IpAddr) -> bool {
+        let bits = |ip: IpAddr| match ip {
+            IpAddr::V4(v4) => (32, u128::from(u32::from(v4))),
+            IpAddr::V6(v6) => (128, u128::from(v6)),
+        };
+        let ((length, own), (other_length, other)) = (bits(self.ip), bits(ip.to_canonical()));
+        // A shift by all bits would overflow.
+        let differ = (own ^ other).checked_shr(length - u32::from(self.prefix)).unwrap_or(0);
+        length == other_length && (self.prefix == 0 || differ == 0)
+    }
+}
+
 /// `10.0.0.0/8`, `fd00::/8`, or one address.
-pub(super) fn network(text: &str) -> Result<Network, Wrong> {
+pub(crate) fn network(text: &str) -> Result<Network, Wrong> {
     const EXAMPLE: &str = "write it like 10.0.0.0/8 or fd00::/8";
     let (ip, prefix) = text.split_once('/').map_or((text, None), |(ip, prefix)| (ip, Some(prefix)));
     let Ok(ip) = ip.parse::<IpAddr>() else { return Err(Wrong::new("is not a network", EXAMPLE)) };

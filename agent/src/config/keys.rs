@@ -620,7 +620,7 @@ pub(crate) const CLUSTER: Section = Section {
             "filters",
             "list of names, each possibly with options",
             Yaml("[metrics]"),
-            "What happens to every call beside sending it, outermost first: `access_log`, `metrics`.",
+            "What happens to every call beside sending it, outermost first: see docs/filters.md.",
         ),
         key("retries", "number, 0 to 100", Yaml("1"), "Further tries after the first."),
         key("idempotent", "`true`, `false`", Yaml("false"), "Every method may be sent twice."),

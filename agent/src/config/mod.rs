@@ -42,6 +42,7 @@ pub use self::{
     problem::{ConfigErrors, Problem},
 };
 pub(crate) use self::{
+    exempt::network,
     instances::{Instances, instances, registry_file},
     node::{Data, Node},
     problem::Report,

@@ -3,7 +3,7 @@
 use std::{
     sync::{
         LazyLock,
-        atomic::{AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicU32, AtomicU64, Ordering::Relaxed},
     },
     time::Duration,
 };
@@ -16,6 +16,8 @@ use tokio::time::Instant;
 pub struct Bar {
     /// Milliseconds since [`epoch`] plus one; 0 is down.
     until: AtomicU64,
+    /// Failures in a row, for whoever raises it.
+    pub failures: AtomicU32,
 }
 
 /// A moment before every use, so that times fit into an atomic.

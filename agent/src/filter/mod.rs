@@ -1,10 +1,22 @@
 //! Filters: what happens to every call of a service beside sending it.
 
 mod access_log;
+mod active_limit;
+mod answer;
+mod auth;
+mod circuit_breaker;
+mod failfast;
+mod fault;
 mod figures;
 mod metrics;
+mod mock;
 mod notes;
+mod options;
+mod rate_limit;
 mod record;
+mod switcher;
+#[cfg(test)]
+pub(crate) mod testing;
 
 use std::sync::Arc;
 
@@ -27,8 +39,18 @@ use crate::{
 };
 
 /// Filters by name.
-pub const KINDS: &[Kind<dyn Filter>] =
-    &[Kind { name: "access_log", build: access_log::build }, Kind { name: "metrics", build: metrics::build }];
+pub const KINDS: &[Kind<dyn Filter>] = &[
+    Kind { name: "access_log", build: access_log::build },
+    Kind { name: "active_limit", build: active_limit::build },
+    Kind { name: "auth", build: auth::build },
+    Kind { name: "circuit_breaker", build: circuit_breaker::build },
+    Kind { name: "failfast", build: failfast::build },
+    Kind { name: "fault", build: fault::build },
+    Kind { name: "metrics", build: metrics::build },
+    Kind { name: "mock", build: mock::build },
+    Kind { name: "rate_limit", build: rate_limit::build },
+    Kind { name: "switcher", build: switcher::build },
+];
 
 /// Hooks around a call and around each of its attempts.
 ///
@@ -46,7 +68,7 @@ pub trait Filter: Send + Sync + 'static {
     fn on_attempt(&self, _cx: &CallCx, _attempt: &Trying<'_>, _req: &mut Request) -> Verdict {
         Verdict::Continue
     }
-    /// After an attempt. Called exactly once for each that was entered, with [`crate::call::ErrorKind::Cancelled`]
+    /// After an attempt that this filter let pass, exactly once, with [`crate::call::ErrorKind::Cancelled`]
     /// for those that were given up.
     fn on_attempt_end(&self, _cx: &CallCx, _attempt: &Trying<'_>, _end: Result<&Response, &CallError>) {}
     /// When the answer's head is there, or nothing will come any more.

@@ -165,7 +165,6 @@ impl<'a> Attempts<'a> {
         let trying = Trying { call: self.call, to: endpoint, number, started: Instant::now() };
         let mut hooks = Hooks { filters: self.filters, cx: self.cx, trying, entered: 0, over: false };
         for (index, filter) in self.filters.iter().enumerate() {
-            hooks.entered += 1;
             let mut verdict = filter.on_attempt(self.cx, &trying, req);
             if matches!(verdict, Verdict::Wait(_)) {
                 let asked = Instant::now();
@@ -183,6 +182,7 @@ impl<'a> Attempts<'a> {
                 note(&self.cx.trail, index, "attempt", None, Some(&answer));
                 return answer.map(|response| Sent { response, attempt: Attempt::begin(endpoint) });
             }
+            hooks.entered += 1;
         }
         let mut attempt = Attempt::begin(endpoint);
         let result = self.connector.call(endpoint, req).await;

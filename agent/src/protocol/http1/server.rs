@@ -202,6 +202,7 @@ impl Session {
         let mut call = Call::new(cluster.info.service.clone(), method_text(&method));
         call.peer = Some(self.peer);
         call.local = Some(self.live.destination);
+        call.pid = self.live.pid;
         call.path = Text::from(uri.path());
         call.retry = headers.get(RETRY_MARK).map_or(0, headers::number);
         // RFC 9110 section 9.2.2.

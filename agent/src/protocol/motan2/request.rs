@@ -15,6 +15,7 @@ use crate::{
         Body, Call, CallError, ErrorKind, Head, Motan2Head, Pairs, RETRY_MARK, Request, Response, ResponseHead, Status,
         Text, exception,
     },
+    metrics::Live,
     route::{Cluster, Direction, Route},
 };
 
@@ -44,17 +45,19 @@ pub(super) struct Incoming {
 pub(super) struct Reader {
     route: Arc<Route>,
     peer: SocketAddr,
-    /// The address it asked for.
+    /// The address it asked for, and its process.
     local: Option<SocketAddr>,
+    pid: u32,
     /// The peer's address as `host` has it.
     host: Text,
     limit: usize,
 }
 
 impl Reader {
-    pub(super) fn new(route: Arc<Route>, peer: SocketAddr, local: Option<SocketAddr>, limit: usize) -> Self {
+    pub(super) fn new(route: Arc<Route>, peer: SocketAddr, live: Option<&Live>, limit: usize) -> Self {
         let host = Text::from(peer.ip().to_canonical().to_string());
-        Self { route, peer, local, host, limit }
+        let (local, pid) = live.map_or((None, 0), |live| (Some(live.destination), live.pid));
+        Self { route, peer, local, pid, host, limit }
     }
 
     /// Makes a call of a request, or the answer when it goes nowhere.
@@ -65,6 +68,7 @@ impl Reader {
         call.request_id = head.id;
         call.peer = Some(self.peer);
         call.local = self.local;
+        call.pid = self.pid;
         call.one_way = head.is(kind::ONE_WAY);
         call.request_bytes = body.len() as u64;
         let (mut attached_application, mut framework, mut forwarded) = (None, false, false);

@@ -135,12 +135,7 @@ impl<I: AsyncRead + AsyncWrite + Unpin> Session<I> {
             held: 0,
             held_bytes: 0,
             answerer: Answerer::new(route.direction),
-            incoming: request::Reader::new(
-                route,
-                peer,
-                live.as_ref().map(|live| live.destination),
-                limits.content_bytes,
-            ),
+            incoming: request::Reader::new(route, peer, live.as_deref(), limits.content_bytes),
             live,
             limits,
             active: now,
