@@ -12,6 +12,7 @@ mod drain;
 mod enroll;
 mod etcd;
 mod explain;
+mod filters;
 mod graphite;
 mod ha;
 mod http;

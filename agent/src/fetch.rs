@@ -116,13 +116,18 @@ impl Peer {
             let body = Limited::new(body, ANSWER_BYTES).collect().await.map_err(|e| anyhow::anyhow!("{e}"))?;
             Ok(Answer { status: head.status, headers: head.headers, body: body.to_bytes() })
         };
-        tokio::pin!(connection);
-        tokio::select! {
+        tokio::pin!(answer);
+        // Boxed, so that it can be dropped: as long as it is there the exchange would wait for ever.
+        let mut connection = Box::pin(connection);
+        let end = tokio::select! {
             biased;
-            answer = answer => answer,
-            // Ends early only when it broke: the exchange above says more, but would wait for ever.
-            end = &mut connection => bail!("the connection ended: {}", end.err().map_or_else(|| "closed".to_owned(), |e| e.to_string())),
-        }
+            answer = &mut answer => return answer,
+            end = &mut connection => end,
+        };
+        drop(connection);
+        // An answer that says `Connection: close` ends the connection and is whole all the same.
+        let why = || end.err().map_or_else(|| "closed".to_owned(), |e| e.to_string());
+        answer.await.with_context(|| format!("the connection ended: {}", why()))
     }
 }
 
@@ -144,6 +149,28 @@ mod tests {
         assert_eq!(Peer::parse("http://[::1]:1", 1).unwrap().host(), "::1");
         assert!(shown("https://c").unwrap_err().contains("`https` is not supported"));
         assert!(shown("http://").unwrap_err().contains("names no host"));
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_ends_the_connection_is_whole() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let at = listener.local_addr().unwrap();
+        tokio::spawn(async move {
+            for answer in
+                ["HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 2\r\n\r\nhi", "HTTP/1.1 200 OK\r\n\r\nhi", ""]
+            {
+                let (mut io, _) = listener.accept().await.unwrap();
+                let _ = io.read(&mut [0; 1024]).await.unwrap();
+                io.write_all(answer.as_bytes()).await.unwrap();
+            }
+        });
+        let peer = Peer::parse(&at.to_string(), 1).unwrap();
+        for _ in 0..2 {
+            let answer = peer.get("/", Duration::from_secs(5)).await.unwrap();
+            assert_eq!(answer.body, "hi");
+        }
+        let nothing = peer.get("/", Duration::from_secs(5)).await.unwrap_err();
+        assert!(format!("{nothing:#}").contains("the connection ended"), "{nothing:#}");
     }
 
     #[tokio::test]

@@ -32,6 +32,8 @@ pub struct BuildCx {
     pub base_dir: std::path::PathBuf,
     /// Where access log lines go; `None` where nothing is served (a check of a configuration).
     pub access_log: Option<Arc<crate::metrics::AccessLogWriter>>,
+    /// Where spans go; `None` where nothing is served.
+    pub exporters: Option<crate::trace::Exporters>,
     /// What kinds of one type share on this host, over all services.
     pub shared: Shared,
     /// Flags that operators turn while the agent runs.

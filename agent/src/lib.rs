@@ -15,6 +15,7 @@ pub mod serialize;
 pub mod stream;
 pub mod switcher;
 pub mod sys;
+pub mod trace;
 
 // The line a call travels, from the application's socket to the endpoint's.
 pub mod accept;

@@ -83,6 +83,28 @@ const METHODS: [(Head, PerMethod); 6] = [
     ),
 ];
 
+/// By method, where the `metrics` filter counts attempts.
+const ATTEMPTS: [(Head, PerMethod); 2] = [
+    (
+        (
+            "sockmesh_attempt_results_total",
+            Type::Counter,
+            "Attempts that ended, by class of code and outcome.",
+            "as the service, and method, code, outcome",
+        ),
+        METHODS[0].1,
+    ),
+    (
+        (
+            "sockmesh_attempt_duration_seconds",
+            Type::Histogram,
+            "Time of an attempt, up to the head of the answer.",
+            "as the service, and method",
+        ),
+        METHODS[1].1,
+    ),
+];
+
 /// By service, whatever its filters.
 const SERVICES: [(Head, PerService); 4] = [
     (
@@ -361,6 +383,14 @@ fn services(page: &mut Page, handles: &Handles, clusters: &Labelled) {
             sample(&mut family, labels, row);
         }
     }
+    for (of, sample) in ATTEMPTS {
+        let mut family = head(page, of);
+        for (cluster, labels) in clusters {
+            for (method, row) in cluster.info.stats.attempts.rows() {
+                sample(&mut family, &labels.clone().with("method", method), &row);
+            }
+        }
+    }
     for (of, sample) in SERVICES {
         let mut family = head(page, of);
         for (cluster, labels) in clusters {
@@ -506,6 +536,7 @@ fn series(page: &mut Page, handles: &Handles, endpoints: (usize, usize)) {
 pub(super) fn heads() -> Vec<Head> {
     let mut all: Vec<Head> = Vec::new();
     all.extend(METHODS.iter().map(|(head, _)| *head));
+    all.extend(ATTEMPTS.iter().map(|(head, _)| *head));
     all.extend(SERVICES.iter().map(|(head, _)| *head));
     all.extend(FILTERS);
     all.extend(ENDPOINTS.iter().map(|(head, _)| *head));

@@ -56,7 +56,7 @@ use crate::{
     registry::{Guards, Store},
     route::{Destination, Route, Routes},
     stream::OwnSockets,
-    sys,
+    sys, trace,
 };
 
 /// What the command line adds to the configuration.
@@ -78,6 +78,9 @@ const STALLED_AFTER: Duration = Duration::from_secs(2);
 const TAKE_BACK: Duration = Duration::from_secs(3);
 /// How long a start waits for registries before it serves without their lists.
 const FIRST_SNAPSHOT: Duration = Duration::from_secs(3);
+
+/// How long a stop waits for a collector to take the last spans.
+const LAST_SPANS: Duration = Duration::from_secs(2);
 
 /// Runs the agent until it is told to stop. Returns an error before anything is captured, or success
 /// after a drain.
@@ -146,6 +149,7 @@ struct App {
     info: Arc<ArcSwap<ConfigInfo>>,
     counters: Arc<AgentCounters>,
     access_log: Option<Arc<AccessLogWriter>>,
+    exporters: trace::Exporters,
     ready: watch::Sender<bool>,
     commands: mpsc::Receiver<Command>,
     drainer: Drainer,
@@ -175,6 +179,7 @@ impl App {
         // Everything that can be refused comes before the first thing that others could notice.
         let admin = serving::bind(config.ports.admin).context("ports.admin")?;
         let access_log = open_access_log(&config)?;
+        let exporters = trace::Exporters::new(runtime::Handle::current());
         let chosen = capture::choose(&config, options.kernel_log)?;
         tracing::info!(capture = chosen.capture.name(), reason = chosen.reason, "capture chosen");
         let (drainer, drain) = drain::new();
@@ -185,6 +190,7 @@ impl App {
             zone: config.zone.clone(),
             base_dir: config.base_dir.clone(),
             access_log: access_log.clone(),
+            exporters: Some(exporters.clone()),
             ..BuildCx::default()
         };
         let rows = cx.rows.clone();
@@ -313,6 +319,7 @@ impl App {
             info,
             counters,
             access_log,
+            exporters,
             ready,
             commands,
             drainer,
@@ -520,6 +527,7 @@ impl App {
         if let Some(log) = &self.access_log {
             log.flush(Duration::from_secs(1));
         }
+        self.exporters.flush(LAST_SPANS).await;
         tracing::info!("stopped");
         Ok(ExitCode::SUCCESS)
     }

@@ -11,7 +11,7 @@ use std::{
 use super::{Cluster, story};
 use crate::{
     call::{Body, CallError, ErrorKind, Request, Response, ResponseHead, Watch, Watched},
-    filter::{CallCx, Notes, Outcome, Record},
+    filter::{CallCx, Notes, Outcome, Record, code_of},
     ha::Attempt,
 };
 use http_body_util::BodyExt;
@@ -68,10 +68,7 @@ impl End {
         self.record.to_head = Some(self.record.started.elapsed());
         match result {
             Ok(response) => {
-                self.record.code = match &response.head {
-                    ResponseHead::Http(head) => head.status.as_u16().into(),
-                    _ => response.status.code(),
-                };
+                self.record.code = code_of(response);
                 self.record.outcome = Outcome::Answered(response.status);
             }
             Err(error) => {

@@ -195,7 +195,7 @@ impl Filter for ActiveLimit {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::filter::testing::{Begun, Bench, motan};
+    use crate::filter::testing::{Begun, Bench, is_pending, motan};
 
     fn wait<'a>(bench: &'a Bench, method: &str) -> (Begun<'a>, futures_util::future::BoxFuture<'static, Verdict>) {
         let mut begun = bench.enter(motan(method));
@@ -215,14 +215,14 @@ mod tests {
         let first = b.begin(motan("echo"));
         let (second, mut second_waits) = wait(&b, "echo");
         let (_third, mut third_waits) = wait(&b, "echo");
-        assert!(futures_util::poll!(&mut second_waits).is_pending());
-        assert!(futures_util::poll!(&mut third_waits).is_pending());
+        assert!(is_pending(&mut second_waits).await);
+        assert!(is_pending(&mut third_waits).await);
         assert_eq!((b.state("waiting", ""), b.state("in_flight", "")), (2, 1));
         let refused = b.call(motan("echo"), || Ok(b.good())).await.unwrap_err();
         assert_eq!(refused.kind, ErrorKind::Overload);
         assert_eq!(refused.message, "active_limit: 1 calls are in flight and 2 may wait");
         first.end(Ok(b.good())).unwrap();
-        assert!(futures_util::poll!(&mut third_waits).is_pending(), "not before the second");
+        assert!(is_pending(&mut third_waits).await, "not before the second");
         assert!(matches!(second_waits.await, Verdict::Continue));
         second.end(Ok(b.good())).unwrap();
         assert!(matches!(third_waits.await, Verdict::Continue));
@@ -264,7 +264,7 @@ mod tests {
         let b = Bench::new(build, "{max: 1, queue: 1}");
         let first = b.begin(motan("echo"));
         let (second, mut waits) = wait(&b, "echo");
-        assert!(futures_util::poll!(&mut waits).is_pending());
+        assert!(is_pending(&mut waits).await);
         drop((waits, second));
         assert_eq!(b.state("waiting", ""), 0);
         drop(first);

@@ -1,9 +1,10 @@
-//! `metrics`: counts and latencies by method, for `/metrics`.
+//! `metrics`: counts and latencies by method, of calls or of attempts, for `/metrics` and Graphite.
 
 use std::sync::{Arc, atomic::Ordering::Relaxed};
 
-use super::{Filter, Outcome, Record};
+use super::{CallCx, Filter, Outcome, Record, Trying, code_of};
 use crate::{
+    call::{Body, CallError, Response},
     kind::{self, BuildCx, Value},
     metrics::Ending,
 };
@@ -16,25 +17,57 @@ const METHODS: usize = 64;
 #[serde(deny_unknown_fields, default)]
 struct Options {
     methods: usize,
+    level: Level,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Level {
+    #[default]
+    Call,
+    Attempt,
+    Both,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { methods: METHODS }
+        Self { methods: METHODS, level: Level::Call }
     }
 }
 
 struct Metrics {
     methods: usize,
+    level: Level,
 }
 
 pub(super) fn build(options: &Value, _: &BuildCx) -> anyhow::Result<Arc<dyn Filter>> {
-    let Options { methods } = kind::options(options)?;
-    Ok(Arc::new(Metrics { methods }))
+    let Options { methods, level } = kind::options(options)?;
+    Ok(Arc::new(Metrics { methods, level }))
 }
 
 impl Filter for Metrics {
+    fn on_attempt_end(&self, cx: &CallCx, attempt: &Trying<'_>, end: Result<&Response, &CallError>) {
+        if self.level == Level::Call {
+            return;
+        }
+        let row = cx.cluster.stats.attempts.row(&attempt.call.method, self.methods);
+        row.ended(match end {
+            Ok(response) => Ending::answered(code_of(response), response.status.is_failure()),
+            Err(error) => Ending::error(error.kind.name()),
+        });
+        row.request_bytes.fetch_add(attempt.call.request_bytes, Relaxed);
+        if let Ok(Body::Full(bytes)) = end.map(|response| &response.body) {
+            row.response_bytes.fetch_add(bytes.len() as u64, Relaxed);
+        }
+        row.attempts.fetch_add(1, Relaxed);
+        row.retries.fetch_add(u64::from(attempt.number > 1), Relaxed);
+        row.latency.record(attempt.started.elapsed());
+    }
+
     fn on_end(&self, record: &Record) {
+        if self.level == Level::Attempt {
+            return;
+        }
         // Counts live with the cluster, where exporters find them; the filter itself has no state.
         let row = record.cluster.stats.methods.row(&record.call.method, self.methods);
         row.ended(match &record.outcome {
@@ -82,6 +115,28 @@ mod tests {
         assert_eq!((row.attempts.load(Relaxed), row.retries.load(Relaxed)), (4, 2));
         assert_eq!((row.request_bytes.load(Relaxed), row.response_bytes.load(Relaxed)), (30, 6000));
         assert_eq!(row.latency.summary().count, 3);
+    }
+
+    #[test]
+    fn attempts_are_counted_beside_or_instead_of_calls() {
+        use crate::filter::testing::{Bench, failed, motan};
+        for (level, calls, attempts) in [("call", 1, 0), ("attempt", 0, 2), ("both", 1, 2)] {
+            let b = Bench::new(build, &format!("{{level: {level}}}"));
+            let to = b.endpoint(1);
+            let begun = b.begin(motan("echo"));
+            begun.attempt(1, &to, Err(failed(ErrorKind::Reset))).unwrap();
+            begun.attempt(2, &to, Ok(())).unwrap();
+            let stats = begun.cx.cluster.stats.clone();
+            begun.end(Ok(b.good())).unwrap();
+            let count = |rows: Vec<(Box<str>, Arc<crate::metrics::MethodStats>)>| {
+                rows.iter().map(|(_, row)| row.latency.summary().count).sum::<u64>()
+            };
+            assert_eq!((count(stats.methods.rows()), count(stats.attempts.rows())), (calls, attempts), "{level}");
+            if attempts > 0 {
+                let (name, row) = stats.attempts.rows().remove(0);
+                assert_eq!((&*name, row.count(Ending::error("reset")), row.retries.load(Relaxed)), ("echo", 1, 1));
+            }
+        }
     }
 
     #[test]

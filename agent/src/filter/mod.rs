@@ -14,6 +14,7 @@ mod notes;
 mod options;
 mod rate_limit;
 mod record;
+mod spans;
 mod switcher;
 #[cfg(test)]
 pub(crate) mod testing;
@@ -32,7 +33,7 @@ pub use self::{
 };
 pub use crate::call::Direction;
 use crate::{
-    call::{Call, CallError, Request, Response},
+    call::{Call, CallError, Request, Response, ResponseHead},
     endpoint::Endpoint,
     kind::Kind,
     metrics::{Step, Trail, micros},
@@ -50,6 +51,7 @@ pub const KINDS: &[Kind<dyn Filter>] = &[
     Kind { name: "mock", build: mock::build },
     Kind { name: "rate_limit", build: rate_limit::build },
     Kind { name: "switcher", build: switcher::build },
+    Kind { name: "tracing", build: spans::build },
 ];
 
 /// Hooks around a call and around each of its attempts.
@@ -110,6 +112,14 @@ pub struct Trying<'a> {
     pub number: u32,
     /// When it began.
     pub started: Instant,
+}
+
+/// The protocol's own code of an answer, such as 304.
+pub(crate) fn code_of(response: &Response) -> u32 {
+    match &response.head {
+        ResponseHead::Http(head) => head.status.as_u16().into(),
+        _ => response.status.code(),
+    }
 }
 
 /// Runs `on_request` of each filter in order and counts in `cx` those entered, which will be told the end.

@@ -60,14 +60,6 @@ impl Bench {
         Self { filter: build(&options, cx).unwrap(), cluster: sample().cluster }
     }
 
-    /// Calls of a local program's callers, instead of a local program's own.
-    pub fn inbound(mut self) -> Self {
-        let info =
-            super::ClusterInfo { direction: super::Direction::Inbound, ..super::ClusterInfo::clone(&self.cluster) };
-        self.cluster = Arc::new(info);
-        self
-    }
-
     /// What an endpoint answers when all is well.
     pub fn good(&self) -> Response {
         Response {
@@ -213,4 +205,9 @@ impl Drop for Begun<'_> {
             self.over(Outcome::Failed(CallError::downstream(ErrorKind::Cancelled, "gone")));
         }
     }
+}
+
+/// Polls once.
+pub(crate) async fn is_pending<F: Future + Unpin>(future: &mut F) -> bool {
+    std::future::poll_fn(|cx| std::task::Poll::Ready(std::pin::Pin::new(&mut *future).poll(cx).is_pending())).await
 }

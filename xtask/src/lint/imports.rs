@@ -10,8 +10,20 @@ use anyhow::{Context, Result};
 use super::Source;
 
 /// Imported by everything; imports nothing but itself, unless the table says otherwise.
-const GROUND: &[&str] =
-    &["availability", "call", "kind", "drain", "fetch", "sys", "config", "metrics", "serialize", "stream", "switcher"];
+const GROUND: &[&str] = &[
+    "availability",
+    "call",
+    "kind",
+    "drain",
+    "fetch",
+    "sys",
+    "config",
+    "metrics",
+    "serialize",
+    "stream",
+    "switcher",
+    "trace",
+];
 
 /// Who may import what, besides the ground. A module that is in neither list may not exist.
 const TABLE: &[(&str, &[&str])] = &[

@@ -74,7 +74,7 @@ fn files_become_their_native_form() {
 /// A file with `line` added to one of its sections.
 fn with(section: &str, line: &str) -> String {
     let mut text = String::new();
-    let filters = "accessLog,clusterAccessLog,metrics,clusterMetrics,circuitBreaker,clusterCircuitBreaker,rateLimit";
+    let filters = "accessLog,clusterAccessLog,clusterMetrics,circuitBreaker,clusterCircuitBreaker,rateLimit";
     let hash = if line.contains("onsistentHashKey") { "consistentHashKey" } else { "random" };
     let ha = if line.contains("backup") { "backupRequest" } else { "failover" };
     let refer = format!("path: kit.Echo, group: g, protocol: motan2, registry: r, filter: '{filters}', rateLimit: 5");
@@ -82,7 +82,7 @@ fn with(section: &str, line: &str) -> String {
         "path: kit.Echo, group: g, registry: z, export: 'motan2:18000', proxy: 'motan2:18001', filter: '{filters}', rateLimit: 5"
     );
     let entries = [
-        ("motan-agent", "defaultFilter: failfast, globalFilter: failfast".to_owned()),
+        ("motan-agent", "defaultFilter: failfast, globalFilter: metrics".to_owned()),
         ("motan-registry", "r: {protocol: direct, host: 127.0.0.1, port: 1}, other: {protocol: direct, host: 127.0.0.1, port: 2}, z: {protocol: zookeeper, host: 127.0.0.1, port: 3}".to_owned()),
         ("motan-basicRefer", "template: {mingzSize: 7}".to_owned()),
         ("motan-refer", format!("e: {{{refer}, retries: 1, loadbalance: {hash}, haStrategy: {ha}}}")),
@@ -142,7 +142,10 @@ fn every_key_of_the_table_does_what_its_row_says() {
             };
             let value = if row.name == "port" && row.fate != Fate::Refused { row.example.to_owned() } else { value };
             let line = format!("{}: {value}", row.name);
-            let other = if line.contains("onsistentHashKey") {
+            let chooses = ["haStrategy", "loadbalance"].contains(&row.name);
+            let other = if chooses {
+                ""
+            } else if line.contains("onsistentHashKey") {
                 "x.onsistentHashKey: 1"
             } else if line.contains("backup") {
                 "x.backup: 1"

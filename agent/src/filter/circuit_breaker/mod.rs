@@ -252,7 +252,10 @@ impl Filter for CircuitBreaker {
     fn on_response(&self, cx: &mut CallCx, end: &mut Result<Response, CallError>) {
         let took = cx.started.elapsed();
         let said = self.said(end.as_ref());
-        if let Some(Pass { circuit, trial }) = cx.notes.breaker.take() {
+        // With scope `endpoint` there is none, unless another breaker of this service has put one there.
+        if self.scope != Scope::Endpoint
+            && let Some(Pass { circuit, trial }) = cx.notes.breaker.take()
+        {
             circuit.leave(&self.rules, trial, said, took);
         }
         match end {
@@ -272,7 +275,9 @@ impl Filter for CircuitBreaker {
 
     fn on_end(&self, record: &Record) {
         // Still there only when no answer came: its caller went away.
-        if let Some(Pass { circuit, trial }) = &record.notes.breaker {
+        if self.scope != Scope::Endpoint
+            && let Some(Pass { circuit, trial }) = &record.notes.breaker
+        {
             circuit.leave(&self.rules, *trial, Said::Nothing, Duration::ZERO);
         }
     }
