@@ -5,7 +5,7 @@ use std::{
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst},
-        mpsc::{Receiver, Sender, channel},
+        mpsc::{Receiver, SyncSender, sync_channel},
     },
     thread,
     time::{Duration, Instant},
@@ -34,7 +34,7 @@ struct Mesh {
     failing: Arc<AtomicBool>,
     /// Requests that servers hold until they are let go.
     held: Arc<AtomicUsize>,
-    go: Mutex<Option<Sender<()>>>,
+    go: Mutex<Option<SyncSender<()>>>,
     seen: Mutex<Receiver<Seen>>,
 }
 
@@ -55,8 +55,8 @@ impl Mesh {
 
     fn with(filters: &str, top: &str) -> Self {
         let (failing, held) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
-        let (tx, seen) = channel();
-        let (go, gate) = channel::<()>();
+        let (tx, seen) = sync_channel(4096);
+        let (go, gate) = sync_channel::<()>(1);
         let gate = Arc::new(Mutex::new(gate));
         let hold = move |held: &AtomicUsize| {
             held.fetch_add(1, SeqCst);
@@ -308,7 +308,7 @@ fn filters_fault_delays_and_aborts() {
 /// caller -> an agent that signs -> an agent that checks -> server, by both protocols.
 #[test]
 fn filters_auth_proves_the_caller_from_agent_to_agent() {
-    let (tx, seen) = channel();
+    let (tx, seen) = sync_channel(4096);
     let web_tx = tx.clone();
     let web_server = Backend::http(move |request| {
         web_tx.send(Seen::Web(request.clone())).unwrap();
@@ -418,7 +418,7 @@ fn filters_metrics_count_attempts() {
 
 /// A collector that keeps what it is sent.
 fn collector() -> (Backend, Receiver<(String, Value)>) {
-    let (tx, rx) = channel();
+    let (tx, rx) = sync_channel(4096);
     let backend = Backend::http(move |request| {
         let path = request.line.split(' ').nth(1).unwrap().to_owned();
         let _ = tx.send((path, serde_json::from_slice(&request.body).unwrap()));

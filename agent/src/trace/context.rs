@@ -246,7 +246,7 @@ mod tests {
             assert!(context.forms.is_empty() && context.span.is_none() && context.trace != 0, "{bad}");
             assert_eq!((context.decision, &*context.state), (Decision::Open, ""), "{bad}");
         }
-        for bad in [format!("{TRACE}"), format!("{TRACE}-{SPAN}-x"), format!("{TRACE}-{SPAN}-1-y"), "2".to_owned()] {
+        for bad in [TRACE.to_owned(), format!("{TRACE}-{SPAN}-x"), format!("{TRACE}-{SPAN}-1-y"), "2".to_owned()] {
             assert!(read(&[("b3", &bad)]).forms.is_empty(), "{bad}");
         }
     }
