@@ -161,6 +161,52 @@ fn etcd_killed_frozen_and_emptied_costs_no_call() {
 }
 
 #[test]
+fn etcd_members_are_left_when_they_lose_their_leader() {
+    if lacks(NEEDS) {
+        return;
+    }
+    let mut members = etcd::cluster();
+    let addrs: Vec<_> = members.iter().map(|m| format!("'{}'", m.addr())).collect();
+    let (to, export) = (free_addr(), free_addr());
+    let [a, b, c] = ["a", "b", "c"].map(Backend::named);
+    let agent = Agent::start(&format!(
+        "registries: {{e: {{kind: etcd, address: [{}], lease: 2s}}}}
+referers:
+  - {{service: {SERVICE}, group: bars, protocol: http, listen: {to}, registry: e, retries: 2}}
+services:
+  - {{service: other, group: bars, protocol: http, export: {export}, local: {}, registry: e}}
+",
+        addrs.join(", "),
+        a.addr()
+    ));
+    put(members[0].addr(), &node(&a), url(&a).as_bytes());
+    until("a answers", || call(to) == "a");
+    let caller = Caller::start(to);
+    let registered = format!("/motan/bars/other/server/{export}");
+
+    // Whoever leads is killed; the others choose another one.
+    let leader = members.iter().position(|m| etcd::leads(m.addr())).unwrap();
+    members[leader].proc.signal(Signal::KILL);
+    members[leader].proc.wait();
+    let left: Vec<_> = (0..3).filter(|i| *i != leader).collect();
+    until("there is another one", || left.iter().any(|i| etcd::leads(members[*i].addr())));
+    put(members[left[0]].addr(), &node(&b), url(&b).as_bytes());
+    until("b answers as well", || answering(to) == ["a", "b"]);
+    until("the service is registered", || get(members[left[0]].addr(), &registered).is_some());
+
+    // One alone knows nothing for certain, whether or not it is the one that is asked.
+    members[left[0]].proc.signal(Signal::STOP);
+    until("operators see it", || agent.metric("sockmesh_service_stale", &[SERVICE]) == 1.0);
+    caller.goes_on();
+    members[left[0]].proc.signal(Signal::CONT);
+    until("all is well again", || agent.metric("sockmesh_service_stale", &[SERVICE]) == 0.0);
+    put(members[left[1]].addr(), &node(&c), url(&c).as_bytes());
+    until("c answers as well", || answering(to) == ["a", "b", "c"]);
+    until("the service is registered", || get(members[left[0]].addr(), &registered).is_some());
+    caller.all_good();
+}
+
+#[test]
 fn etcd_behind_a_partition_is_asked_again_when_it_heals() {
     if lacks(&[Need::Root, NEEDS[0]]) {
         return;

@@ -89,6 +89,9 @@ fn zookeeper_nodes_in_every_form_become_endpoints() {
     assert_ne!(signed.owner, 0, "it goes with the agent");
     assert!(signed.data.starts_with(b"\xac\xed\0\x05\x74"), "{signed:?}");
 
+    let itself = format!("127.0.0.1:{}", world.agent.admin().port());
+    until("the agent signed as itself", || client.children("/motan/agent/bars-client/node") == [itself.as_str()]);
+
     let [a, b, c] = ["a", "b", "c"].map(Backend::named);
     client.create(&node(&a), &java_url(&a));
     world.answers(&["a"]);
@@ -103,6 +106,7 @@ fn zookeeper_nodes_in_every_form_become_endpoints() {
     for (at, text) in [
         ("10.0.0.1:1", format!("http://10.0.0.1:1/{SERVICE}?nodeType=referer")),
         ("10.0.0.2:1", "http://10.0.0.2:1/other.Service?nodeType=service".to_owned()),
+        ("10.0.0.3:1", format!("motan2://10.0.0.3:1/{SERVICE}?nodeType=service")),
     ] {
         client.create(&format!("{FOLDER}/{at}"), &java_string(&text));
     }

@@ -26,6 +26,8 @@ pub struct BuildCx {
     pub application: crate::call::Text,
     /// Failure domain that this host is in; empty when it is in none.
     pub zone: crate::call::Text,
+    /// Port of the admin API, which others may be told; 0 when it has none.
+    pub management: u16,
     /// Name of the service the kind is built for; empty for host-wide kinds.
     pub service: crate::call::Text,
     /// Directory that relative paths in the configuration are relative to.

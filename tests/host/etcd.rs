@@ -27,6 +27,33 @@ pub fn etcd(place: &Place<'_>) -> Server {
     server
 }
 
+/// Three members that know each other.
+pub fn cluster() -> [Server; 3] {
+    let addrs = [(); 3].map(|()| (free_port(), free_port()));
+    let url = |port: u16| format!("http://127.0.0.1:{port}");
+    let all: Vec<_> = addrs.iter().enumerate().map(|(i, (_, peer))| format!("m{i}={}", url(*peer))).collect();
+    let all = all.join(",");
+    let mut names = ["m0", "m1", "m2"].into_iter();
+    let servers = addrs.map(|(client, peer)| {
+        let dir = Temp::new();
+        let data = dir.file("data");
+        let cmd = Cmd::new(which("etcd").expect("asked for before")).arg("--data-dir").arg(data.display());
+        let cmd = cmd.args(["--name", names.next().unwrap(), "--unsafe-no-fsync", "--log-level", "error"]);
+        let cmd = cmd.args(["--listen-client-urls", &url(client), "--advertise-client-urls", &url(client)]);
+        let cmd = cmd.args(["--listen-peer-urls", &url(peer), "--initial-advertise-peer-urls", &url(peer)]);
+        let cmd = cmd.args(["--initial-cluster", &all]);
+        Server::start(SocketAddr::from(([127, 0, 0, 1], client)), dir, cmd)
+    });
+    servers.iter().for_each(serves);
+    servers
+}
+
+/// Whether this member leads the others.
+pub fn leads(server: SocketAddr) -> bool {
+    let status = gateway(server, "maintenance/status", &json!({}));
+    status["leader"] == status["header"]["member_id"]
+}
+
 /// Waits until it does more than listen.
 pub fn serves(server: &Server) {
     if server.addr().ip().is_loopback() {

@@ -243,6 +243,9 @@ impl Follower {
                 groups.clear();
             }
         }
+        let spoken =
+            self.cluster.config.upstream.as_ref().map_or(self.cluster.info.protocol, |upstream| &upstream.name);
+        instances.retain(|instance| registry::speaks(instance, spoken));
         let (instances, emptied) = command::route(&self.plan.routes, &host, instances, |i| host_of(&i.address));
         if let Some(rule) = emptied {
             troubles.push(format!("the rule `{rule}` would leave no endpoint: no rule counts"));

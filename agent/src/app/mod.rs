@@ -189,6 +189,7 @@ impl App {
             application: config.application.clone(),
             zone: config.zone.clone(),
             base_dir: config.base_dir.clone(),
+            management: if config.ports.admin_socket.is_some() { 0 } else { config.ports.admin.port() },
             access_log: access_log.clone(),
             exporters: Some(exporters.clone()),
             ..BuildCx::default()

@@ -147,6 +147,14 @@ pub struct CommandText {
     pub stale: Option<String>,
 }
 
+/// Whether callers that speak `protocol` may call `instance`. Registries of Motan say what it speaks; of those that
+/// say nothing, or a word that is not known here, the operator knows best.
+pub fn speaks(instance: &Instance, protocol: &str) -> bool {
+    const KNOWN: [&str; 5] = ["motan2", "motan", "grpc", "http", "tcp"];
+    let theirs = instance.metadata.get("protocol").map_or("", String::as_str);
+    theirs == protocol || protocol == "tcp" || !KNOWN.contains(&theirs)
+}
+
 /// The instances that `service` asks for: those of its group and version, and those that name none.
 /// Keeps the order and only the first of each address and group.
 fn select(service: &ServiceKey, instances: &[Instance]) -> Vec<Instance> {

@@ -13,7 +13,7 @@ use super::{
     conn::{Conn, Failure, Watcher},
     java,
     link::{Link, connected},
-    paths,
+    paths, sign,
     wire::{Code, Stat},
 };
 use crate::registry::{CommandText, Scope, pause::Pause};
@@ -56,7 +56,7 @@ pub(super) async fn follow(
         Err(why) => return publish(&text, None, Some(why)),
     };
     let watcher = Arc::new(Watcher::default());
-    let mut pause = Pause::default();
+    let (mut pause, mut session) = (Pause::default(), 0);
     loop {
         let down = |why: &str| publish(&text, None, Some(why.to_owned()));
         let Ok(conn) = connected(&mut link, down).await else { return };
@@ -73,6 +73,11 @@ pub(super) async fn follow(
                     Some(pause.next())
                 }
             };
+            if let Scope::Agent(application) = &scope
+                && std::mem::replace(&mut session, conn.session) != conn.session
+            {
+                sign::agent(&registry, &conn, application).await;
+            }
             let again = async {
                 match wait {
                     Some(wait) => sleep(wait).await,

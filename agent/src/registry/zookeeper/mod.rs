@@ -12,7 +12,11 @@ mod link;
 mod paths;
 mod register;
 mod service;
+mod sign;
 mod wire;
+
+#[cfg(test)]
+mod tests;
 
 use std::{sync::Arc, time::Duration};
 
@@ -83,6 +87,8 @@ impl Options {
 struct Zookeeper {
     options: Arc<Options>,
     application: Text,
+    /// Port of the agent's management.
+    management: u16,
     link: Followed<(), Link>,
     services: Followed<ServiceKey, Arc<Snapshot>>,
     commands: Followed<Scope, Arc<CommandText>>,
@@ -100,6 +106,7 @@ pub(super) fn build(options: &Value, cx: &BuildCx) -> anyhow::Result<Arc<dyn Reg
     Ok(Arc::new(Shared(Arc::new(Zookeeper {
         options: Arc::new(Options { servers, session_timeout, encoding: written.encoding, root: root.to_owned() }),
         application: cx.application.clone(),
+        management: cx.management,
         link: Followed::default(),
         services: Followed::default(),
         commands: Followed::default(),

@@ -24,6 +24,11 @@ pub(super) fn command(root: &str, scope: &Scope) -> Result<String, String> {
     })
 }
 
+/// The folder with the agents of `application`.
+pub(super) fn agents(root: &str, application: &str) -> Result<String, String> {
+    checked(format!("{root}/motan/agent/{application}/node"))
+}
+
 /// The server refuses such paths by closing the connection, which would cost everybody.
 fn checked(path: String) -> Result<String, String> {
     let good = |part: &str| !matches!(part, "" | "." | "..") && !part.contains(char::is_control);

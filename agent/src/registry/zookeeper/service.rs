@@ -1,10 +1,6 @@
 //! The providers of one service: the children of its folder `server`, with their data.
 
-use std::{
-    collections::{BTreeMap, HashSet},
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use futures_util::{StreamExt, stream};
 use model::{ServiceKey, Snapshot};
@@ -19,13 +15,12 @@ use super::{
     conn::{Conn, Failure, Watcher},
     java,
     link::{Link, connected},
-    paths,
+    paths, sign,
     wire::Code,
 };
 use crate::registry::{
     nodes::{Node, Nodes},
     pause::Pause,
-    url::{Url, group_of},
 };
 
 /// Nodes read at the same time.
@@ -80,7 +75,7 @@ pub(super) async fn follow(
                 }
             }
             if std::mem::replace(&mut session, conn.session) != conn.session {
-                sign(&registry, &conn, &follower.nodes.service).await;
+                sign::caller(&registry, &conn, &follower.nodes.service).await;
             }
             if follower.nodes.all.len() > WATCHED {
                 // Listing so many again and again must leave time for others.
@@ -179,37 +174,5 @@ impl Follower {
                 *node = Node::Unread;
             }
         }
-    }
-}
-
-/// Leaves this agent's name among the callers of the service. For people who look: nothing depends on it.
-async fn sign(registry: &Zookeeper, conn: &Conn, service: &ServiceKey) {
-    let Ok(folder) = paths::folder(&registry.options.root, service, paths::CLIENT) else { return };
-    let address = match conn.local.to_canonical() {
-        std::net::IpAddr::V4(ip) => format!("{ip}:0"),
-        std::net::IpAddr::V6(ip) => format!("[{ip}]:0"),
-    };
-    let mut parameters = BTreeMap::from([
-        ("nodeType".to_owned(), "referer".to_owned()),
-        ("group".to_owned(), group_of(service).to_owned()),
-    ]);
-    for (key, value) in [("version", service.version.as_str()), ("application", &registry.application)] {
-        if !value.is_empty() {
-            parameters.insert(key.to_owned(), value.to_owned());
-        }
-    }
-    let url =
-        Url { protocol: "motan2".to_owned(), address: address.clone(), path: service.service.clone(), parameters };
-    let (path, data) = (format!("{folder}/{address}"), registry.options.written(&url));
-    let mut result = conn.create(&path, &data, true).await;
-    if result == Err(Failure::Refused(Code::NODE_EXISTS)) {
-        // Of a former session, or of another client on this host: the latest counts.
-        result = conn.delete(&path).await;
-        if result.is_ok() {
-            result = conn.create(&path, &data, true).await;
-        }
-    }
-    if let Err(failure) = result {
-        tracing::debug!(%path, %failure, "zookeeper: cannot sign as a caller");
     }
 }
