@@ -163,6 +163,7 @@ referers:
         (frame.serialization, frame.body) = (1, body.to_vec());
         client.call(frame).unwrap()
     };
+    // As recorded of motan-go's agent.
     let answer = call("Echo", b"\x0a\x05hello");
     assert_eq!((answer.kind, answer.status, answer.serialization, &*answer.body), (3, 0, 1, &b"\x0a\x05hello"[..]));
     assert_eq!(answer.meta("x-forwarded-for"), server.addr().to_string());
