@@ -3,9 +3,12 @@
 use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf};
 
 use host::{
-    Agent, Backend, Load, Temp, heavy, http,
+    Agent, Backend, Load, Need, Temp, heavy, http, lacks,
     motan::{self, Client, Frame},
-    net, until,
+    net,
+    program::Place,
+    until,
+    zookeeper::{self, java_string},
 };
 use rustix::process::Signal;
 
@@ -248,4 +251,52 @@ fn a_storm_of_commands_under_load_loses_no_call() {
     load.stop().all_good(1000);
     // It still stops in good order.
     it.agent.signal(Signal::TERM);
+}
+
+#[test]
+fn a_switch_in_a_real_zookeeper_is_written_as_java_reads_it() {
+    if lacks(&[Need::Program("java"), Need::Program("zkServer.sh")]) {
+        return;
+    }
+    let server = zookeeper::zookeeper(&Place::default());
+    let mut client = zookeeper::Client::open(server.addr());
+    let backends = ["a", "b"].map(Backend::named);
+    for (backend, group) in backends.iter().zip(["bars", "bars-b"]) {
+        let url = format!("http://{}/bars.BarService?nodeType=service&version=1.0&group={group}&", backend.addr());
+        client.create(&format!("/motan/{group}/bars.BarService/server/{}", backend.addr()), &java_string(&url));
+    }
+    let to = net::free_addr();
+    let agent = Agent::start(&format!(
+        "registries: {{zk: {{kind: zookeeper, address: '{}'}}}}
+referers:
+  - {{service: bars.BarService, group: bars, protocol: http, listen: {to}, registry: zk, lb: round_robin}}
+",
+        server.addr()
+    ));
+    let dealt = |n: usize| {
+        let b = (0..n).filter(|_| http::get(to, "/").unwrap().text() == "b").count();
+        (n - b, b)
+    };
+    until("the own group serves", || http::get(to, "/").unwrap().text() == "a");
+    let load = Load::http(2, to, "/");
+    agent.cli("switch bars.BarService bars=1 bars-b=3").ok();
+    until("both serve", || dealt(4).1 > 0);
+    load.more(100);
+    load.stop().all_good(100);
+    assert_eq!(dealt(40), (10, 30), "exact");
+    let data = client.get("/motan/bars/command").unwrap().data;
+    assert!(data.starts_with(b"\xac\xed\0\x05\x74"), "{data:02x?}");
+    let text = String::from_utf8_lossy(&data[7..]).into_owned();
+    let json: serde_json::Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(json["clientCommandList"][0]["mergeGroups"], serde_json::json!(["bars:1", "bars-b:3"]));
+
+    // What somebody else writes counts as well, plain or serialized, and so does that it is deleted.
+    let degrade = r#"{"clientCommandList":[{"index":1,"commandType":1,"pattern":"bars"}]}"#;
+    client.set("/motan/bars/command", degrade.as_bytes());
+    until("degraded", || http::get(to, "/").unwrap().status() == 503);
+    let only_b = r#"{"clientCommandList":[{"index":1,"commandType":0,"pattern":"bars.*","mergeGroups":["bars-b"]}]}"#;
+    client.set("/motan/bars/command", &java_string(only_b));
+    until("the other group", || dealt(4) == (0, 4));
+    client.delete("/motan/bars/command");
+    until("the own group", || dealt(4) == (4, 0));
 }

@@ -92,6 +92,35 @@ fn an_agent_that_starts_without_its_registry_serves_from_the_snapshot() {
 }
 
 #[test]
+fn a_command_outlasts_a_restart_without_the_registry() {
+    let mut it = World::new(2, "");
+    let two = format!(
+        "services: {{web: [{{address: {}, group: idc-a}}, {{address: {}, group: idc-b}}]}}\n",
+        it.servers[0].addr(),
+        it.servers[1].addr()
+    );
+    let command =
+        "commands: {groups: {idc-a: {clientCommandList: [{index: 1, pattern: web, mergeGroups: [idc-b]}]}}}\n";
+    it.dir.write("nodes.yaml", format!("{two}{command}"));
+    let to = it.to;
+    let who = move || http::get(to, "/").unwrap().text();
+    until("the other group serves", || (0..4).all(|_| who() == "s2"));
+    until("all is written", || {
+        ["idc-a_web", "idc-b_web", "commands/nodes_group_idc-a"]
+            .iter()
+            .all(|name| it.dir.file("snapshots").join(name).exists())
+    });
+    it.agent.kill9();
+    fs::remove_file(it.dir.file("nodes.yaml")).unwrap();
+    it.agent.again();
+    assert!((0..20).all(|_| who() == "s2"), "as before");
+    assert!(it.agent.cli("commands").ok().contains("goes by group idc-a"));
+    // The registry is back and knows of no command.
+    it.dir.write("nodes.yaml", two);
+    until("the own group serves", || (0..4).all(|_| who() == "s1"));
+}
+
+#[test]
 fn an_empty_list_is_held_until_the_operator_confirms_it() {
     let it = World::new(4, "");
     assert_eq!(it.answering(), 4);

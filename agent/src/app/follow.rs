@@ -71,7 +71,7 @@ pub(super) struct Follower {
     plan: Plan,
     /// Ordered, but its groups were not all heard of; in force at the latest at this time.
     next: Option<(Plan, Instant)>,
-    applied: Option<(Vec<Instance>, Steering)>,
+    applied: Option<Applied>,
     seat: Seat,
     heard: watch::Sender<bool>,
     /// Probes end by themselves when their endpoint is gone, and all of them with this.
@@ -88,11 +88,21 @@ struct Plan {
     troubles: Vec<String>,
 }
 
+/// What the cluster was brought to.
+struct Applied {
+    lists: Vec<Arc<Snapshot>>,
+    routes: Vec<RouteRule>,
+    steering: Steering,
+}
+
 impl Follower {
     /// A follower that has taken in what is known at once; `heard` turns true when all sources have answered.
     pub(super) fn new(cluster: Arc<Cluster>, sources: Sources, shared: Shared, heard: watch::Sender<bool>) -> Self {
         let key = &cluster.info.key;
-        let texts = |scope: Scope| sources.registries.iter().filter_map(|(_, r)| r.commands(&scope)).collect();
+        let texts = |scope: Scope| {
+            let registries = sources.registries.iter();
+            registries.filter_map(|(name, r)| shared.guards.commands(name, r, &scope)).collect()
+        };
         let group = if key.group.is_empty() { Vec::new() } else { texts(Scope::Group(key.group.clone())) };
         let texts = [texts(Scope::Agent(sources.application.clone())), group];
         let seat = shared.board.seat();
@@ -215,11 +225,11 @@ impl Follower {
             let text = text.borrow();
             text.revision > 0 || text.stale.is_some()
         };
-        if !*self.heard.borrow()
-            && self.next.is_none()
-            && self.lists.get(&self.own_group()).is_some_and(is_heard)
-            && self.texts.iter().flatten().all(|text| said(text) || text.has_changed().is_err())
-        {
+        let own = self.lists.get(&self.own_group());
+        // A list of a snapshot file means that the registry is away, and its commands with it.
+        let waits_for_nothing = own.is_some_and(|list| list.borrow().stale.is_some())
+            || self.texts.iter().flatten().all(|text| said(text) || text.has_changed().is_err());
+        if !*self.heard.borrow() && self.next.is_none() && own.is_some_and(is_heard) && waits_for_nothing {
             self.heard.send_replace(true);
         }
     }
@@ -228,47 +238,54 @@ impl Follower {
         let snapshots: BTreeMap<_, _> =
             self.lists.iter_mut().map(|(group, list)| (group.clone(), list.borrow_and_update().clone())).collect();
         let own = self.own_group();
-        let used: Vec<_> = match self.plan.groups.is_empty() {
-            true => vec![own.as_str()],
-            false => self.plan.groups.iter().map(|g| g.group.as_str()).collect(),
-        };
+        let own_alone = [own.as_str()];
+        let ordered: Vec<_> = self.plan.groups.iter().map(|g| g.group.as_str()).collect();
+        let mut used = if ordered.is_empty() { &own_alone[..] } else { &ordered };
         let mut troubles = self.plan.troubles.clone();
-        let mut instances = merged(&used, &snapshots, &own);
-        let host = self.shared.own.map(|ip| ip.to_string()).unwrap_or_default();
         let mut groups = self.plan.groups.clone();
-        if instances.is_empty() && used != [own.as_str()] {
-            instances = merged(&[own.as_str()], &snapshots, &own);
-            if !instances.is_empty() {
-                troubles.push(format!("no endpoint in {}: the own group serves", used.join(", ")));
-                groups.clear();
-            }
+        let upstream = self.cluster.config.upstream.as_ref();
+        let spoken = upstream.map_or(self.cluster.info.protocol, |upstream| &upstream.name);
+        let speaks = |(instance, _): &(&Instance, &str)| registry::speaks(instance, spoken);
+        let is_empty = |used: &[&str]| !merged(used, &snapshots, &own).any(|one| speaks(&one));
+        if is_empty(used) && !is_empty(&own_alone) {
+            troubles.push(format!("no endpoint in {}: the own group serves", used.join(", ")));
+            used = &own_alone;
+            groups.clear();
         }
-        let spoken =
-            self.cluster.config.upstream.as_ref().map_or(self.cluster.info.protocol, |upstream| &upstream.name);
-        instances.retain(|instance| registry::speaks(instance, spoken));
-        let (instances, emptied) = command::route(&self.plan.routes, &host, instances, |i| host_of(&i.address));
+        let host = self.shared.own.map(|ip| ip.to_string()).unwrap_or_default();
+        let all: Vec<_> = merged(used, &snapshots, &own).filter(speaks).collect();
+        let (chosen, emptied) = command::route(&self.plan.routes, &host, all, |(i, _)| host_of(&i.address));
         if let Some(rule) = emptied {
             troubles.push(format!("the rule `{rule}` would leave no endpoint: no rule counts"));
         }
-        let stale: Vec<_> = snapshots.values().filter_map(|s| s.stale.clone()).collect();
-        let mut reasons: Vec<_> = stale.into_iter().chain(troubles.iter().cloned()).collect();
+        let stale = snapshots.values().filter_map(|s| s.stale.clone());
+        let mut reasons: Vec<_> = stale.chain(troubles.iter().cloned()).collect();
         reasons.dedup();
         let reason = (!reasons.is_empty()).then(|| reasons.join("; "));
         self.shared.stale.set(&self.cluster.info.key, reason.as_deref());
         let steering = Steering { by: self.plan.by.clone(), groups, degraded: self.plan.degraded.clone(), troubles };
-        let heard = snapshots.values().any(|s| s.revision > 0);
-        if self.applied.as_ref().is_some_and(|(was, by)| *was == instances && *by == steering) {
+        let lists: Vec<_> = used.iter().filter_map(|group| snapshots.get(*group).cloned()).collect();
+        let same = |was: &Arc<Snapshot>, is: &Arc<Snapshot>| Arc::ptr_eq(was, is) || was.instances == is.instances;
+        if let Some(applied) = &mut self.applied
+            && applied.steering == steering
+            && applied.routes == self.plan.routes
+            && applied.lists.len() == lists.len()
+            && applied.lists.iter().zip(&lists).all(|(was, is)| same(was, is))
+        {
+            // One list in memory is enough.
+            applied.lists = lists;
             return;
         }
         self.cluster.steer(steering.clone());
         // Nothing that anybody said yet is no empty list.
-        if heard || !instances.is_empty() {
+        if snapshots.values().any(|s| s.revision > 0) || !chosen.is_empty() {
+            let instances = chosen.into_iter().map(|(i, group)| Instance { group: group.to_owned(), ..i.clone() });
             let revision = self.cluster.endpoints().revision + 1;
-            let snapshot = Snapshot { revision, instances, stale: None };
+            let snapshot = Snapshot { revision, instances: instances.collect(), stale: None };
             for endpoint in self.cluster.apply(&snapshot) {
                 self.probes.spawn(endpoint::probe_forever(endpoint));
             }
-            self.applied = Some((snapshot.instances, steering));
+            self.applied = Some(Applied { lists, routes: self.plan.routes.clone(), steering });
         }
     }
 
@@ -332,22 +349,22 @@ fn told(source: Source, name: &str, command: &Command) -> String {
     format!("{}{index} (`{pattern}`){groups}{}", whose(source, name), rules.concat())
 }
 
-/// All endpoints of these groups, with their groups. Those that name none are taken once.
-fn merged(groups: &[&str], snapshots: &BTreeMap<String, Arc<Snapshot>>, own: &str) -> Vec<Instance> {
+/// All endpoints of these groups, each with its group. Those that name none are taken once.
+fn merged<'a>(
+    groups: &'a [&'a str],
+    snapshots: &'a BTreeMap<String, Arc<Snapshot>>,
+    own: &'a str,
+) -> impl Iterator<Item = (&'a Instance, &'a str)> {
     let mut nameless = HashSet::new();
-    let mut all = Vec::new();
-    for group in groups {
-        let Some(snapshot) = snapshots.get(*group) else { continue };
-        for instance in &snapshot.instances {
-            if !instance.group.is_empty() {
-                all.push(instance.clone());
-            } else if nameless.insert(instance.address.clone()) {
-                let group = if *group == own { String::new() } else { (*group).to_owned() };
-                all.push(Instance { group, ..instance.clone() });
-            }
+    let all = groups.iter().filter_map(|group| Some((*group, snapshots.get(*group)?)));
+    let all = all.flat_map(|(group, snapshot)| snapshot.instances.iter().map(move |i| (i, group)));
+    all.filter_map(move |(instance, group)| {
+        if !instance.group.is_empty() {
+            return Some((instance, instance.group.as_str()));
         }
-    }
-    all
+        let of = if group == own { "" } else { group };
+        nameless.insert(instance.address.as_str()).then_some((instance, of))
+    })
 }
 
 fn host_of(address: &str) -> &str {

@@ -34,7 +34,7 @@ const HELPERS: &[&str] = &[
     "agent/src/registry/servers.rs",
     "agent/src/registry/keep.rs",
     "agent/src/registry/publish.rs",
-    "agent/src/registry/snapshot.rs",
+    "agent/src/registry/snapshot",
     "agent/src/registry/url.rs",
 ];
 

@@ -14,10 +14,11 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
-use super::{Registry, snapshot::Store};
+use super::{CommandText, Registry, Scope, snapshot::Store};
 use crate::config::HoldBack;
 
 type List = watch::Receiver<Arc<Snapshot>>;
+type Text = watch::Receiver<Arc<CommandText>>;
 
 /// Guards around all lists of all registries. Cheap to clone.
 #[derive(Clone, Debug, Default)]
@@ -101,8 +102,8 @@ impl Guards {
             tell,
             confirm,
             belief: Belief {
-                base: recalled.as_ref().map(|r| r.instances.clone()).unwrap_or_default(),
-                age: recalled.map(|r| r.age),
+                age: recalled.as_ref().map(|r| r.age),
+                base: recalled.map(|r| r.list).unwrap_or_default(),
                 seen: 0,
                 held_since: None,
             },
@@ -110,6 +111,17 @@ impl Guards {
         guard.take(Trust::AsRuled);
         tokio::spawn(guard.stand());
         list
+    }
+
+    /// [`Registry::commands`], remembered: until the registry answers, the text of its snapshot file holds, if
+    /// there is one; reading it blocks on the disk.
+    pub fn commands(&self, name: &str, registry: &Arc<dyn Registry>, scope: &Scope) -> Option<Text> {
+        let source = registry.commands(scope)?;
+        let Some(store) = self.0.store.clone() else { return Some(source) };
+        let said = source.borrow().clone();
+        let (tell, text) = watch::channel(heard(&store, name, scope, &said));
+        tokio::spawn(keep_commands(store, (name.to_owned(), scope.clone()), source, tell));
+        Some(text)
     }
 
     /// Lists that are held back now.
@@ -196,7 +208,7 @@ impl Guard {
         let said = self.source.borrow_and_update().clone();
         let rules = &self.place.guards.0.rules;
         let before = self.belief.held_since.is_some();
-        let (mut next, holding, believed) = self.belief.hear(&said, rules, trust, Instant::now());
+        let (next, holding, believed) = self.belief.hear(&said, rules, trust, Instant::now());
         if believed && let Some(store) = &self.place.guards.0.store {
             store.put(&self.name, &self.service, &self.belief.base);
         }
@@ -213,21 +225,18 @@ impl Guard {
             entry.held = holding;
         }
         self.tell.send_if_modified(|current| {
-            let heard = said.revision > 0 || !next.instances.is_empty();
-            let changed = next.instances != current.instances || next.stale != current.stale;
-            if !changed && (current.revision > 0 || !heard) {
-                return false;
-            }
-            next.revision = if heard { current.revision + 1 } else { 0 };
-            *current = Arc::new(std::mem::take(&mut next));
-            true
+            let first = current.revision == 0 && next.revision > 0;
+            let changed = first || next.instances != current.instances || next.stale != current.stale;
+            // Also when nothing changed: one list in memory is enough.
+            *current = next;
+            changed
         });
     }
 }
 
-/// What is believed of a list.
+/// What is believed of a list. Lists are shared with whoever said them: they can be long.
 struct Belief {
-    base: Vec<Instance>,
+    base: Arc<Snapshot>,
     /// `base` is from a file of this age, and the registry was not heard of since.
     age: Option<Duration>,
     /// Revision heard last.
@@ -239,25 +248,22 @@ impl Belief {
     /// What to serve after the registry said `said`, what of it is held back, and whether `base` is new.
     fn hear(
         &mut self,
-        said: &Snapshot,
+        said: &Arc<Snapshot>,
         rules: &HoldBack,
         trust: Trust,
         now: Instant,
-    ) -> (Snapshot, Option<Holding>, bool) {
-        let kept =
-            |base: &[Instance], why: String| Snapshot { revision: 0, instances: base.to_vec(), stale: Some(why) };
+    ) -> (Arc<Snapshot>, Option<Holding>, bool) {
         if said.revision == 0 {
             let Some(age) = self.age else { return (said.clone(), None, false) };
             let why = said.stale.clone().unwrap_or_else(|| "the registry has not answered yet".to_owned());
-            let why = format!("{why}; endpoints of a snapshot file, {} s old", age.as_secs());
-            return (kept(&self.base, why), None, false);
+            return (self.kept(format!("{why}; endpoints of a snapshot file, {} s old", age.as_secs())), None, false);
         }
         if said.revision < self.seen {
             let why = format!("the registry went back from revision {} to {}: not followed", self.seen, said.revision);
-            return (kept(&self.base, why), None, false);
+            return (self.kept(why), None, false);
         }
         self.seen = said.revision;
-        let (listed, before) = (said.instances.len(), self.base.len());
+        let (listed, before) = (said.instances.len(), self.base.instances.len());
         let after = match listed {
             0 if before > 0 => Some(rules.empty_after),
             _ if listed * 100 < before * (100 - rules.shrunk_percent as usize) => Some(rules.shrunk_after),
@@ -272,11 +278,15 @@ impl Belief {
                 return self.hold(said, since, until, now);
             }
         }
-        let believed = self.base != said.instances || self.age.is_some();
-        self.base.clone_from(&said.instances);
+        let believed = self.base.instances != said.instances || self.age.is_some();
+        self.base = said.clone();
         self.age = None;
         self.held_since = None;
         (said.clone(), None, believed)
+    }
+
+    fn kept(&self, why: String) -> Arc<Snapshot> {
+        Arc::new(Snapshot { revision: self.seen.max(1), instances: self.base.instances.clone(), stale: Some(why) })
     }
 
     fn hold(
@@ -285,11 +295,11 @@ impl Belief {
         since: Instant,
         until: Option<Instant>,
         now: Instant,
-    ) -> (Snapshot, Option<Holding>, bool) {
+    ) -> (Arc<Snapshot>, Option<Holding>, bool) {
         let id = |i: &Instance| (i.address.clone(), i.group.clone());
         let named: HashSet<_> = said.instances.iter().map(id).collect();
         let mut next = said.clone();
-        next.instances.extend(self.base.iter().filter(|i| !named.contains(&id(i))).cloned());
+        next.instances.extend(self.base.instances.iter().filter(|i| !named.contains(&id(i))).cloned());
         let (listed, kept) = (said.instances.len(), next.instances.len() - said.instances.len());
         let when = match until {
             // Of the moment at which it is said; the list is not told anew each second.
@@ -299,11 +309,41 @@ impl Belief {
         };
         let held = format!(
             "held back: the registry lists {listed} of {} endpoints, {kept} are kept; {when} `sockmesh confirm SERVICE`",
-            self.base.len()
+            self.base.instances.len()
         );
         next.stale = Some(said.stale.as_ref().map_or(held.clone(), |why| format!("{why}; {held}")));
-        (next, Some(Holding { listed, kept, since, until }), false)
+        (Arc::new(next), Some(Holding { listed, kept, since, until }), false)
     }
+}
+
+/// Commands of a registry that may be away: until it answers, those of a snapshot file hold, if there is one.
+async fn keep_commands(
+    store: Arc<Store>,
+    (name, scope): (String, Scope),
+    mut source: Text,
+    tell: watch::Sender<Arc<CommandText>>,
+) {
+    loop {
+        tokio::select! {
+            () = tell.closed() => return,
+            result = source.changed() => if result.is_err() { break },
+        }
+        let said = source.borrow_and_update().clone();
+        tell.send_replace(heard(&store, &name, &scope, &said));
+    }
+    tell.closed().await;
+}
+
+fn heard(store: &Store, name: &str, scope: &Scope, said: &Arc<CommandText>) -> Arc<CommandText> {
+    if said.revision > 0 {
+        if said.stale.is_none() {
+            store.put_commands(name, scope, said.text.as_deref());
+        }
+        return said.clone();
+    }
+    let Some(text) = store.recall_commands(name, scope) else { return said.clone() };
+    let why = said.stale.clone().unwrap_or_else(|| "the registry has not answered yet".to_owned());
+    Arc::new(CommandText { revision: 1, text: Some(text), stale: Some(format!("{why}; commands of a snapshot file")) })
 }
 
 #[cfg(test)]

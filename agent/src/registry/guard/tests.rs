@@ -115,7 +115,7 @@ async fn the_snapshot_serves_until_the_registry_answers_and_is_what_it_is_compar
     let dir = std::env::temp_dir().join(format!("sockmesh-guard-{}", std::process::id()));
     let key = ServiceKey { service: "s".into(), group: "g".into(), version: String::new() };
     let store = Arc::new(Store::new(dir.clone()));
-    store.put("r", &key, &snapshot(1, 10, None).instances);
+    store.put("r", &key, &snapshot(1, 10, None));
     store.flush();
     let guards = Guards::new(Some(Arc::new(Store::new(dir.clone()))), HoldBack::default());
     let says = watch::Sender::new(snapshot(0, 0, Some("connection refused")));
@@ -127,6 +127,6 @@ async fn the_snapshot_serves_until_the_registry_answers_and_is_what_it_is_compar
     it.say(snapshot(1, 0, None), 10, Some("held back")).await;
     it.say(snapshot(2, 9, None), 9, None).await;
     it.guards.store().unwrap().flush();
-    assert_eq!(Store::new(dir.clone()).recall("r", &key).unwrap().instances.len(), 9);
+    assert_eq!(Store::new(dir.clone()).recall("r", &key).unwrap().list.instances.len(), 9);
     let _ = std::fs::remove_dir_all(&dir);
 }

@@ -17,11 +17,13 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use model::{Instance, ServiceKey};
+use model::{Instance, ServiceKey, Snapshot};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tokio::{sync::Notify, time::sleep};
 use twox_hash::XxHash64;
+
+use super::Scope;
 
 /// Changes within this time are written together.
 const GATHER: Duration = Duration::from_millis(200);
@@ -31,6 +33,8 @@ const AGAIN: Duration = Duration::from_secs(30);
 const MAX_FILE_BYTES: u64 = 256 << 20;
 /// Longest name of a file.
 const MAX_NAME: usize = 250;
+/// Folder of command texts in that of the lists.
+const COMMANDS: &str = "commands";
 /// What the checksum begins with; it stands last in the file.
 const CHECKSUM: &str = ",\"checksum\":\"xxh64:";
 
@@ -39,6 +43,7 @@ const CHECKSUM: &str = ",\"checksum\":\"xxh64:";
 pub struct Store {
     dir: PathBuf,
     files: Mutex<HashMap<String, File>>,
+    texts: Mutex<HashMap<String, CommandFile>>,
     wake: Notify,
     written: AtomicU64,
     failed: AtomicU64,
@@ -51,9 +56,21 @@ struct File {
     group: String,
     service: String,
     /// By registry and the version that was asked for.
-    parts: BTreeMap<(String, String), Arc<Vec<Instance>>>,
+    parts: BTreeMap<(String, String), Arc<Snapshot>>,
     generation: u64,
     dirty: bool,
+}
+
+/// One command text as it shall be.
+#[derive(Debug)]
+struct CommandFile {
+    text: Option<String>,
+    dirty: bool,
+}
+
+#[derive(Deserialize)]
+struct WholeText {
+    text: Option<String>,
 }
 
 /// What a file says.
@@ -70,7 +87,7 @@ struct Content {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Recalled {
     /// The last believed list.
-    pub instances: Vec<Instance>,
+    pub list: Arc<Snapshot>,
     /// How old the file is.
     pub age: Duration,
 }
@@ -120,6 +137,7 @@ impl Store {
         Self {
             dir,
             files: Mutex::default(),
+            texts: Mutex::default(),
             wake: Notify::new(),
             written: AtomicU64::new(0),
             failed: AtomicU64::new(0),
@@ -139,23 +157,27 @@ impl Store {
         let instances = content.parts.get(&part).cloned().unwrap_or_else(|| content.others.clone());
         // Parts of others stay in the file until those others say something new.
         for (part, list) in content.parts {
-            file.parts.entry(part).or_insert_with(|| Arc::new(list));
+            file.parts.entry(part).or_insert_with(|| Arc::new(listed(list)));
         }
-        (!instances.is_empty()).then_some(Recalled { instances, age })
+        (!instances.is_empty()).then(|| Recalled { list: Arc::new(listed(instances)), age })
     }
 
     /// Has the list of `service`, as `registry` is believed, written soon.
-    pub fn put(&self, registry: &str, service: &ServiceKey, instances: &[Instance]) {
+    pub fn put(&self, registry: &str, service: &ServiceKey, list: &Arc<Snapshot>) {
         let Some(name) = name_of(service) else { return };
         let mut files = self.files.lock();
         let file = files.entry(name).or_default();
         let part = (registry.to_owned(), service.version.clone());
-        if file.parts.get(&part).is_some_and(|same| **same == instances) {
+        if let Some(same) = file.parts.get_mut(&part)
+            && same.instances == list.instances
+        {
+            // One list in memory is enough.
+            same.clone_from(list);
             return;
         }
         file.group.clone_from(&service.group);
         file.service.clone_from(&service.service);
-        file.parts.insert(part, Arc::new(instances.to_vec()));
+        file.parts.insert(part, list.clone());
         file.dirty = true;
         drop(files);
         self.wake.notify_one();
@@ -164,7 +186,8 @@ impl Store {
     /// Writes what changes, for ever.
     pub async fn keep(self: Arc<Self>) {
         loop {
-            let waits = self.files.lock().values().any(|file| file.dirty);
+            let waits =
+                self.files.lock().values().any(|file| file.dirty) || self.texts.lock().values().any(|file| file.dirty);
             tokio::select! {
                 () = self.wake.notified() => sleep(GATHER).await,
                 () = sleep(AGAIN), if waits => {}
@@ -190,23 +213,72 @@ impl Store {
         };
         for (name, group, service, parts, generation) in changed {
             let text = text(&group, &service, &parts, generation);
-            match write(&self.dir, &name, text.as_bytes()) {
-                Ok(()) => {
-                    self.written.fetch_add(1, Relaxed);
-                    if self.trouble.lock().take().is_some() {
-                        tracing::info!(folder = %self.dir.display(), "snapshot files are written again");
-                    }
+            let written = write(&self.dir, &name, text.as_bytes());
+            if !self.note(&name, written)
+                && let Some(file) = self.files.lock().get_mut(&name)
+            {
+                file.dirty = true;
+            }
+        }
+        self.flush_commands();
+    }
+
+    /// Has the command text of `scope` written soon; `None` when there is none any more.
+    pub fn put_commands(&self, registry: &str, scope: &Scope, text: Option<&str>) {
+        let Some(name) = command_name(registry, scope) else { return };
+        let mut texts = self.texts.lock();
+        let known = texts.get(&name).is_some_and(|known| known.text.as_deref() == text);
+        if !known {
+            texts.insert(name, CommandFile { text: text.map(str::to_owned), dirty: true });
+            drop(texts);
+            self.wake.notify_one();
+        }
+    }
+
+    /// The command text of `scope` that `registry` held last. Blocks on the disk.
+    pub fn recall_commands(&self, registry: &str, scope: &Scope) -> Option<String> {
+        let name = command_name(registry, scope)?;
+        let path = self.dir.join(COMMANDS).join(&name);
+        let text = fs::read_to_string(path).ok().filter(|text| is_whole(text))?;
+        serde_json::from_str::<WholeText>(&text).ok()?.text
+    }
+
+    fn flush_commands(&self) {
+        let dirty: Vec<_> = {
+            let mut texts = self.texts.lock();
+            let dirty = texts
+                .iter_mut()
+                .filter_map(|(name, file)| std::mem::take(&mut file.dirty).then(|| (name.clone(), file.text.clone())));
+            dirty.collect()
+        };
+        for (name, text) in dirty {
+            let whole = with_checksum(format!("{{\"text\":{}", json(&text)));
+            let written = write(&self.dir.join(COMMANDS), &name, whole.as_bytes());
+            if !self.note(&name, written)
+                && let Some(file) = self.texts.lock().get_mut(&name)
+            {
+                file.dirty = true;
+            }
+        }
+    }
+
+    /// Counts a write and tells the first that fails; whether it went well.
+    fn note(&self, name: &str, written: io::Result<()>) -> bool {
+        match written {
+            Ok(()) => {
+                self.written.fetch_add(1, Relaxed);
+                if self.trouble.lock().take().is_some() {
+                    tracing::info!(folder = %self.dir.display(), "snapshot files are written again");
                 }
-                Err(error) => {
-                    self.failed.fetch_add(1, Relaxed);
-                    let why = format!("{}: {error}", self.dir.join(&name).display());
-                    if self.trouble.lock().replace(why.clone()).is_none() {
-                        tracing::warn!(why, again = ?AGAIN, "a snapshot file cannot be written; the one before stays");
-                    }
-                    if let Some(file) = self.files.lock().get_mut(&name) {
-                        file.dirty = true;
-                    }
+                true
+            }
+            Err(error) => {
+                self.failed.fetch_add(1, Relaxed);
+                let why = format!("{}: {error}", self.dir.join(name).display());
+                if self.trouble.lock().replace(why.clone()).is_none() {
+                    tracing::warn!(why, again = ?AGAIN, "a snapshot file cannot be written; the one before stays");
                 }
+                false
             }
         }
     }
@@ -221,39 +293,58 @@ impl Store {
     }
 }
 
+fn listed(instances: Vec<Instance>) -> Snapshot {
+    Snapshot { revision: 1, instances, stale: None }
+}
+
 /// `GROUP_SERVICE`; `None` when no file can have that name.
 fn name_of(service: &ServiceKey) -> Option<String> {
-    let name = format!("{}_{}", service.group, service.service).replace('%', "%25").replace('/', "%2F");
+    file_name(&format!("{}_{}", service.group, service.service))
+}
+
+fn file_name(name: &str) -> Option<String> {
+    let name = name.replace('%', "%25").replace('/', "%2F");
     let name = name.strip_prefix('.').map_or(name.clone(), |rest| format!("%2E{rest}"));
     (name.len() <= MAX_NAME && !name.contains('\0')).then_some(name)
 }
 
-fn text(group: &str, service: &str, parts: &BTreeMap<(String, String), Arc<Vec<Instance>>>, generation: u64) -> String {
-    let nodes: Vec<_> =
-        parts.iter().flat_map(|((registry, asked), list)| list.iter().map(move |i| node(registry, asked, i))).collect();
-    let json = |value: &dyn erased::Json| value.json();
-    let mut text = format!(
+fn text(group: &str, service: &str, parts: &BTreeMap<(String, String), Arc<Snapshot>>, generation: u64) -> String {
+    let nodes: Vec<_> = parts
+        .iter()
+        .flat_map(|((registry, asked), list)| list.instances.iter().map(move |i| node(registry, asked, i)))
+        .collect();
+    with_checksum(format!(
         "{{\"group\":{},\"path\":{},\"nodes\":{},\"generation\":{generation}",
         json(&group),
         json(&service),
         json(&nodes)
-    );
-    let sum = XxHash64::oneshot(0, text.as_bytes());
-    text.push_str(&format!("{CHECKSUM}{sum:016x}\"}}\n"));
-    text
+    ))
 }
 
-/// Serialization that cannot fail.
-mod erased {
-    pub(super) trait Json {
-        fn json(&self) -> String;
-    }
+fn json(value: &impl Serialize) -> String {
+    serde_json::to_string(value).expect("texts, numbers and maps of texts always serialize")
+}
 
-    impl<T: serde::Serialize> Json for T {
-        fn json(&self) -> String {
-            serde_json::to_string(self).expect("texts, numbers and maps of texts always serialize")
-        }
-    }
+/// An object that is open still, with the checksum of what it has so far.
+fn with_checksum(mut open: String) -> String {
+    let sum = XxHash64::oneshot(0, open.as_bytes());
+    open.push_str(&format!("{CHECKSUM}{sum:016x}\"}}\n"));
+    open
+}
+
+/// Whether the checksum of `text` is right; false when it has none.
+fn is_whole(text: &str) -> bool {
+    let Some(at) = text.rfind(CHECKSUM) else { return false };
+    let sum = format!("{:016x}", XxHash64::oneshot(0, &text.as_bytes()[..at]));
+    text[at + CHECKSUM.len()..].get(..16) == Some(sum.as_str())
+}
+
+fn command_name(registry: &str, scope: &Scope) -> Option<String> {
+    let (what, name) = match scope {
+        Scope::Group(name) => ("group", name),
+        Scope::Agent(name) => ("agent", name),
+    };
+    file_name(&format!("{registry}_{what}_{name}"))
 }
 
 fn node(registry: &str, asked: &str, instance: &Instance) -> Node {
@@ -314,17 +405,10 @@ fn read_one(path: &Path) -> Result<Option<Content>, String> {
 
 /// What the text says, and whether this agent wrote it.
 fn parse(text: &str) -> Result<(Whole, bool), String> {
-    let is_ours = match text.rfind(CHECKSUM) {
-        Some(at) => {
-            let told = text[at + CHECKSUM.len()..].get(..16);
-            let sum = format!("{:016x}", XxHash64::oneshot(0, &text.as_bytes()[..at]));
-            if told != Some(sum.as_str()) {
-                return Err("its checksum is wrong".to_owned());
-            }
-            true
-        }
-        None => false,
-    };
+    let is_ours = text.contains(CHECKSUM);
+    if is_ours && !is_whole(text) {
+        return Err("its checksum is wrong".to_owned());
+    }
     let whole = serde_json::from_str(text).map_err(|e| format!("it cannot be read: {e}"))?;
     Ok((whole, is_ours))
 }
@@ -356,127 +440,4 @@ fn write(dir: &Path, name: &str, bytes: &[u8]) -> io::Result<()> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// A folder that goes away with the test.
-    struct Folder(PathBuf);
-
-    impl Folder {
-        fn new(name: &str) -> Self {
-            let path = std::env::temp_dir().join(format!("sockmesh-snapshot-{}-{name}", std::process::id()));
-            let _ = fs::remove_dir_all(&path);
-            Self(path)
-        }
-    }
-
-    impl Drop for Folder {
-        fn drop(&mut self) {
-            let _ = fs::remove_dir_all(&self.0);
-        }
-    }
-
-    fn key() -> ServiceKey {
-        ServiceKey { service: "bars.BarService".into(), group: "bars".into(), version: String::new() }
-    }
-
-    fn list(ports: &[u16]) -> Vec<Instance> {
-        ports.iter().map(|p| Instance { zone: "z\"1".into(), ..Instance::at(format!("10.0.0.1:{p}")) }).collect()
-    }
-
-    fn recalled(dir: &Path) -> Option<Vec<Instance>> {
-        Store::new(dir.to_owned()).recall("zk", &key()).map(|r| r.instances)
-    }
-
-    #[test]
-    fn what_is_put_is_recalled_by_the_next_agent() {
-        let folder = Folder::new("put");
-        let store = Store::new(folder.0.clone());
-        store.put("zk", &key(), &list(&[1, 2]));
-        store.put("other", &key(), &list(&[3]));
-        store.put("zk", &ServiceKey { version: "2".into(), ..key() }, &list(&[4]));
-        store.flush();
-        assert_eq!(store.state(), Written { written: 1, failed: 0, trouble: None });
-        assert_eq!(recalled(&folder.0), Some(list(&[1, 2])));
-        let next = Store::new(folder.0.clone());
-        assert_eq!(next.recall("other", &key()).unwrap().instances, list(&[3]));
-        assert_eq!(next.recall("nobody", &key()), None);
-        // What one says anew leaves the words of the others.
-        next.put("zk", &key(), &list(&[5]));
-        next.flush();
-        let third = Store::new(folder.0.clone());
-        assert_eq!(third.recall("other", &key()).unwrap().instances, list(&[3]));
-        assert_eq!(third.recall("zk", &key()).unwrap().instances, list(&[5]));
-    }
-
-    #[test]
-    fn clients_of_motan_read_it_and_theirs_is_read() {
-        let folder = Folder::new("motan");
-        let store = Store::new(folder.0.clone());
-        store.put("zk", &key(), &list(&[1]));
-        store.flush();
-        let text = fs::read_to_string(folder.0.join("bars_bars.BarService")).unwrap();
-        let json: serde_json::Value = serde_json::from_str(&text).unwrap();
-        assert_eq!((json["group"].as_str(), json["path"].as_str()), (Some("bars"), Some("bars.BarService")));
-        assert_eq!(json["nodes"][0]["address"], "10.0.0.1:1");
-        assert_eq!(json["nodes"][0]["extInfo"], "");
-        assert_eq!(json["generation"], 1);
-        let theirs = r#"{"group":"bars","path":"bars.BarService","nodes":[{"extInfo":"","address":"10.0.0.9:1"}]}"#;
-        fs::write(folder.0.join("bars_bars.BarService"), theirs).unwrap();
-        assert_eq!(recalled(&folder.0), Some(vec![Instance::at("10.0.0.9:1")]));
-    }
-
-    #[test]
-    fn a_file_cut_at_any_byte_costs_one_generation_at_most() {
-        let folder = Folder::new("cut");
-        let store = Store::new(folder.0.clone());
-        for ports in [&[1][..], &[1, 2]] {
-            store.put("zk", &key(), &list(ports));
-            store.flush();
-        }
-        let path = folder.0.join("bars_bars.BarService");
-        let whole = fs::read(&path).unwrap();
-        for cut in 0..whole.len() {
-            fs::write(&path, &whole[..cut]).unwrap();
-            // Only the last byte, the end of the line, is not missed.
-            let expected = if cut == whole.len() - 1 { list(&[1, 2]) } else { list(&[1]) };
-            assert_eq!(recalled(&folder.0), Some(expected), "cut at {cut}");
-            let mut flipped = whole.clone();
-            flipped[cut] ^= 1;
-            fs::write(&path, &flipped).unwrap();
-            let found = recalled(&folder.0);
-            assert!([list(&[1]), list(&[1, 2])].contains(&found.clone().unwrap()), "flipped at {cut}: {found:?}");
-        }
-        // Both cut: better nothing than something wrong.
-        fs::write(&path, &whole[..40]).unwrap();
-        fs::write(folder.0.join("old/bars_bars.BarService"), &whole[..50]).unwrap();
-        assert_eq!(recalled(&folder.0), None);
-    }
-
-    #[test]
-    fn a_folder_that_cannot_be_written_is_told_and_tried_again() {
-        let folder = Folder::new("ro");
-        // A file where the folder should be.
-        fs::write(&folder.0, "in the way").unwrap();
-        let store = Store::new(folder.0.clone());
-        store.put("zk", &key(), &list(&[1]));
-        store.flush();
-        let state = store.state();
-        assert_eq!((state.written, state.failed), (0, 1));
-        assert!(state.trouble.unwrap().contains("bars_bars.BarService"));
-        fs::remove_file(&folder.0).unwrap();
-        store.flush();
-        assert_eq!(store.state(), Written { written: 1, failed: 1, trouble: None });
-        assert_eq!(recalled(&folder.0), Some(list(&[1])));
-    }
-
-    #[test]
-    fn names_stay_in_their_folder() {
-        let name = |group: &str, service: &str| {
-            name_of(&ServiceKey { service: service.into(), group: group.into(), version: String::new() })
-        };
-        assert_eq!(name("g", "a.B").unwrap(), "g_a.B");
-        assert_eq!(name("../../etc", "passwd").unwrap(), "%2E.%2F..%2Fetc_passwd");
-        assert_eq!(name("", "x".repeat(300).as_str()), None);
-    }
-}
+mod tests;
