@@ -6,3 +6,4 @@ mod consul;
 mod kind;
 mod motan_go;
 mod motan_java;
+mod nacos;

@@ -21,6 +21,7 @@ pub mod http;
 pub mod load;
 pub mod motan;
 pub mod motan_libs;
+pub mod nacos;
 pub mod need;
 pub mod net;
 pub mod program;

@@ -401,7 +401,7 @@ pub(crate) const REGISTRY: Section = Section {
     about: "One source of endpoint lists, under a name of your choice. Other keys are options of the kind: `direct` has `instances` (a list of endpoints), `file` has `path` (a YAML or JSON file, watched).",
     keys: &[key(
         "kind",
-        "`consul`, `direct`, `dns`, `etcd`, `file`, `mesh`, `zookeeper`",
+        "`consul`, `direct`, `dns`, `etcd`, `file`, `mesh`, `nacos`, `zookeeper`",
         Required,
         "Which kind of registry.",
     )],

@@ -10,6 +10,7 @@ mod guard;
 mod keep;
 mod merge;
 mod mesh;
+mod nacos;
 mod nodes;
 mod pause;
 mod publish;
@@ -45,6 +46,7 @@ pub const KINDS: &[Kind<dyn Registry>] = &[
     Kind { name: "etcd", build: etcd::build },
     Kind { name: "file", build: file::build },
     Kind { name: "mesh", build: mesh::build },
+    Kind { name: "nacos", build: nacos::build },
     Kind { name: "zookeeper", build: zookeeper::build },
 ];
 
