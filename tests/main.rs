@@ -24,6 +24,7 @@ mod iptables_in;
 mod kernelway;
 mod limits;
 mod loss;
+mod many;
 mod motan2;
 mod motan2_hops;
 mod names;
