@@ -37,9 +37,8 @@ fn many_endpoints_are_known_and_a_change_among_them_is_seen() {
     let _heavy = host::heavy();
     let dir = Temp::new();
     let file = dir.file("nodes.yaml");
-    let servers = ["a", "b"].map(|name| {
-        motan::server(move |request| Some(request.answer(&Frame::call(SERVICE, "echo", name).body)))
-    });
+    let servers = ["a", "b"]
+        .map(|name| motan::server(move |request| Some(request.answer(&Frame::call(SERVICE, "echo", name).body))));
     write(&file, servers[0].addr(), servers[1].addr());
     let to = SocketAddr::from(([127, 0, 0, 1], free_port()));
     let agent = Agent::start(&format!(

@@ -77,7 +77,10 @@ fn graphite_api_renders_what_was_called() {
     // As a dashboard sums up: over methods, with a function of Graphite.
     let sum = format!("sumSeries({name}.%7Becho,ping%7D.count)");
     until("all calls are rendered", || render(&api, &sum).iter().sum::<f64>() == 40.0);
-    assert_eq!(render(&api, &format!("{name}.echo.less_*")).iter().sum::<f64>(), 20.0 - render(&api, &format!("{name}.echo.more_500ms")).iter().sum::<f64>());
+    assert_eq!(
+        render(&api, &format!("{name}.echo.less_*")).iter().sum::<f64>(),
+        20.0 - render(&api, &format!("{name}.echo.more_500ms")).iter().sum::<f64>()
+    );
     let p99 = render(&api, &format!("maxSeries({name}.*.p99)"));
     assert!(!p99.is_empty() && p99.iter().all(|ms| *ms > 0.0), "{p99:?}");
     let found = http::get(api.addr(), &format!("/metrics/find?query={name}.echo.*")).unwrap().text();

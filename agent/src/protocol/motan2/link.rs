@@ -264,11 +264,13 @@ impl<I: AsyncRead + AsyncWrite + Unpin> Carrier<I> {
         if gather {
             // Comes back once the runtime has run what is ready and looked at the sockets.
             let _ = pin!(tokio::task::yield_now()).poll(cx);
-        }
-        while !gather {
-            let all_taken = self.take(cx);
-            if self.out.poll_write(&mut self.io, cx).map_err(|e| self.reset(&e))?.is_pending() || all_taken {
-                break;
+        } else {
+            loop {
+                let all_taken = self.take(cx);
+                let written = self.out.poll_write(&mut self.io, cx).map_err(|e| self.reset(&e))?;
+                if written.is_pending() || all_taken {
+                    break;
+                }
             }
         }
         while let Poll::Ready(read) = self.inbox.poll_fill(&mut self.io, cx) {
