@@ -7,6 +7,7 @@ mod capture;
 mod cli;
 mod commands;
 mod demo;
+mod dns;
 mod docs;
 mod drain;
 mod enroll;
