@@ -8,3 +8,4 @@ mod kind;
 mod motan_go;
 mod motan_java;
 mod nacos;
+mod zipkin;

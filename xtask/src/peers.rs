@@ -81,6 +81,15 @@ pub const PEERS: &[Peer] = &[
         limit: Duration::from_secs(10 * 60),
         make: graphite_api,
     },
+    Peer {
+        name: "zipkin",
+        version: "3.6.1",
+        sources: "",
+        programs: &["javac", "mvn"],
+        // A download of 135 MB.
+        limit: Duration::from_secs(15 * 60),
+        make: zipkin,
+    },
 ];
 
 /// Where a peer is being made.
@@ -271,6 +280,15 @@ fn graphite_api(work: &Work) -> Result<()> {
     let mut command = Command::new("/usr/bin/python3");
     command.args(["-m", "pip", "install", "--quiet", "--target", "site", &own]).args(pins);
     work.run(&mut command)
+}
+
+fn zipkin(work: &Work) -> Result<()> {
+    let artifact = format!("io.zipkin:zipkin-server:{}:jar:exec", work.version());
+    let mut command = work.program("mvn")?;
+    command.args(["-q", "-B", "dependency:copy", "-Dmdep.useBaseVersion=true", "-DoutputDirectory=."]);
+    work.run(command.arg(format!("-Dartifact={artifact}")))?;
+    let jar = format!("zipkin-server-{}-exec.jar", work.version());
+    fs::rename(work.dir().join(jar), work.dir().join("zipkin.jar")).context("cannot keep the jar")
 }
 
 #[cfg(test)]
