@@ -10,6 +10,7 @@ pub mod config;
 pub mod drain;
 pub mod fetch;
 pub mod kind;
+pub mod meta;
 pub mod metrics;
 pub mod serialize;
 pub mod stream;

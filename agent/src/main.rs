@@ -3,11 +3,12 @@
 use std::{io::IsTerminal, process::ExitCode};
 
 use agent::{
+    admin::LogControl,
     app,
     cli::{check, commands, config, enroll, explain, import, lists, orders, registrations, run, stat},
 };
 use clap::{Parser, Subcommand};
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::{EnvFilter, layer::SubscriberExt, util::SubscriberInitExt};
 
 /// A service mesh for Linux hosts at socket level: the agent and the operator's verbs.
 #[derive(Parser)]
@@ -75,14 +76,14 @@ fn main() -> ExitCode {
 }
 
 fn run(cli: Cli) -> anyhow::Result<ExitCode> {
-    let (kernel_log, log) = match &cli.verb {
+    let (kernel_log, asked) = match &cli.verb {
         Verb::Run(run) => (run.kernel_log, run.log_filter()),
         _ => (None, None),
     };
-    start_logging(cli.log.or(log), kernel_log)?;
+    let log = start_logging(cli.log, asked, kernel_log)?;
     match &cli.verb {
         Verb::Run(run) => {
-            let options = app::Options { kernel_log, recover: run.recovers(), around: run.surroundings() };
+            let options = app::Options { kernel_log, recover: run.recovers(), around: run.surroundings(), log };
             app::run(&run.config(), &options)
         }
         Verb::Check(args) => check::run(args),
@@ -110,19 +111,32 @@ fn log_filter(text: &str) -> Result<String, String> {
     EnvFilter::try_new(text).map(|_| text.to_owned()).map_err(|e| e.to_string())
 }
 
-fn start_logging(flag: Option<String>, kernel_log: Option<tracing::Level>) -> anyhow::Result<()> {
+/// `flag` and the environment go before everything, `asked` (motan-go's flag) gives way to a file as there.
+fn start_logging(
+    flag: Option<String>,
+    asked: Option<String>,
+    kernel_log: Option<tracing::Level>,
+) -> anyhow::Result<LogControl> {
     const VARIABLE: &str = "SOCKMESH_LOG";
-    let text = flag.or_else(|| std::env::var(VARIABLE).ok()).unwrap_or_else(|| "info".to_owned());
-    let mut filter = EnvFilter::try_new(&text).map_err(|e| anyhow::anyhow!("{VARIABLE}={text}: {e}"))?;
-    if let Some(level) = kernel_log {
+    let fixed = flag.or_else(|| std::env::var(VARIABLE).ok());
+    let text = fixed.clone().or(asked).unwrap_or_else(|| "info".to_owned());
+    let kernel = move |filter: EnvFilter| match kernel_log {
         // Asked for by name: not to be hidden by the general level.
-        let kernel = format!("{}={level}", agent::capture::kernel_log::TARGET);
-        filter = filter.add_directive(kernel.parse()?);
-    }
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal())
+        Some(level) => {
+            let kernel = format!("{}={level}", agent::capture::kernel_log::TARGET);
+            kernel.parse().map(|directive| filter.add_directive(directive))
+        }
+        None => Ok(filter),
+    };
+    let filter = EnvFilter::try_new(&text).map_err(|e| anyhow::anyhow!("{VARIABLE}={text}: {e}"))?;
+    let (filter, reload) = tracing_subscriber::reload::Layer::new(kernel(filter)?);
+    tracing_subscriber::registry()
+        .with(filter)
+        .with(tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(std::io::stderr().is_terminal()))
         .init();
-    Ok(())
+    Ok(LogControl::new(&text, fixed.is_some(), move |text| {
+        let filter = EnvFilter::try_new(text).map_err(|e| e.to_string())?;
+        let filter = kernel(filter).map_err(|e| e.to_string())?;
+        reload.reload(filter).map_err(|e| e.to_string())
+    }))
 }

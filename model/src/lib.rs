@@ -4,13 +4,9 @@
 
 pub mod command;
 
-mod metadata;
-
-use std::fmt;
+use std::{collections::BTreeMap, fmt};
 
 use serde::{Deserialize, Serialize};
-
-pub use self::metadata::Metadata;
 
 /// Names one service: what callers ask for.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -64,8 +60,8 @@ pub struct Instance {
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub version: String,
     /// Whatever else the registry knows about it.
-    #[serde(default, skip_serializing_if = "Metadata::is_empty")]
-    pub metadata: Metadata,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub metadata: BTreeMap<String, String>,
 }
 
 impl Instance {
@@ -77,7 +73,7 @@ impl Instance {
             weight: DEFAULT_WEIGHT,
             zone: String::new(),
             version: String::new(),
-            metadata: Metadata::default(),
+            metadata: BTreeMap::new(),
         }
     }
 }

@@ -27,7 +27,6 @@ pub mod net;
 pub mod program;
 pub mod temp;
 pub mod wait;
-pub mod zipkin;
 pub mod zookeeper;
 
 pub use self::{

@@ -26,7 +26,6 @@ const PROGRAMS: &[&str] = &[
     "mariadbd",
     "mariadb-slap",
     "zkServer.sh",
-    "dnsmasq",
     "etcd",
     "carbon-cache",
     "whisper-fetch",

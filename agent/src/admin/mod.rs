@@ -3,6 +3,7 @@
 mod enrolled;
 mod explain;
 mod export;
+mod motan;
 mod orders;
 pub mod process;
 mod registered;
@@ -23,7 +24,10 @@ use model::ServiceKey;
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot, watch};
 
-pub use self::server::serve;
+pub use self::{
+    motan::{DynamicChange, LogControl, Motan, Shown},
+    server::{Listener, serve},
+};
 
 use crate::{
     availability::Availability,
@@ -86,6 +90,8 @@ pub struct Handles {
     pub rows: Arc<RowBudget>,
     /// How many series there may be.
     pub series: Arc<ArcSwap<Series>>,
+    /// What motan-go's management calls need besides.
+    pub motan: Motan,
 }
 
 /// A cluster and who commands it.
@@ -121,6 +127,8 @@ pub enum Command {
     Confirm(Option<Who>, oneshot::Sender<Result<String, String>>),
     /// Enroll somebody no more.
     Release(Who, oneshot::Sender<Result<String, String>>),
+    /// Register or subscribe services, or take them back, as a whole or not at all.
+    Dynamic(DynamicChange, oneshot::Sender<Result<String, String>>),
     /// Stop gracefully, as on SIGTERM.
     Drain,
 }

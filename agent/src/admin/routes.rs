@@ -22,6 +22,7 @@ use super::{
     Command, Handles, Steered,
     enrolled::{self, Asked},
     explain, export,
+    motan::{self, Periods},
     orders::{self, Orders},
     process::Process,
     registered, stat, view,
@@ -33,7 +34,7 @@ const BODY_BYTES: usize = 4096;
 /// How long a reload may take before its asker is told to look later.
 const RELOAD_TIMEOUT: Duration = Duration::from_secs(30);
 
-type Answer = Response<Full<Bytes>>;
+pub(super) type Answer = Response<Full<Bytes>>;
 
 /// All requests: method, path, what it is for.
 pub(super) const ROUTES: &[(Method, &str, &str)] = &[
@@ -68,22 +69,34 @@ pub(super) const ROUTES: &[(Method, &str, &str)] = &[
 
 /// Answers requests.
 pub(super) struct Api {
-    handles: Arc<Handles>,
-    at: SocketAddr,
+    pub(super) handles: Arc<Handles>,
+    /// `None`: a unix socket, which no web page reaches.
+    at: Option<SocketAddr>,
     windows: Mutex<Windows>,
-    process: Process,
+    pub(super) periods: Periods,
+    pub(super) process: Process,
     orders: Arc<Orders>,
 }
 
 impl Api {
-    pub(super) fn new(handles: Arc<Handles>, at: SocketAddr) -> Self {
-        Self { handles, at, windows: Mutex::default(), process: Process::new(), orders: Arc::default() }
+    pub(super) fn new(handles: Arc<Handles>, at: Option<SocketAddr>) -> Self {
+        Self {
+            handles,
+            at,
+            windows: Mutex::default(),
+            periods: Periods::default(),
+            process: Process::new(),
+            orders: Arc::default(),
+        }
     }
 
     /// Moves the windows on.
     pub(super) fn sample(&self) {
         let clusters = self.handles.clusters.load_full();
         self.windows.lock().sample(stat::counted(&clusters));
+        if self.handles.motan.enabled {
+            self.periods.sample(self);
+        }
     }
 
     /// Answers one request.
@@ -102,15 +115,16 @@ impl Api {
 
     /// Keeps web pages out that a browser on this host shows: by name (DNS rebinding) and by origin.
     fn refuse(&self, headers: &HeaderMap, version: http::Version) -> Option<Answer> {
+        let at = self.at?;
         let mut hosts = headers.get_all(HOST).iter();
         let ok = match (hosts.next(), hosts.next()) {
-            (Some(host), None) => host.to_str().is_ok_and(|host| is_own_host(host, self.at.ip())),
+            (Some(host), None) => host.to_str().is_ok_and(|host| is_own_host(host, at.ip())),
             // No browser speaks HTTP/1.0.
             (None, None) => version == http::Version::HTTP_10,
             _ => false,
         };
         if !ok {
-            let message = format!("the Host header must be `localhost` or an IP address of the agent, as {}", self.at);
+            let message = format!("the Host header must be `localhost` or an IP address of the agent, as {at}");
             return Some(error(StatusCode::FORBIDDEN, message));
         }
         headers
@@ -125,6 +139,13 @@ impl Api {
     {
         let (head, body) = request.into_parts();
         let path = head.uri.path();
+        let own_path = ROUTES.iter().any(|(_, known, _)| *known == path);
+        if self.handles.motan.enabled && motan::takes(&head, own_path) {
+            return match Limited::new(body, motan::BODY_BYTES).collect().await {
+                Ok(body) => motan::answer(self, &head, body.to_bytes()).await,
+                Err(_) => error(StatusCode::PAYLOAD_TOO_LARGE, format!("{path} takes no such body")),
+            };
+        }
         let mut methods = ROUTES.iter().filter(|(_, known, _)| *known == path).map(|(method, ..)| method);
         let wanted = if head.method == Method::HEAD { &Method::GET } else { &head.method };
         let Some(allowed) = methods.next() else {
@@ -255,12 +276,18 @@ fn is_own_host(host: &str, own: IpAddr) -> bool {
     if name.eq_ignore_ascii_case("localhost") {
         return true;
     }
+    // Scripts that manage many hosts call each by its name; a page cannot make that name its own.
+    if own.is_unspecified()
+        && rustix::system::uname().nodename().to_str().is_ok_and(|own| own.eq_ignore_ascii_case(name))
+    {
+        return true;
+    }
     let bare = name.strip_prefix('[').and_then(|n| n.strip_suffix(']')).unwrap_or(name);
     // Listening everywhere, every address of the host is the agent's; a literal cannot be rebound.
     bare.parse().is_ok_and(|ip: IpAddr| ip.is_loopback() || ip == own || own.is_unspecified())
 }
 
-fn respond(status: StatusCode, kind: &'static str, body: Bytes) -> Answer {
+pub(super) fn respond(status: StatusCode, kind: &'static str, body: Bytes) -> Answer {
     let mut answer = Response::new(Full::new(body));
     *answer.status_mut() = status;
     answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));

@@ -5,7 +5,8 @@ use std::{convert::Infallible, fs::File, sync::Arc, time::Duration};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
-    net::{TcpListener, TcpStream},
+    io::{AsyncRead, AsyncWrite},
+    net::{TcpListener, TcpStream, UnixListener, UnixStream},
     task::JoinSet,
     time::MissedTickBehavior,
 };
@@ -28,8 +29,12 @@ const SHORTAGE_PAUSE: Duration = Duration::from_millis(20);
 
 /// Answers requests on `listener` until the future is dropped; run it on the control runtime. It goes
 /// on answering while the agent drains (with `/ready` saying no), so it holds no `Drain`.
-pub async fn serve(listener: TcpListener, handles: Arc<Handles>) -> anyhow::Result<()> {
-    let api = Arc::new(Api::new(handles, listener.local_addr()?));
+pub async fn serve(listener: Listener, handles: Arc<Handles>) -> anyhow::Result<()> {
+    let at = match &listener {
+        Listener::Tcp(listener) => Some(listener.local_addr()?),
+        Listener::Unix(_) => None,
+    };
+    let api = Arc::new(Api::new(handles, at));
     let mut reserve = Reserve::new();
     let mut connections = JoinSet::new();
     let mut step = tokio::time::interval(window::STEP);
@@ -42,7 +47,10 @@ pub async fn serve(listener: TcpListener, handles: Arc<Handles>) -> anyhow::Resu
             }
             Some(_) = connections.join_next() => reserve.refill(),
             accepted = listener.accept(), if connections.len() < CONNECTIONS => match accepted {
-                Ok((io, _)) => {
+                Ok(Io::Tcp(io)) => {
+                    connections.spawn(connection(io, api.clone()));
+                }
+                Ok(Io::Unix(io)) => {
                     connections.spawn(connection(io, api.clone()));
                 }
                 Err(error) if sys::is_shortage(&error) => {
@@ -57,7 +65,29 @@ pub async fn serve(listener: TcpListener, handles: Arc<Handles>) -> anyhow::Resu
     }
 }
 
-async fn connection(io: TcpStream, api: Arc<Api>) {
+/// Where the API is asked.
+pub enum Listener {
+    /// An address with port.
+    Tcp(TcpListener),
+    /// A unix socket.
+    Unix(UnixListener),
+}
+
+enum Io {
+    Tcp(TcpStream),
+    Unix(UnixStream),
+}
+
+impl Listener {
+    async fn accept(&self) -> std::io::Result<Io> {
+        match self {
+            Self::Tcp(listener) => listener.accept().await.map(|(io, _)| Io::Tcp(io)),
+            Self::Unix(listener) => listener.accept().await.map(|(io, _)| Io::Unix(io)),
+        }
+    }
+}
+
+async fn connection(io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, api: Arc<Api>) {
     let service = service_fn(|request: hyper::Request<Incoming>| {
         let api = api.clone();
         async move { Ok::<_, Infallible>(api.answer(request).await) }

@@ -73,6 +73,10 @@ struct Bench {
 }
 
 async fn bench(clusters: Vec<Arc<Cluster>>) -> Bench {
+    bench_with(clusters, Motan::default()).await
+}
+
+async fn bench_with(clusters: Vec<Arc<Cluster>>, motan: Motan) -> Bench {
     let (ready, is_ready) = watch::channel(true);
     let (sender, commands) = mpsc::channel(1);
     let handles = Arc::new(Handles {
@@ -105,10 +109,11 @@ async fn bench(clusters: Vec<Arc<Cluster>>) -> Bench {
         graphite: Arc::default(),
         rows: Arc::default(),
         series: Arc::default(),
+        motan,
     });
     let listener = tokio::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
     let at = listener.local_addr().unwrap();
-    tokio::spawn(serve(listener, handles.clone()));
+    tokio::spawn(serve(Listener::Tcp(listener), handles.clone()));
     Bench { handles, at, commands, ready }
 }
 
@@ -359,4 +364,70 @@ fn answers_without_a_free_descriptor() {
     }
     drop(child.stdin.take());
     assert!(child.wait().unwrap().success());
+}
+
+/// motan-go's calls are answered in its forms, and the agent's own API goes on beside them.
+#[tokio::test]
+async fn management_calls_have_the_forms_of_motan_go() {
+    let web = cluster("web", "g", &[81]);
+    let motan = Motan { enabled: true, ..Motan::default() };
+    motan.switchers.register("feature", true);
+    let mut bench = bench_with(vec![web], motan).await;
+    let at = bench.at;
+    let said = |path: &'static str| async move { ask(at, "GET", path).await };
+    assert_eq!(said("/").await, (200, "OK".to_owned()));
+    assert_eq!(said("/503").await, (200, "ok.".to_owned()));
+    assert_eq!(said("/anything").await, (503, "Service Unavailable".to_owned()));
+    assert_eq!(said("/registry/status").await.1, r#"{"status":"unregister-success","registryStatus":null}"#);
+    assert_eq!(said("/200").await, (200, "ok.".to_owned()));
+    assert!(bench.handles.availability.get());
+    assert_eq!(said("/version").await.1, "1.2.0");
+    let own = format!("GET /version HTTP/1.1\r\nHost: {at}\r\nAccept: application/json\r\n\r\n");
+    assert!(raw(at, &own).await.1.contains("1.2.3"));
+    assert!(said("/ready").await.1.contains("ready"));
+    assert_eq!(said("/switcher/set?name=feature&value=f").await.1, "Set switcher feature value to f !");
+    assert_eq!(said("/switcher/get?name=feature").await.1, "Switcher value for feature is false!");
+    assert_eq!(said("/switcher/get?name=other").await.1, "Not a registered switcher, name: other");
+    assert_eq!(said("/switcher/getAll").await.1, r#"{"feature":false}"#);
+    assert_eq!(
+        said("/logConfig/get").await.1,
+        "{\"code\":200,\"body\":\"{\\\"level\\\":\\\"info\\\",\\\"accessLog\\\":false,\\\"metricsLog\\\":false}\"}\n"
+    );
+    // Meta is the process's, which other tests share: only what changes nothing.
+    assert_eq!(said("/meta/get?key=%3C").await.1, r#"{"result":"ok","data":{"\u003c":""}}"#);
+    assert_eq!(said("/meta/delete?key=b").await.1, r#"{"result":"ok","data":"ok"}"#);
+    assert_eq!(said("/meta/getAll").await.1, r#"{"result":"ok","data":{"meta":{}}}"#);
+    assert_eq!(
+        said("/getReferService").await.1,
+        r#"{"code":200,"body":{"service":[{"name":"idc-a_g_motan2_web","status":true}]}}"#
+    );
+    assert_eq!(said("/getAllService").await.1, r#"{"dynamic_services":[],"services":null}"#);
+    assert_eq!(said("/registry/info").await.1, r#"{"body":{"mesh_port":0},"code":200,"message":"ok"}"#);
+    assert_eq!(said("/registry/info?x").await.0, 404);
+    let post = |body: &str| {
+        format!("POST /registry/subscribe HTTP/1.1\r\nHost: {at}\r\nContent-Length: {}\r\n\r\n{body}", body.len())
+    };
+    let (status, body) = raw(at, &post(r#"{"path":"s","parameters":{}}"#)).await;
+    assert_eq!((status, body.as_str()), (400, r#"{"code":400,"message":"registry not found"}"#));
+    let status: serde_json::Value = serde_json::from_str(&said("/status").await.1).unwrap();
+    assert_eq!((&status["code"], &status["body"]["status"]), (&200.into(), &200.into()));
+    let info: serde_json::Value = serde_json::from_str(&said("/runtime/info?keys=clusters").await.1).unwrap();
+    assert_eq!(
+        (&info["instanceType"], &info["clusters"]["idc-a_g_motan2_web"]["refererSize"]),
+        (&"motan-agent".into(), &1.into())
+    );
+    assert!(info.get("basic").is_none());
+
+    // Every call that the table calls supported is answered by something of its own.
+    use crate::config::motan::{Fate, PARTS};
+    let calls = PARTS.iter().find(|p| p.title == "Management calls").unwrap();
+    said("/503").await;
+    for row in calls.rows.iter().filter(|row| !matches!(row.name, "/" | "/200" | "/reload/clusters")) {
+        let (status, _) = said(row.name).await;
+        assert_eq!(status == 503, row.fate == Fate::Refused, "{}", row.name);
+    }
+    let asked = tokio::spawn(async move { ask(at, "GET", "/reload/clusters").await.1 });
+    let Some(Command::Reload(answer)) = bench.commands.recv().await else { panic!("a reload") };
+    answer.send(Err("line 3: <bad>".to_owned())).unwrap();
+    assert_eq!(asked.await.unwrap(), "{\"code\":500,\"body\":\"line 3: \\u003cbad\\u003e\"}\n");
 }

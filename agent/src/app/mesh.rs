@@ -269,7 +269,7 @@ impl Mesh {
         for kind in protocol::KINDS {
             let of_kind = plan.clusters.iter().filter(|id| id.protocol == kind.name);
             let clusters: Vec<_> = of_kind.map(|id| self.clusters[id].cluster.clone()).collect();
-            if clusters.is_empty() {
+            if clusters.is_empty() && plan.bare != Some(kind.name) {
                 continue;
             }
             routes.push(self.route(address, kind.name, direction, clusters, old));

@@ -9,6 +9,7 @@ mod plan;
 mod registering;
 mod serving;
 mod spaces;
+mod told;
 
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
@@ -39,14 +40,15 @@ use self::{
     registering::Registrar,
     serving::{Serving, bind_both},
     spaces::Spaces,
+    told::{PidFile, Told},
 };
 use crate::{
     accept::{self, Acceptor, Target},
-    admin::{self, Command, ConfigInfo, Handles},
+    admin::{self, Command, ConfigInfo, DynamicChange, Handles},
     availability::Availability,
     capture::{self, Capture, CaptureTable, enroll::Roster},
     cluster::{Cluster, Parts},
-    config::{self, Config, motan::Surroundings},
+    config::{self, Config, Loaded, motan::Surroundings},
     drain::{self, Drainer},
     filter::Direction,
     kind::BuildCx,
@@ -56,6 +58,7 @@ use crate::{
     registry::{Guards, Store},
     route::{Destination, Route, Routes},
     stream::OwnSockets,
+    switcher::Switchers,
     sys, trace,
 };
 
@@ -68,6 +71,8 @@ pub struct Options {
     pub recover: bool,
     /// What surrounds the file and decides with it.
     pub around: Surroundings,
+    /// Changes what of the log is shown.
+    pub log: admin::LogControl,
 }
 
 /// How often the kernel half is shown a sign of life.
@@ -86,10 +91,10 @@ const LAST_SPANS: Duration = Duration::from_secs(2);
 /// after a drain.
 pub fn run(path: &Path, options: &Options) -> anyhow::Result<ExitCode> {
     sys::keep_memory_small();
-    let config = load(path, &options.around)?;
+    let loaded = load(path, &options.around)?;
     let room = descriptors();
     let data = runtime::Builder::new_multi_thread()
-        .worker_threads(config.threads)
+        .worker_threads(loaded.config.threads)
         .thread_name("data")
         .enable_all()
         .build()
@@ -98,7 +103,7 @@ pub fn run(path: &Path, options: &Options) -> anyhow::Result<ExitCode> {
         runtime::Builder::new_current_thread().enable_all().build().context("cannot start the control runtime")?;
     let handle = data.handle().clone();
     let result = control.block_on(async move {
-        let mut app = App::start(path, config, options, handle, room).await?;
+        let mut app = App::start(path, loaded, options, handle, room).await?;
         app.work().await;
         app.stop().await
     });
@@ -106,16 +111,14 @@ pub fn run(path: &Path, options: &Options) -> anyhow::Result<ExitCode> {
     result
 }
 
-fn load(path: &Path, around: &Surroundings) -> anyhow::Result<Config> {
-    let loaded = config::load_with(path, around).map_err(|errors| anyhow::anyhow!("{errors}"))?;
+fn load(path: &Path, around: &Surroundings) -> anyhow::Result<Loaded> {
+    let mut loaded = config::load_with(path, around).map_err(|errors| anyhow::anyhow!("{errors}"))?;
     let form = if loaded.motan.is_some() { "motan-go" } else { "native" };
     tracing::info!(file = %path.display(), form, "configuration read");
-    for warning in loaded.warnings {
+    for warning in std::mem::take(&mut loaded.warnings) {
         tracing::warn!("{}", warning.line_in(Some(path)));
     }
-    let mut config = loaded.config;
-    names::assign(&mut config);
-    Ok(config)
+    Ok(loaded)
 }
 
 /// Raises the limit of open files as far as allowed and returns it.
@@ -131,6 +134,10 @@ fn descriptors() -> usize {
 struct App {
     path: PathBuf,
     around: Surroundings,
+    told: Told,
+    switchers: Switchers,
+    /// Removed when the agent ends.
+    _pidfile: PidFile,
     config: Config,
     mesh: Mesh,
     registrar: Registrar,
@@ -166,7 +173,7 @@ struct Stop {
 impl App {
     async fn start(
         path: &Path,
-        config: Config,
+        loaded: Loaded,
         options: &Options,
         data: runtime::Handle,
         room: usize,
@@ -176,8 +183,13 @@ impl App {
             int: signal(SignalKind::interrupt())?,
             hup: signal(SignalKind::hangup())?,
         };
+        if let Some(level) = loaded.motan.as_ref().and_then(|imported| imported.log_level.as_deref()) {
+            options.log.ask(level);
+        }
+        let (told, mut config) = Told::start(loaded, &options.around, options.recover)?;
+        names::assign(&mut config);
         // Everything that can be refused comes before the first thing that others could notice.
-        let admin = serving::bind(config.ports.admin).context("ports.admin")?;
+        let admin = serving::bind_admin(&config.ports)?;
         let access_log = open_access_log(&config)?;
         let exporters = trace::Exporters::new(runtime::Handle::current());
         let chosen = capture::choose(&config, options.kernel_log)?;
@@ -189,11 +201,13 @@ impl App {
             application: config.application.clone(),
             zone: config.zone.clone(),
             base_dir: config.base_dir.clone(),
-            management: if config.ports.admin_socket.is_some() { 0 } else { config.ports.admin.port() },
+            management: admin.port(),
             access_log: access_log.clone(),
             exporters: Some(exporters.clone()),
             ..BuildCx::default()
         };
+        let switchers = cx.switchers.clone();
+        register(&switchers, &config);
         let rows = cx.rows.clone();
         let own = chosen.capture.own_sockets();
         let acceptor = Arc::new(Acceptor {
@@ -256,7 +270,9 @@ impl App {
             loaded_at: SystemTime::now(),
             last_error: None,
         }));
-        let availability = Availability::new(!config.start_unavailable);
+        let available = !config.start_unavailable || (options.recover && told.was_available());
+        let availability = Availability::new(available);
+        told.follow(&availability);
         let mut registrar = Registrar::new(availability.clone());
         let handles = Handles {
             application: config.application.clone(),
@@ -283,9 +299,16 @@ impl App {
             graphite: figures.targets.clone(),
             rows: figures.rows.clone(),
             series: figures.series.clone(),
+            motan: admin::Motan {
+                enabled: config.ports.motan_management,
+                shown: told.shown.clone(),
+                switchers: switchers.clone(),
+                log: options.log.clone(),
+            },
         };
         figures.apply(&config);
-        let admin = tokio::net::TcpListener::from_std(admin)?;
+        let admin_at = admin.to_string();
+        let admin = admin.open()?;
         tokio::spawn(async move {
             if let Err(error) = admin::serve(admin, Arc::new(handles)).await {
                 tracing::error!(%error, "the admin API stopped");
@@ -296,15 +319,19 @@ impl App {
         sys::give_memory_back();
         ready.send_replace(true);
         registrar.apply(&config, mesh.registries());
+        let pidfile = PidFile::write(config.pidfile.as_deref());
         tracing::info!(
             version = env!("CARGO_PKG_VERSION"),
-            admin = %config.ports.admin,
+            admin = admin_at,
             services = config.referers.len() + config.services.len(),
             "ready"
         );
         Ok(Self {
             path: path.to_owned(),
             around: options.around.clone(),
+            told,
+            switchers,
+            _pidfile: pidfile,
             config,
             mesh,
             registrar,
@@ -375,6 +402,9 @@ impl App {
                     Command::Release(who, answer) => {
                         let _ = answer.send(self.change_enrolled(|roster| roster.release(&who)));
                     }
+                    Command::Dynamic(change, answer) => {
+                        let _ = answer.send(self.change_dynamic(change));
+                    }
                     Command::Drain => return,
                 },
             }
@@ -404,7 +434,26 @@ impl App {
     }
 
     fn try_reload(&mut self) -> Result<String, String> {
-        let new = load(&self.path, &self.around).map_err(|e| format!("{e:#}"))?;
+        let loaded = load(&self.path, &self.around).map_err(|e| format!("{e:#}"))?;
+        let mut new = self.told.reloaded(&loaded)?;
+        names::assign(&mut new);
+        let message = self.put(new)?;
+        self.told.take(Some(loaded), None, &self.config);
+        Ok(message)
+    }
+
+    /// Adds or removes services as a management call says, as a whole or not at all.
+    fn change_dynamic(&mut self, change: DynamicChange) -> Result<String, String> {
+        let Some((dynamic, mut new)) = self.told.changed(change)? else { return Ok("nothing to change".to_owned()) };
+        names::assign(&mut new);
+        let message = self.put(new)?;
+        self.told.take(None, Some(dynamic), &self.config);
+        tracing::info!(target: "audit", change = message, "services were registered or subscribed");
+        Ok(message)
+    }
+
+    /// Puts another configuration in force.
+    fn put(&mut self, new: Config) -> Result<String, String> {
         let fixed = plan::needs_restart(&self.config, &new);
         if !fixed.is_empty() {
             return Err(format!(
@@ -412,6 +461,7 @@ impl App {
                 fixed.join(", ")
             ));
         }
+        register(&self.switchers, &new);
         self.inbound.open_for(&new, &self.mesh).map_err(|e| format!("{e:#}"))?;
         self.mesh.apply(&new).map_err(|e| format!("{e:#}"))?;
         let mut enrolled = Roster::clone(&self.enrolled.load());
@@ -534,6 +584,12 @@ impl App {
     }
 }
 
+fn register(switchers: &Switchers, config: &Config) {
+    for (name, on) in &config.switchers {
+        switchers.register(name, *on);
+    }
+}
+
 /// Listens for connections from elsewhere once the first service asks for it.
 struct Inbound {
     serving: Serving,
@@ -563,6 +619,11 @@ fn open_access_log(config: &Config) -> anyhow::Result<Option<Arc<AccessLogWriter
     // Opened also when nothing logs yet but a file is named: a reload may bring the first filter.
     if !wanted && path.is_none() {
         return Ok(None);
+    }
+    // Scripts of a site may count on a folder that the agent before made.
+    if let Some(folder) = path.as_deref().and_then(Path::parent).filter(|folder| !folder.exists()) {
+        std::fs::create_dir_all(folder)
+            .with_context(|| format!("access_log.path: cannot make {}", folder.display()))?;
     }
     let writer = AccessLogWriter::start(path.clone(), config.access_log.buffer_lines)
         .with_context(|| format!("access_log.path: cannot open {path:?}"))?;

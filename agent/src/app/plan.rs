@@ -80,6 +80,8 @@ pub(super) struct AddressPlan {
     pub(super) proxy: bool,
     /// The protocol is found out for each connection; `clusters` has one for each protocol then.
     pub(super) detect: bool,
+    /// There is a listener even without a cluster; it answers calls of this protocol that there is none.
+    pub(super) bare: Option<&'static str>,
     pub(super) clusters: Vec<ClusterId>,
 }
 
@@ -124,6 +126,9 @@ impl Plan {
             let address = AddressPlan { proxy: true, clusters, ..AddressPlan::default() };
             let listen = [proxy.listen.map(At::Tcp), proxy.listen_unix.clone().map(At::Unix)];
             listen.into_iter().flatten().for_each(|at| plan.listen(at, address.clone()));
+        }
+        if let Some(forward) = config.ports.forward {
+            plan.listeners.entry(At::Tcp(forward)).or_default().bare = Some(protocol::motan2::NAME);
         }
         let names: Vec<_> = plan.straight.iter().map(|(s, _)| s.name.clone()).collect();
         for ((straight, _), number) in plan.straight.iter_mut().zip(balance::numbers(&names)) {

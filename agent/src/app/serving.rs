@@ -2,8 +2,11 @@
 
 use std::{
     net::{IpAddr, SocketAddr, TcpListener},
-    os::unix::{fs::FileTypeExt as _, net::UnixListener},
-    path::Path,
+    os::unix::{
+        fs::FileTypeExt as _,
+        net::{UnixListener, UnixStream},
+    },
+    path::{Path, PathBuf},
     sync::Arc,
 };
 
@@ -13,6 +16,7 @@ use tokio::{runtime::Handle, sync::watch};
 
 use crate::{
     accept::{Acceptor, Listener, Target},
+    config,
     drain::Drain,
 };
 
@@ -140,6 +144,68 @@ pub(super) fn bind_both(ips: [IpAddr; 2], port: u16) -> anyhow::Result<Vec<TcpLi
         bail!("no address to listen on");
     }
     Ok(listeners)
+}
+
+/// The listener of the admin API, bound.
+pub(super) enum Admin {
+    Tcp(TcpListener),
+    Unix(UnixListener, PathBuf),
+}
+
+impl Admin {
+    /// Its TCP port; 0 without one.
+    pub(super) fn port(&self) -> u16 {
+        match self {
+            Self::Tcp(listener) => listener.local_addr().map_or(0, |at| at.port()),
+            Self::Unix(..) => 0,
+        }
+    }
+
+    /// Hands it to the runtime.
+    pub(super) fn open(self) -> std::io::Result<crate::admin::Listener> {
+        Ok(match self {
+            Self::Tcp(listener) => crate::admin::Listener::Tcp(tokio::net::TcpListener::from_std(listener)?),
+            Self::Unix(listener, _) => crate::admin::Listener::Unix(tokio::net::UnixListener::from_std(listener)?),
+        })
+    }
+}
+
+impl std::fmt::Display for Admin {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Tcp(listener) => match listener.local_addr() {
+                Ok(at) => at.fmt(f),
+                Err(error) => error.fmt(f),
+            },
+            Self::Unix(_, path) => path.display().fmt(f),
+        }
+    }
+}
+
+/// Binds the admin API where `ports` say. A port that is taken is an error.
+pub(super) fn bind_admin(ports: &config::Ports) -> anyhow::Result<Admin> {
+    if let Some(path) = &ports.admin_socket {
+        // One that a former run left goes; somebody who still listens there would lose his callers.
+        if UnixStream::connect(path).is_ok() {
+            bail!("ports.admin_socket: somebody listens on {} already", path.display());
+        }
+        return match bind_unix(path).context("ports.admin_socket")? {
+            Bound::Unix(listener) => Ok(Admin::Unix(listener, path.clone())),
+            Bound::Tcp(_) => unreachable!("a path was asked for"),
+        };
+    }
+    let Some((from, to)) = ports.admin_range else {
+        return bind(ports.admin).map(Admin::Tcp).context("ports.admin");
+    };
+    let mut last = None;
+    for port in from..=to {
+        match bind(SocketAddr::new(ports.admin.ip(), port)) {
+            Ok(listener) => return Ok(Admin::Tcp(listener)),
+            Err(error) => last = Some(error),
+        }
+    }
+    let last = last.context("ports.admin_range: no port")?;
+    Err(last.context(format!("ports.admin_range: none of {from}-{to} is free")))
 }
 
 /// Binds a data listener.

@@ -4,7 +4,10 @@ use std::{net::SocketAddr, time::Duration};
 
 use anyhow::{Context, anyhow, bail};
 use bytes::Bytes;
-use http::{Method, Request, StatusCode, header::HOST};
+use http::{
+    Method, Request, StatusCode,
+    header::{ACCEPT, HOST},
+};
 use http_body_util::{BodyExt, Empty, Limited};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
@@ -77,8 +80,9 @@ impl Client {
         let (mut sender, connection) = http1::handshake(TokioIo::new(io)).await?;
         // Ends with the request: the agent takes one per connection. Errors come out at the sender.
         let connection = tokio::spawn(connection);
-        let request =
-            Request::builder().method(method).uri(path).header(HOST, self.at.to_string()).body(Empty::<Bytes>::new())?;
+        // Tells it from motan-go's callers, who ask some of the same paths.
+        let request = Request::builder().method(method).uri(path).header(HOST, self.at.to_string());
+        let request = request.header(ACCEPT, "application/json").body(Empty::<Bytes>::new())?;
         let answer = sender.send_request(request).await?;
         let status = answer.status();
         let body = Limited::new(answer.into_body(), ANSWER_BYTES).collect().await.map_err(|e| anyhow!(e))?;

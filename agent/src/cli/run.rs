@@ -2,7 +2,7 @@
 
 use std::{ffi::OsString, net::IpAddr, path::PathBuf};
 
-use crate::config::motan::{Flags, Surroundings, go_bool};
+use crate::config::motan::{Flags, Surroundings, go_bool, log_level};
 
 /// Arguments of `sockmesh run`.
 #[derive(Clone, Debug, clap::Args)]
@@ -103,17 +103,9 @@ fn boolean(text: &str) -> Result<bool, String> {
     go_bool(text).ok_or_else(|| "write true or false".to_owned())
 }
 
-/// The native word for a level of motan-go's log.
 fn level(text: &str) -> Result<String, String> {
-    let known = match text.to_ascii_lowercase().as_str() {
-        "trace" => "trace",
-        "debug" => "debug",
-        "info" => "info",
-        "warn" => "warn",
-        "error" | "dpanic" | "panic" | "fatal" => "error",
-        _ => return Err("write trace, debug, info, warn, error, dpanic, panic or fatal".to_owned()),
-    };
-    Ok(known.to_owned())
+    let wrong = "write trace, debug, info, warn, error, dpanic, panic or fatal";
+    log_level(text).map(str::to_owned).ok_or_else(|| wrong.to_owned())
 }
 
 /// Arguments as clap takes them: flags of motan-go get their second dash, and where motan-go's agent was

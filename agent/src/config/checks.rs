@@ -7,7 +7,7 @@ use std::{
 
 use model::ServiceKey;
 
-use super::{CaptureMode, Config, VirtualAddress, problem::Report, read::Place};
+use super::{CaptureMode, Config, Referer, VirtualAddress, problem::Report, read::Place};
 
 /// What was seen on the way through the file, with positions.
 #[derive(Default)]
@@ -233,7 +233,10 @@ fn capture(config: &Config, seen: &Seen, report: &mut Report) {
         // With mistakes the two lists need not go together.
         CaptureMode::Port if report.mistakes.is_empty() => {
             let referers = config.referers.iter().zip(&seen.referers);
-            for (referer, place) in referers.filter(|(r, _)| r.listen.is_none()) {
+            // The forward proxy calls those that speak Motan2.
+            let proxied = |r: &Referer| config.http_proxy.is_some() && r.protocol.as_deref() == Some("motan2");
+            let reached = |r: &Referer| r.listen.is_some() || r.listen_unix.is_some() || proxied(r);
+            for (referer, place) in referers.filter(|(r, _)| !reached(r)) {
                 let problem = format!("`{}` has no `listen`, so no program reaches it in mode `port`", referer.key);
                 report.warn(place.problem(problem, "add `listen: 127.0.0.1:18080`"));
             }

@@ -1,6 +1,9 @@
 //! From text to [`Config`]: reading the file, its top and everything but the services.
 
-use std::{path::Path, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use super::{
     AccessLog, Capture, CaptureMode, Config, ConfigErrors, Iptables, Limits, Ports, Problem, Redirect, RegistryConfig,
@@ -24,6 +27,19 @@ pub struct Loaded {
     pub warnings: Vec<Problem>,
     /// The file was one of motan-go's.
     pub motan: Option<Imported>,
+    /// What it was read from.
+    pub base: Base,
+}
+
+/// What a configuration was read from, for more to be added to it.
+#[derive(Clone, Debug)]
+pub struct Base {
+    pub(super) node: Node,
+    pub(super) base_dir: PathBuf,
+    /// The access log is JSON.
+    pub(super) structured: bool,
+    /// What variables begin with that are registered.
+    pub(super) meta_prefix: String,
 }
 
 impl Config {
@@ -88,7 +104,13 @@ fn load_motan(path: &Path, around: &Surroundings) -> Result<Loaded, ConfigErrors
     sources.locate(&mut report.warnings);
     match (config, imported) {
         (Some(config), Some(imported)) if report.mistakes.is_empty() => {
-            Ok(Loaded { config, warnings: report.warnings, motan: Some(imported) })
+            let base = Base {
+                node: imported.node.clone(),
+                base_dir: around.directory.clone(),
+                structured: imported.structured,
+                meta_prefix: imported.meta_prefix.clone(),
+            };
+            Ok(Loaded { config, warnings: report.warnings, motan: Some(imported), base })
         }
         _ => Err(ConfigErrors { path: Some(path.to_owned()), mistakes: report.mistakes, warnings: report.warnings }),
     }
@@ -119,8 +141,12 @@ pub fn parse(text: &str, base_dir: &Path) -> Result<Loaded, ConfigErrors> {
     let mut report = Report::default();
     // Absolute from here on: the agent may change its directory, and paths are joined once only.
     let base_dir = std::path::absolute(base_dir).unwrap_or_else(|_| base_dir.to_owned());
+    let mut root = NOTHING;
     let config = match Node::parse(text, &mut report) {
-        Ok(Some(node)) => top(&node, &base_dir, &mut report),
+        Ok(Some(node)) => {
+            root = node;
+            top(&root, &base_dir, &mut report)
+        }
         Ok(None) => {
             let empty = Place::default().problem("the file is empty", "begin with `referers:` or `services:`");
             report.mistake(empty);
@@ -133,12 +159,15 @@ pub fn parse(text: &str, base_dir: &Path) -> Result<Loaded, ConfigErrors> {
     };
     report.sort();
     match config {
-        Some(config) if report.mistakes.is_empty() => Ok(Loaded { config, warnings: report.warnings, motan: None }),
+        Some(config) if report.mistakes.is_empty() => {
+            let base = Base { node: root, base_dir, structured: false, meta_prefix: "META_".to_owned() };
+            Ok(Loaded { config, warnings: report.warnings, motan: None, base })
+        }
         _ => Err(ConfigErrors { path: None, mistakes: report.mistakes, warnings: report.warnings }),
     }
 }
 
-fn top(node: &Node, base_dir: &Path, report: &mut Report) -> Option<Config> {
+pub(super) fn top(node: &Node, base_dir: &Path, report: &mut Report) -> Option<Config> {
     let map = Map::open(node, "", &[&keys::TOP], Others::Unknown, report)?;
     let mut config = Config { base_dir: base_dir.to_owned(), ..Config::default() };
     let mut seen = Seen::default();

@@ -38,7 +38,7 @@ pub use self::{
     graphite::{Graphite, GraphiteForm, Series},
     http_proxy::{HttpDomain, HttpProxy},
     keys::tables,
-    load::{Loaded, load, load_with, parse},
+    load::{Base, Loaded, load, load_with, parse},
     problem::{ConfigErrors, Problem},
 };
 pub(crate) use self::{

@@ -7,6 +7,7 @@ mod health;
 
 use std::{
     any::Any,
+    collections::BTreeMap,
     fmt,
     net::SocketAddr,
     sync::{
@@ -17,7 +18,7 @@ use std::{
 };
 
 use futures_util::future::BoxFuture;
-use model::{Instance, Metadata};
+use model::Instance;
 
 pub use self::{
     bar::Bar,
@@ -45,7 +46,7 @@ pub struct Endpoint {
     /// Version it runs, may be empty.
     pub version: Text,
     /// Whatever else its registry knows about it.
-    pub metadata: Metadata,
+    pub metadata: Arc<BTreeMap<String, String>>,
     /// Whether it may be picked.
     pub health: Arc<Health>,
     /// Raised by filters that keep calls of this cluster from it.
@@ -90,7 +91,7 @@ impl Endpoint {
             weight,
             zone: Text::default(),
             version: Text::default(),
-            metadata: Metadata::default(),
+            metadata: Arc::default(),
             health: Arc::new(Health::new(eject)),
             bar: Bar::default(),
             shared_bar: OnceLock::new(),
@@ -105,7 +106,9 @@ impl Endpoint {
     pub fn describe(&mut self, instance: &Instance) {
         self.zone = Text::from(instance.zone.as_str());
         self.version = Text::from(instance.version.as_str());
-        self.metadata = instance.metadata.clone();
+        if !instance.metadata.is_empty() {
+            self.metadata = Arc::new(instance.metadata.clone());
+        }
     }
 
     /// Whether it is as `instance` says, address and group apart.
@@ -113,7 +116,7 @@ impl Endpoint {
         self.weight == instance.weight
             && self.zone == *instance.zone
             && self.version == *instance.version
-            && self.metadata == instance.metadata
+            && *self.metadata == instance.metadata
     }
 
     /// The connector's own state for this endpoint, made on first use.

@@ -6,7 +6,7 @@ use std::{
     path::PathBuf,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
     time::{Duration, Instant},
 };
@@ -33,6 +33,8 @@ pub struct AccessLogWriter {
 
 struct Shared {
     capacity_lines: usize,
+    /// Nobody turned it off.
+    on: AtomicBool,
     queue: Mutex<Queue>,
     /// Wakes the writer thread.
     work: Condvar,
@@ -69,6 +71,7 @@ impl AccessLogWriter {
         let target = Target::open(path)?;
         let shared = Arc::new(Shared {
             capacity_lines: buffer_lines.max(1),
+            on: AtomicBool::new(true),
             queue: Mutex::default(),
             work: Condvar::new(),
             done: Condvar::new(),
@@ -83,6 +86,9 @@ impl AccessLogWriter {
     /// Appends `line` without its line end. Never blocks on the disk; a line that finds the buffer
     /// full is dropped and counted.
     pub fn line(&self, line: &[u8]) {
+        if !self.is_on() {
+            return;
+        }
         let wake = {
             let mut queue = self.shared.queue.lock();
             if queue.lines >= self.shared.capacity_lines {
@@ -100,6 +106,16 @@ impl AccessLogWriter {
         if wake {
             self.shared.work.notify_one();
         }
+    }
+
+    /// Turns it on or off: off, lines are thrown away uncounted.
+    pub fn turn(&self, on: bool) {
+        self.shared.on.store(on, Relaxed);
+    }
+
+    /// Whether lines are written.
+    pub fn is_on(&self) -> bool {
+        self.shared.on.load(Relaxed)
     }
 
     /// Asks the writer to open the path again, after something moved the file away. Does not wait. If

@@ -18,6 +18,7 @@ const GROUND: &[&str] = &[
     "fetch",
     "sys",
     "config",
+    "meta",
     "metrics",
     "serialize",
     "stream",

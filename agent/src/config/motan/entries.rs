@@ -25,8 +25,10 @@ impl Importer<'_> {
     /// The native form of a refer; `None` when it cannot be had, which is told.
     pub(super) fn refer(&mut self, url: &Url, report: &mut Report) -> Option<Node> {
         let path = self.path(url, report)?;
+        let mut upstream = None;
         match url.get("protocol").unwrap_or("motan2") {
             "motan2" | "cedrus" => {}
+            "grpc" => upstream = Some("grpc"),
             "motan" | "motanV1Compatible" => {
                 let problem = "Motan1 is not spoken to endpoints";
                 let remedy = "endpoints are called in Motan2: those that only speak Motan1 fail";
@@ -48,6 +50,9 @@ impl Importer<'_> {
             out.word("version", url.at("version"), version);
         }
         out.word("protocol", url.at("protocol"), "motan2");
+        if let Some(upstream) = upstream {
+            out.word("upstream", url.at("protocol"), upstream);
+        }
         out.plain("listen", self.forward.0, &self.forward.1);
         match self.direct_rpc(&path, report) {
             Some(endpoints) => {
@@ -78,29 +83,7 @@ impl Importer<'_> {
     pub(super) fn service(&mut self, url: &Url, report: &mut Report) -> Vec<Node> {
         let Some(path) = self.path(url, report) else { return Vec::new() };
         let Some((_, port)) = self.protocol_port(url, "export", 9982, report) else { return Vec::new() };
-        let (proxy, local) = match url.get("proxy") {
-            Some(_) => match self.protocol_port(url, "proxy", 0, report) {
-                Some(proxy) => proxy,
-                None => return Vec::new(),
-            },
-            None => (String::new(), 0),
-        };
-        let provider = url.get("provider").unwrap_or(&proxy);
-        if !matches!(provider, "motan2" | "motan" | "cedrus") || local == 0 {
-            let problem = match provider {
-                "" => "names no local program".to_owned(),
-                provider => format!("the provider `{provider}` is not supported"),
-            };
-            let key = if url.get("provider").is_some() { "provider" } else { "proxy" };
-            report.warn(url.place(key).problem(problem, "the service is left out; write `proxy: motan2:PORT`"));
-            return Vec::new();
-        }
-        if provider == "motan" {
-            let remedy = "it is called in Motan2, which a program that only speaks Motan1 refuses";
-            report.warn(url.place("proxy").problem("Motan1 is not spoken to the local program", remedy));
-        }
-        let host = url.get("proxy.host").unwrap_or("127.0.0.1");
-        let Some(host) = self.resolve(host, &url.place("proxy.host"), report) else { return Vec::new() };
+        let Some((local, upstream)) = self.provider(url, report) else { return Vec::new() };
         let mut groups = commas(&format!(
             "{},{}",
             url.get("group").unwrap_or_default(),
@@ -115,7 +98,10 @@ impl Importer<'_> {
         let mut side = Out::new(url.at);
         side.word("protocol", url.at("export"), "motan2");
         side.plain("export", url.at("export"), format!("0.0.0.0:{port}"));
-        side.plain("local", url.at("proxy"), std::net::SocketAddr::new(host, local));
+        side.plain("local", url.at("proxy"), local);
+        if let Some(upstream) = upstream {
+            side.put("upstream", upstream);
+        }
         if !registries.is_empty() {
             side.list("registry", url.at("registry"), registries);
             side.put("metadata", metadata.into_node());
@@ -144,6 +130,38 @@ impl Importer<'_> {
         groups.into_iter().map(with).collect()
     }
 
+    /// Address of the local program, and what it speaks if that is not Motan2.
+    fn provider(&self, url: &Url, report: &mut Report) -> Option<(String, Option<Node>)> {
+        let (proxy, port) = match url.get("proxy") {
+            Some(_) => self.protocol_port(url, "proxy", 0, report)?,
+            None => (String::new(), 0),
+        };
+        let provider = url.get("provider").unwrap_or(&proxy);
+        if matches!(provider, "http" | "httpx") {
+            return self.http_provider(url, report).map(|(local, upstream)| (local, Some(upstream)));
+        }
+        let unix = url.get("proxy.host").and_then(|host| host.strip_prefix("unix://"));
+        if !matches!(provider, "motan2" | "motan" | "cedrus") || (port == 0 && unix.is_none()) {
+            let problem = match provider {
+                "" => "names no local program".to_owned(),
+                provider => format!("the provider `{provider}` is not supported"),
+            };
+            let key = if url.get("provider").is_some() { "provider" } else { "proxy" };
+            report.warn(url.place(key).problem(problem, "the service is left out; write `proxy: motan2:PORT`"));
+            return None;
+        }
+        if provider == "motan" {
+            let remedy = "it is called in Motan2, which a program that only speaks Motan1 refuses";
+            report.warn(url.place("proxy").problem("Motan1 is not spoken to the local program", remedy));
+        }
+        if let Some(path) = unix {
+            return Some((format!("unix:{path}"), None));
+        }
+        let host = url.get("proxy.host").unwrap_or("127.0.0.1");
+        let host = self.resolve(host, &url.place("proxy.host"), report)?;
+        Some((std::net::SocketAddr::new(host, port).to_string(), None))
+    }
+
     fn path(&self, url: &Url, report: &mut Report) -> Option<String> {
         let path = url.get("path");
         if path.is_none() {
@@ -152,7 +170,7 @@ impl Importer<'_> {
         path.map(str::to_owned)
     }
 
-    fn group(&self, url: &Url, report: &mut Report) -> String {
+    pub(super) fn group(&self, url: &Url, report: &mut Report) -> String {
         let group = url.get("group").unwrap_or_default();
         if !group.contains("${idc}") {
             return group.to_owned();
@@ -299,6 +317,12 @@ impl Importer<'_> {
         out.put("eject", eject.into_node());
         if let Some(bytes) = url.positive("mingzSize", report) {
             out.plain("gzip_over", url.at("mingzSize"), bytes);
+        }
+        if let Some(ms) = url.positive("idleConnectionTimeout", report) {
+            out.plain("idle_timeout", url.at("idleConnectionTimeout"), millis(ms));
+        }
+        if let Some(n) = url.positive("maxConnections", report) {
+            out.plain("max_in_flight", url.at("maxConnections"), n.min(1_000_000));
         }
         self.methods(url, side, &retried, out, report);
     }

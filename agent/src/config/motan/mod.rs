@@ -4,9 +4,11 @@
 //! `files` merges what was written, `url` reads entries, `entries` and `filters` translate them, `table` has
 //! every name with what becomes of it, `yaml` prints the result.
 
+mod dynamic;
 mod entries;
 mod files;
 mod filters;
+mod http;
 mod table;
 mod tree;
 mod url;
@@ -21,8 +23,11 @@ use std::{
     path::{Path, PathBuf},
 };
 
-pub use self::table::{Fate, PARTS, Part, Row};
 pub(in crate::config) use self::tree::Sources;
+pub use self::{
+    dynamic::{Dynamic, NodeUrl, asked, registered, registry_names, subscribed, with_dynamic},
+    table::{Fate, PARTS, Part, Row},
+};
 use self::{
     tree::{Out, go_value, word},
     url::Url,
@@ -117,6 +122,10 @@ pub struct Imported {
     pub log_level: Option<String>,
     /// Registries by id.
     pub registries: BTreeMap<String, RegistryName>,
+    /// Filters that every entry gets.
+    pub filters: Vec<String>,
+    pub(super) structured: bool,
+    pub(super) meta_prefix: String,
 }
 
 impl Imported {
@@ -155,6 +164,16 @@ pub fn go_bool(text: &str) -> Option<bool> {
     }
 }
 
+/// The native word for a level of motan-go's log, in either case.
+pub fn log_level(text: &str) -> Option<&'static str> {
+    const WORDS: [&str; 5] = ["trace", "debug", "info", "warn", "error"];
+    let word = text.to_ascii_lowercase();
+    if matches!(word.as_str(), "dpanic" | "panic" | "fatal") {
+        return Some("error");
+    }
+    WORDS.into_iter().find(|known| *known == word)
+}
+
 /// One import.
 struct Importer<'a> {
     flags: &'a Flags,
@@ -163,6 +182,9 @@ struct Importer<'a> {
     agent: Url,
     application: String,
     registries: BTreeMap<String, RegistryName>,
+    /// Address of ports where programs call.
+    host: IpAddr,
+    http: http::Http,
     /// Where refers are called.
     forward: (At, String),
     structured: bool,
@@ -190,13 +212,22 @@ impl<'a> Importer<'a> {
             None => None,
         };
         let host = host.unwrap_or(Ipv4Addr::UNSPECIFIED.into());
+        let forward = match agent.get("unixSock") {
+            Some(path) => {
+                let joined = around.directory.join(path.strip_prefix("unix://").unwrap_or(path));
+                (agent.at("unixSock"), format!("unix:{}", joined.display()))
+            }
+            None => (agent.at("port"), std::net::SocketAddr::new(host, port).to_string()),
+        };
         let structured = agent.boolean("log_structured", report).or(flags.log_structured).unwrap_or(false);
         let prefix = top.get("envMetaPrefix").map(|n| go_value(n).1).filter(|p| !p.is_empty());
         Some(Self {
             flags,
             environment: &around.environment,
             around,
-            forward: (agent.at("port"), std::net::SocketAddr::new(host, port).to_string()),
+            host,
+            http: http::Http::read(top, report),
+            forward,
             agent,
             application,
             registries: BTreeMap::new(),
@@ -235,6 +266,9 @@ impl<'a> Importer<'a> {
                 push_unlike(&mut referers, node, &["service", "group", "version"], &path, report);
             }
         }
+        let clients = self.entries(top, "http-client", &[&table::REFER, &table::CLIENT], report);
+        let clients = clients.into_iter().map(|url| url.over_template("basicRefer", &templates, report)).collect();
+        let http_proxy = self.http_proxy(clients, &mut referers, report);
         let parts = &[&table::SERVICE, &table::PROVIDER];
         let templates = self.templates(top, "motan-basicService", parts, report);
         for url in self.entries(top, "motan-service", parts, report) {
@@ -256,11 +290,22 @@ impl<'a> Importer<'a> {
         if !services.is_empty() {
             out.list("services", At::default(), services);
         }
+        if let Some(proxy) = http_proxy {
+            out.put("http_proxy", proxy);
+        }
         Imported {
             node: self.checked(out, &[&keys::TOP], report),
             merged: yaml::render(top),
             log_level: self.agent.get("log_level").map(str::to_owned),
             registries: std::mem::take(&mut self.registries),
+            filters: [
+                self.agent.list("defaultFilter"),
+                self.agent.list("globalFilter"),
+                url::commas(self.variable("MESH_FILTERS")),
+            ]
+            .concat(),
+            structured: self.structured,
+            meta_prefix: self.meta_prefix.clone(),
         }
     }
 
@@ -271,7 +316,9 @@ impl<'a> Importer<'a> {
         out.word("application", place("application"), self.application.as_str());
         let (at, forward) = &self.forward;
         let mut ports = Out::new(*at);
-        ports.plain("forward", *at, forward);
+        if !forward.starts_with("unix:") {
+            ports.plain("forward", *at, forward);
+        }
         let eport = self.flags.eport.or_else(|| port_of(agent, "eport", report)).unwrap_or(9982);
         ports.plain("reverse", place("eport"), format!("0.0.0.0:{eport}"));
         let variable = self.environment.get("mport").and_then(|text| text.parse().ok());

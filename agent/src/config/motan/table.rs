@@ -61,9 +61,9 @@ pub const SECTIONS: Part = Part {
         row("motan-refer", Supported, "", "`referers`, at the forward port"),
         row("motan-basicService", Supported, "", "template of `motan-service`"),
         row("motan-service", Supported, "", "`services`"),
-        row("http-client", Refused, "", "domains of the HTTP forward proxy are not read"),
-        row("http-locations", Refused, "", "rules of the HTTP mesh are not read"),
-        row("http-service", Refused, "", "URLs by method of the HTTP provider are not read"),
+        row("http-client", Supported, "", "`http_proxy.domains`; a domain is no service on the forward port"),
+        row("http-locations", Supported, "", "`locations` of the proxy and of `upstream: http`"),
+        row("http-service", Supported, "", "`methods` of `upstream: http`"),
         row("switcher", Supported, "", "`switchers`"),
         row("switchers", Supported, "", "as `switcher`"),
         row("metrics", Supported, "", "below; `/metrics` (Prometheus) besides"),
@@ -83,7 +83,7 @@ pub const AGENT: Part = Part {
     rows: &[
         row("port", Supported, "19981", "`ports.forward`: programs call every refer here"),
         row("eport", Supported, "19982", "`ports.reverse`: services registered through the management port"),
-        row("hport", Refused, "19983", "there is no HTTP forward proxy"),
+        row("hport", Supported, "19983", "`http_proxy.listen`, with `httpProxyEnable`"),
         row("mport", Supported, "18002", "`ports.admin`"),
         row("mhost", Mended, "10.0.0.1", "new: address of the management port, 127.0.0.1 when absent (motan-go: all)"),
         row("host", Supported, "10.0.0.1", "address of the forward port; all IPv4 addresses when absent"),
@@ -100,9 +100,9 @@ pub const AGENT: Part = Part {
         row("path", Refused, "shop", "the agent is known by its application"),
         row(
             "registry",
-            Refused,
+            Mended,
             "r",
-            "commands are taken from every registry in use; the agent itself is not registered",
+            "commands are taken from every registry in use; the agent's own node, which nobody reads, is not written",
         ),
         row(
             "log_dir",
@@ -116,9 +116,9 @@ pub const AGENT: Part = Part {
         row("log_buffer_size", Supported, "77", "`access_log.buffer_lines`"),
         row("rotate_per_hour", Refused, "false", "files are not rotated: rename them and send SIGHUP (logrotate)"),
         row("log_filter_caller", Refused, "true", "no line of the log names source lines"),
-        row("unixSock", Refused, "a.sock", "programs call the forward port by TCP"),
+        row("unixSock", Supported, "a.sock", "`listen` of every referer, instead of the TCP port"),
         row("managementUnixSock", Supported, "m.sock", "`ports.admin_socket`, instead of the TCP port"),
-        row("httpProxyUnixSock", Refused, "h.sock", "there is no HTTP forward proxy"),
+        row("httpProxyUnixSock", Supported, "h.sock", "`http_proxy.listen`, instead of the TCP port"),
         row("managementPortRange", Supported, "18002-18009", "`ports.admin_range`"),
         row(
             "initClusterTimeout",
@@ -141,12 +141,12 @@ pub const AGENT: Part = Part {
         ),
         row("defaultFilter", Supported, "trace", "added to every refer and service without `disableDefaultFilter`"),
         row("globalFilter", Supported, "trace", "added to every refer and service without `disableGlobalFilter`"),
-        row("httpProxyEnable", Refused, "true", "there is no HTTP forward proxy"),
-        row("httpProxyKeepalive", Refused, "true", "there is no HTTP forward proxy"),
-        row("httpProxyKeepaliveTimeout", Refused, "1", "there is no HTTP forward proxy"),
-        row("httpProxyDefaultDomain", Refused, "d", "there is no HTTP forward proxy"),
-        row("httpProxyTimeout", Refused, "1", "there is no HTTP forward proxy"),
-        row("httpProxyMaxRequestBodySize", Refused, "1", "there is no HTTP forward proxy"),
+        row("httpProxyEnable", Supported, "false", "`http_proxy`"),
+        row("httpProxyKeepalive", Supported, "false", "`http_proxy.keep_alive: 0s` when false"),
+        row("httpProxyKeepaliveTimeout", Supported, "77", "`http_proxy.keep_alive`"),
+        row("httpProxyDefaultDomain", Supported, "d", "`http_proxy.default_domain`"),
+        row("httpProxyTimeout", Supported, "77", "`http_proxy.timeout`"),
+        row("httpProxyMaxRequestBodySize", Supported, "7777", "`http_proxy.body_bytes`"),
     ],
 };
 
@@ -185,8 +185,8 @@ pub const REFER: Part = Part {
         row(
             "protocol",
             Supported,
-            "motan",
-            "`protocol`: `motan2`; `motan` takes endpoints that speak Motan2; `grpc` and `local` are refused",
+            "grpc",
+            "`motan2`; `motan` takes endpoints that speak Motan2; `grpc` is `upstream: grpc`; `local` is refused",
         ),
         row("registry", Supported, "other", "`registry`; ids that are not declared are left out"),
         row("version", Supported, "9", "`version`; endpoints without one fit any"),
@@ -271,12 +271,12 @@ pub const SERVICE: Part = Part {
         row("maxRequestTimeout", Supported, "12345", "`timeout_range`"),
         row("export", Supported, "motan2:18100", "`export`"),
         row("proxy", Supported, "motan2:18101", "`local`"),
-        row("proxy.host", Supported, "127.0.0.9", "address in `local`"),
+        row("proxy.host", Supported, "127.0.0.9", "address in `local`; `unix://PATH` as `unix:PATH`"),
         row(
             "provider",
             Supported,
             "motan2",
-            "`motan2` and `motan`; `http`, `httpx`, `cgi` and `mockProvider` are refused, and the service is left out",
+            "`motan2`, `motan`; `http` and `httpx` are `upstream: http`; `cgi` and `mockProvider` are refused, and the service is left out",
         ),
         row("nodeType", Mended, "service", "is always `service`"),
         row("registerMeta", Supported, "true", "`metadata` gets the variables `META_*`"),
@@ -309,21 +309,30 @@ pub const SERVICE: Part = Part {
 pub const PROVIDER: Part = Part {
     title: "`motan-service`: keys of other providers",
     rows: &[
-        row("domain", Refused, "d", "there is no HTTP provider"),
-        row("proxyAddress", Refused, "127.0.0.1:9", "there is no HTTP provider"),
-        row("proxySchema", Refused, "http", "there is no HTTP provider"),
-        row("keepaliveTimeout", Refused, "1", "there is no HTTP provider"),
-        row("idleConnectionTimeout", Refused, "1", "there is no HTTP provider"),
-        row("maxConnections", Refused, "1", "there is no HTTP provider"),
-        row("enableRewrite", Refused, "false", "there is no HTTP provider"),
-        row("enableHttpException", Refused, "true", "there is no HTTP provider"),
-        row("HTTP_REQUEST_METHOD", Refused, "POST", "there is no HTTP provider"),
-        row("URL_FORMAT", Refused, "http://h/%s", "there is no HTTP provider"),
+        row("domain", Supported, "d", "`upstream.http.host`, and the domain of its `http-locations`"),
+        row("proxyAddress", Supported, "127.0.0.1:99", "`local`; `unix://PATH` as `unix:PATH`"),
+        row("proxySchema", Mended, "http", "`http`; `https` is refused, http is used"),
+        row("keepaliveTimeout", Mended, "1", "idle connections are kept as `idleConnectionTimeout` says"),
+        row("idleConnectionTimeout", Supported, "77", "`idle_timeout`"),
+        row("maxConnections", Supported, "77", "`max_in_flight`"),
+        row("enableRewrite", Supported, "false", "`upstream.http.require_location`"),
+        row("enableHttpException", Supported, "true", "`upstream.http.error_exceptions`"),
+        row("HTTP_REQUEST_METHOD", Supported, "POST", "`upstream.http.method`"),
+        row("URL_FORMAT", Supported, "http://127.0.0.1:98/%s", "`upstream.http.url`, without `proxyAddress`"),
         row("CGI_HOST", Refused, "h", "FastCGI programs are not called"),
         row("CGI_PORT", Refused, "1", "FastCGI programs are not called"),
         row("CGI_REQUEST_METHOD", Refused, "GET", "FastCGI programs are not called"),
         row("CGI_SCRIPT_FILENAME", Refused, "f", "FastCGI programs are not called"),
         row("CGI_DOCUMENT_ROOT", Refused, "d", "FastCGI programs are not called"),
+    ],
+};
+
+/// Entries of `http-client`, besides those of refers.
+pub const CLIENT: Part = Part {
+    title: "`http-client`, besides the keys of refers",
+    rows: &[
+        row("domain", Supported, "", "`http_proxy.domains[].domain`; the entry's id when absent"),
+        row("preload", Supported, "", "a referer for each; those that rules name get one as well"),
     ],
 };
 
@@ -370,7 +379,7 @@ pub const FLAGS: Part = Part {
         ),
         row("-port", Supported, "", "goes before `port`"),
         row("-eport", Supported, "", "goes before `eport`"),
-        row("-hport", Refused, "", "there is no HTTP forward proxy"),
+        row("-hport", Supported, "", "goes before `hport`"),
         row("-mport", Supported, "", "goes before the variable and `mport`"),
         row("-mhost", Mended, "", "new: goes before `mhost`"),
         row("-pidfile", Supported, "", "goes before `pidfile`"),
@@ -418,8 +427,9 @@ pub const VARIABLES: Part = Part {
 pub const CALLS: Part = Part { title: "Management calls", rows: &[] };
 
 /// All tables, in the order of the docs.
-pub const PARTS: &[&Part] =
-    &[&SECTIONS, &AGENT, &REGISTRY, &REFER, &SERVICE, &PROVIDER, &METRICS, &FILTERS, &FLAGS, &VARIABLES, &CALLS];
+pub const PARTS: &[&Part] = &[
+    &SECTIONS, &AGENT, &REGISTRY, &REFER, &SERVICE, &PROVIDER, &CLIENT, &METRICS, &FILTERS, &FLAGS, &VARIABLES, &CALLS,
+];
 
 impl Part {
     /// The row of a name.
@@ -431,6 +441,7 @@ impl Part {
     pub fn render(&self) -> String {
         let mut text = "| name | | here |\n| --- | --- | --- |\n".to_owned();
         for Row { name, fate, says, .. } in self.rows {
+            let says = if says.is_empty() { "as there" } else { says };
             text += &format!("| `{name}` | {} | {says} |\n", fate.word());
         }
         text

@@ -81,8 +81,17 @@ fn with(section: &str, line: &str) -> String {
     let service = format!(
         "path: kit.Echo, group: g, registry: z, export: 'motan2:18000', proxy: 'motan2:18001', filter: '{filters}', rateLimit: 5"
     );
+    // Keys of other providers mean something there only.
+    let key = line.trim_start_matches("x.").split(": ").next().unwrap();
+    let service = match key {
+        "URL_FORMAT" => service.replace("proxy: 'motan2:18001'", "provider: http"),
+        key if table::PROVIDER.row(key).is_some() => {
+            service.replace("proxy: 'motan2:18001'", "provider: http, proxyAddress: '127.0.0.1:97'")
+        }
+        _ => service,
+    };
     let entries = [
-        ("motan-agent", "defaultFilter: failfast, globalFilter: metrics".to_owned()),
+        ("motan-agent", "defaultFilter: failfast, globalFilter: metrics, httpProxyEnable: true".to_owned()),
         ("motan-registry", "r: {protocol: direct, host: 127.0.0.1, port: 1}, other: {protocol: direct, host: 127.0.0.1, port: 2}, z: {protocol: zookeeper, host: 127.0.0.1, port: 3}".to_owned()),
         ("motan-basicRefer", "template: {mingzSize: 7}".to_owned()),
         ("motan-refer", format!("e: {{{refer}, retries: 1, loadbalance: {hash}, haStrategy: {ha}}}")),
@@ -129,12 +138,16 @@ fn read(text: &str, around: &Surroundings) -> (String, Vec<String>) {
 #[test]
 fn every_key_of_the_table_does_what_its_row_says() {
     let mut seen = 0;
-    for (part, section) in
-        [(&table::AGENT, "motan-agent"), (&table::REFER, "motan-refer"), (&table::SERVICE, "motan-service")]
-    {
+    for (part, section) in [
+        (&table::AGENT, "motan-agent"),
+        (&table::REFER, "motan-refer"),
+        (&table::SERVICE, "motan-service"),
+        (&table::PROVIDER, "motan-service"),
+    ] {
         for row in part.rows {
             let value = match row.name {
-                "proxy.host" | "version" | "export" | "proxy" | "group" | "path" | "application" | "module" => {
+                "proxyAddress" | "proxy.host" | "version" | "export" | "proxy" | "group" | "path" | "application"
+                | "module" => {
                     format!("'{}'", row.example)
                 }
                 _ if row.example.contains(',') => format!("'{}'", row.example),
@@ -152,6 +165,8 @@ fn every_key_of_the_table_does_what_its_row_says() {
             } else {
                 ""
             };
+            let provider = format!("x.{}: 1", row.name);
+            let other = if part.title == table::PROVIDER.title { &provider } else { other };
             let before = read(&with(section, other), &around());
             let after = read(&with(section, &line), &around());
             // What others of this version lack is no matter of the row.
@@ -165,7 +180,7 @@ fn every_key_of_the_table_does_what_its_row_says() {
                 Fate::Supported => {
                     let lacking = after.1.iter().any(|w| lacks(w));
                     assert!(row.name == "protocol" || new.is_empty(), "{line}: {new:?}");
-                    let silent = row.name == "serialization"
+                    let silent = matches!(row.name, "serialization" | "provider")
                         || (section == "motan-service" && row.name == "protocol")
                         || (section == "motan-refer" && row.name == "protocol");
                     assert!(silent || lacking || before.0 != after.0, "{line} changes nothing\n{}", after.0);

@@ -75,6 +75,16 @@ impl Url {
         Some(Self { id: id.to_owned(), at: node.at, path, params })
     }
 
+    /// An entry from parameters alone.
+    pub fn of(id: String, path: String, params: impl IntoIterator<Item = (String, String)>) -> Self {
+        let place = |key: &str| Place { at: At::default(), key: join(&path, key), value: None };
+        let params = params.into_iter().map(|(key, text)| {
+            let place = place(&key);
+            (key, Param { text, place })
+        });
+        Self { id, at: At::default(), params: params.collect(), path }
+    }
+
     /// A value that is there and not empty.
     pub fn get(&self, key: &str) -> Option<&str> {
         self.params.get(key).map(|p| p.text.as_str()).filter(|t| !t.is_empty())

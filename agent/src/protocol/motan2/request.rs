@@ -1,6 +1,6 @@
 //! From a frame to a call of its cluster.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use tokio::time::Instant;
@@ -15,6 +15,7 @@ use crate::{
         Body, Call, CallError, ErrorKind, Head, Motan2Head, Pairs, RETRY_MARK, Request, Response, ResponseHead, Status,
         Text, exception,
     },
+    meta,
     metrics::Live,
     route::{Cluster, Direction, Route},
 };
@@ -159,20 +160,43 @@ pub(super) fn carry(mut incoming: Incoming) -> impl Future<Output = Done> {
     }
 }
 
-/// Services of the receiving process itself. The agent has one: what callers weigh endpoints by, which
-/// is empty as long as nobody sets it.
+/// Services of the receiving process itself. The agent has one: what operators tell callers about it, such as
+/// the weight they give it, as a map of strings.
 fn framework_service(call: &Call) -> Result<Response, CallError> {
     const META_SERVICE: &str = "com.weibo.api.motan.runtime.meta.MetaService";
-    /// Serialization `simple`: an empty map of strings.
     const SIMPLE: u8 = 6;
-    const EMPTY_MAP: &[u8] = &[2, 0, 0, 0, 0];
     if call.service != META_SERVICE || call.method != "getDynamicMeta" {
         return Err(CallError::mesh(ErrorKind::Rejected, exception::NO_FRAMEWORK_SERVICE));
     }
     Ok(Response {
         status: Status::Ok,
         head: ResponseHead::Motan2(Motan2Head { serialization: SIMPLE, ..Motan2Head::default() }),
-        body: Body::Full(Bytes::from_static(EMPTY_MAP)),
+        body: Body::Full(string_map(&meta::all())),
         endpoint: None,
     })
+}
+
+/// A map of strings in the serialization `simple`: tag, length of the rest, then each text behind its length.
+fn string_map(map: &BTreeMap<String, String>) -> Bytes {
+    let mut body = vec![2, 0, 0, 0, 0];
+    for text in map.iter().flat_map(|(key, value)| [key, value]) {
+        body.extend_from_slice(&(text.len() as u32).to_be_bytes());
+        body.extend_from_slice(text.as_bytes());
+    }
+    let rest = (body.len() - 5) as u32;
+    body[1..5].copy_from_slice(&rest.to_be_bytes());
+    body.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn meta_is_written_as_motan_go_reads_it() {
+        assert_eq!(&string_map(&BTreeMap::new())[..], [2, 0, 0, 0, 0]);
+        let map = BTreeMap::from([("k1".to_owned(), "v1".to_owned()), ("k".to_owned(), String::new())]);
+        let expected = [2, 0, 0, 0, 21, 0, 0, 0, 1, b'k', 0, 0, 0, 0, 0, 0, 0, 2, b'k', b'1', 0, 0, 0, 2, b'v', b'1'];
+        assert_eq!(string_map(&map)[..], expected);
+    }
 }

@@ -148,10 +148,7 @@ impl Follower {
         let mut reads = stream::iter(reads).buffer_unordered(AT_ONCE);
         while let Some((name, read)) = reads.next().await {
             let node = match read {
-                Ok((data, _)) => match java::read(&data) {
-                    Ok(text) => self.nodes.read(&name, &text.text, text.java),
-                    Err(why) => Node::Bad(why.to_owned()),
-                },
+                Ok((data, _)) => self.understand(&name, &data),
                 // The event that follows takes it from the list.
                 Err(Failure::Refused(Code::NO_NODE)) => Node::Other,
                 Err(failure @ (Failure::Refused(_) | Failure::TooLarge(_))) => Node::Bad(failure.to_string()),
@@ -160,6 +157,13 @@ impl Follower {
             self.nodes.all.insert(name, node);
         }
         Ok(())
+    }
+
+    fn understand(&self, name: &str, data: &[u8]) -> Node {
+        match java::read(data) {
+            Ok(text) => Node::read(&self.nodes.service, name, &text.text, text.java),
+            Err(why) => Node::Bad(why.to_owned()),
+        }
     }
 
     /// Nodes whose data changed are read again.
