@@ -12,7 +12,7 @@ use std::{
 };
 
 use host::{
-    Agent, Backend,
+    Agent, Backend, Temp,
     agent::Settings,
     free_port,
     http::{self, Conn, Message},
@@ -261,14 +261,41 @@ fn filters_active_limit_queues_and_refuses() {
 }
 
 #[test]
-fn filters_switcher_degrades() {
-    let mesh = Mesh::with("[{switcher: {name: shop.off}}]", "switchers: {shop.off: true}");
+fn filters_switcher_degrades_while_a_command_turns_it() {
+    let (web_server, rpc_server) = (Backend::http(|_| http::ok("in")), motan::server(|r| Some(r.answer(&r.body))));
+    let (web, rpc) = (addr(), addr());
+    let dir = Temp::new();
+    let nodes = |pattern: &str| {
+        let commands = match pattern {
+            "" => String::new(),
+            pattern => format!(
+                "commands:\n  groups:\n    kit: {{clientCommandList: [{{index: 1, commandType: 2, pattern: '{pattern}'}}]}}\n"
+            ),
+        };
+        let (web, rpc) = (web_server.addr(), rpc_server.addr());
+        dir.write("nodes.yaml", format!("services:\n  web: [{web}]\n  {SERVICE}: [{rpc}]\n{commands}"))
+    };
+    let filters = "[{switcher: {name: shop.off, methods: {slow: shop.slow.off}}}]";
+    let _agent = Agent::start(&format!(
+        "registries: {{nodes: {{kind: file, path: {}}}}}
+referers:
+  - {{service: web, group: kit, protocol: http, listen: {web}, registry: nodes, filters: {filters}}}
+  - {{service: {SERVICE}, group: kit, protocol: motan2, listen: {rpc}, registry: nodes, filters: {filters}}}",
+        nodes("").display()
+    ));
+    let call = |method: &str| Client::open(rpc).unwrap().call(Frame::call(SERVICE, method, "hello")).unwrap();
+    let get = || http::get(web, "/").unwrap();
+    assert_eq!((get().status(), call("slow").status), (200, 0));
+    nodes("shop.slow.off:true");
+    until("the method is off", || call("slow").status == 1);
     let text = "cluster not available, maybe caused by degrade";
-    assert_eq!(mesh.both(), (503, thrown(500, 1, text)));
-    assert_eq!(mesh.get("/").header("x-sockmesh-error"), Some("degraded"));
-    let mesh = Mesh::with("[{switcher: {name: shop.off, methods: {slow: shop.slow}}}]", "switchers: {shop.slow: true}");
-    mesh.works();
-    assert_eq!(mesh.call("slow").thrown(), thrown(500, 1, text));
+    assert_eq!((call("slow").thrown(), call("echo").status, get().status()), (thrown(500, 1, text), 0, 200));
+    nodes("shop.off:true,shop.slow.off:false");
+    until("the services are off", || get().status() == 503 && call("echo").status == 1);
+    assert_eq!(get().header("x-sockmesh-error"), Some("degraded"));
+    assert_eq!(call("echo").thrown(), thrown(500, 1, text));
+    nodes("");
+    until("all is as before", || get().status() == 200 && call("slow").status == 0);
 }
 
 #[test]

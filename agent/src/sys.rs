@@ -2,6 +2,7 @@
 #![allow(unsafe_code, reason = "each call is wrapped safely here so that nothing else needs it")]
 
 pub mod diag;
+mod memory;
 pub mod socket;
 
 use std::{
@@ -19,6 +20,8 @@ use std::{
 use aya::Pod;
 
 pub mod udp;
+
+pub use self::memory::give_memory_back;
 
 // ---- sockets ---------------------------------------------------------------------------------------
 
@@ -53,15 +56,6 @@ pub fn keep_memory_small() {
             libc::mallopt(libc::M_MMAP_THRESHOLD, 4 << 20);
             libc::mallopt(libc::M_TRIM_THRESHOLD, 1 << 20);
         }
-    }
-}
-
-/// Gives back what was used for a moment and is scattered: after loading and after the self-test.
-pub fn give_memory_back() {
-    #[cfg(target_env = "gnu")]
-    // SAFETY: may be called at any time, from any thread.
-    unsafe {
-        libc::malloc_trim(0);
     }
 }
 

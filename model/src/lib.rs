@@ -4,9 +4,13 @@
 
 pub mod command;
 
-use std::{collections::BTreeMap, fmt};
+mod metadata;
+
+use std::fmt;
 
 use serde::{Deserialize, Serialize};
+
+pub use self::metadata::Metadata;
 
 /// Names one service: what callers ask for.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -60,8 +64,8 @@ pub struct Instance {
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub version: String,
     /// Whatever else the registry knows about it.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub metadata: BTreeMap<String, String>,
+    #[serde(default, skip_serializing_if = "Metadata::is_empty")]
+    pub metadata: Metadata,
 }
 
 impl Instance {
@@ -73,7 +77,7 @@ impl Instance {
             weight: DEFAULT_WEIGHT,
             zone: String::new(),
             version: String::new(),
-            metadata: BTreeMap::new(),
+            metadata: Metadata::default(),
         }
     }
 }

@@ -3,7 +3,9 @@
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "test code: a panic is its way to fail")]
 
 mod consul;
+mod graphite;
 mod kind;
 mod motan_go;
 mod motan_java;
 mod nacos;
+mod zipkin;

@@ -163,7 +163,20 @@ referers:
         (frame.serialization, frame.body) = (1, body.to_vec());
         client.call(frame).unwrap()
     };
-    // As recorded of motan-go's agent.
+    let recorded = ["request", "answer"].map(|what| {
+        let path = host::source_dir().join("data/motan2").join(format!("v7-grpc.{what}.hex"));
+        let text = std::fs::read_to_string(path).unwrap();
+        let digits: Vec<_> = text.bytes().filter(u8::is_ascii_hexdigit).collect();
+        let bytes: Vec<_> =
+            digits.chunks(2).map(|two| u8::from_str_radix(std::str::from_utf8(two).unwrap(), 16).unwrap()).collect();
+        Frame::read(&bytes[..]).unwrap().unwrap()
+    });
+    let mut recording = Client::open(to).unwrap();
+    recording.send(recorded[0].bytes()).unwrap();
+    let answer = recording.receive().unwrap().unwrap();
+    let plain = |f: &Frame| (f.kind, f.status, f.serialization, f.id, f.body.clone());
+    assert_eq!(plain(&answer), plain(&recorded[1]));
+    assert!(answer.meta.keys().eq(recorded[1].meta.keys()), "{:?}", answer.meta);
     let answer = call("Echo", b"\x0a\x05hello");
     assert_eq!((answer.kind, answer.status, answer.serialization, &*answer.body), (3, 0, 1, &b"\x0a\x05hello"[..]));
     assert_eq!(answer.meta("x-forwarded-for"), server.addr().to_string());

@@ -27,6 +27,7 @@ pub mod net;
 pub mod program;
 pub mod temp;
 pub mod wait;
+pub mod zipkin;
 pub mod zookeeper;
 
 pub use self::{

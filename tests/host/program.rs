@@ -19,7 +19,9 @@ pub struct Server {
 }
 
 impl Server {
-    pub(crate) fn start(addr: SocketAddr, dir: Temp, cmd: Cmd) -> Self {
+    /// Starts one that listens at `addr` and lives in `dir`, and waits until it accepts.
+    #[track_caller]
+    pub fn start(addr: SocketAddr, dir: Temp, cmd: Cmd) -> Self {
         let proc = cmd.spawn(&dir.file("log"));
         let mut server = Self { addr, proc, dir, cmd };
         server.wait();

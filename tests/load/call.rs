@@ -47,11 +47,13 @@ pub struct Order {
 #[derive(Debug)]
 pub struct Figures {
     /// Calls in a second; megabytes (10^6) of [`Load::Bulk`].
-    rate: f64,
-    p50_us: f64,
-    p99_us: f64,
+    pub rate: f64,
+    /// Half of the calls were answered within this.
+    pub p50_us: f64,
+    /// All but a hundredth of the calls were answered within this.
+    pub p99_us: f64,
     /// All calls, those that were not counted included; megabytes of [`Load::Bulk`].
-    total: f64,
+    pub total: f64,
 }
 
 impl fmt::Display for Figures {
@@ -67,7 +69,7 @@ pub fn run(order: &Order) -> Result<Figures, Box<dyn Error>> {
 }
 
 /// Does not block, from its first moment on: whoever looks at its flags must not see it otherwise.
-fn socket(to: SocketAddr) -> Result<TcpStream, Box<dyn Error>> {
+pub fn socket(to: SocketAddr) -> Result<TcpStream, Box<dyn Error>> {
     let family = if to.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
     let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
     let fd = rustix::net::socket_with(family, SocketType::STREAM, flags, None)?;
@@ -78,18 +80,20 @@ fn socket(to: SocketAddr) -> Result<TcpStream, Box<dyn Error>> {
 }
 
 /// The events of some descriptors.
-struct Poll {
-    epoll: OwnedFd,
+pub struct Poll {
+    /// Descriptors are added here.
+    pub epoll: OwnedFd,
     events: Vec<epoll::Event>,
 }
 
 impl Poll {
-    fn new() -> Result<Self, Box<dyn Error>> {
+    /// Of none yet.
+    pub fn new() -> Result<Self, Box<dyn Error>> {
         Ok(Self { epoll: epoll::create(epoll::CreateFlags::CLOEXEC)?, events: Vec::with_capacity(256) })
     }
 
     /// Numbers of the connections that something came of.
-    fn wait(&mut self) -> Result<Vec<usize>, Box<dyn Error>> {
+    pub fn wait(&mut self) -> Result<Vec<usize>, Box<dyn Error>> {
         self.events.clear();
         let limit = Timespec { tv_sec: PATIENCE.as_secs().cast_signed(), tv_nsec: 0 };
         epoll::wait(&self.epoll, rustix::buffer::spare_capacity(&mut self.events), Some(&limit))?;
@@ -143,15 +147,22 @@ fn dialog(order: &Order) -> Result<Figures, Box<dyn Error>> {
         }
     }
     let Dialog { latencies, total, .. } = dialog;
-    if latencies.total() == 0 {
-        return Err(format!("no call ended within the {} ms", order.measured.as_millis()).into());
+    Figures::of(order, &latencies, total)
+}
+
+impl Figures {
+    /// From the latencies of the calls that count.
+    pub fn of(order: &Order, latencies: &Histogram, total: u64) -> Result<Self, Box<dyn Error>> {
+        if latencies.total() == 0 {
+            return Err(format!("no call ended within the {} ms", order.measured.as_millis()).into());
+        }
+        Ok(Self {
+            rate: latencies.total() as f64 / order.measured.as_secs_f64(),
+            p50_us: latencies.quantile_us(0.5),
+            p99_us: latencies.quantile_us(0.99),
+            total: total as f64,
+        })
     }
-    Ok(Figures {
-        rate: latencies.total() as f64 / order.measured.as_secs_f64(),
-        p50_us: latencies.quantile_us(0.5),
-        p99_us: latencies.quantile_us(0.99),
-        total: total as f64,
-    })
 }
 
 impl Dialog<'_> {
@@ -233,7 +244,8 @@ fn ask(mut io: &TcpStream, question: &[u8]) -> Result<(), Box<dyn Error>> {
     }
 }
 
-fn check(load: Load, answer: &[u8], length: usize) -> Result<(), Box<dyn Error>> {
+/// An error unless these are one good answer of this length.
+pub fn check(load: Load, answer: &[u8], length: usize) -> Result<(), Box<dyn Error>> {
     if answer.len() == length && load.is_good(answer) {
         return Ok(());
     }

@@ -2,13 +2,15 @@
 //! so that they cost little beside what is measured and redirect may carry their bytes.
 //!
 //! `load serve IP` serves all loads on the ports of [`Load`] until it is killed.
-//! `load call LOAD ADDRESS CALLERS WARM_MS MEASURED_MS` calls and prints one line of figures.
+//! `load call LOAD ADDRESS CALLERS WARM_MS MEASURED_MS` calls and prints one line of figures; `motan32-shared` has
+//! the callers share three connections, as those of a Motan client do.
 
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a program of the command line")]
 
 mod call;
 mod histogram;
 mod serve;
+mod shared;
 mod wire;
 
 use std::{error::Error, process::ExitCode, time::Duration};
@@ -31,7 +33,11 @@ fn run(args: &[String]) -> Result<(), Box<dyn Error>> {
     match args[..] {
         ["serve", ip] => Ok(serve::run(ip.parse()?)?),
         ["call", load, to, callers, warm, measured] => {
-            let load = Load::named(load).ok_or("unknown load: expected echo, churn, bulk, http or motan2")?;
+            let (name, shared) = load.strip_suffix("-shared").map_or((load, false), |name| (name, true));
+            let load = Load::named(name).ok_or("unknown load: expected echo, churn, bulk, http, motan2 or motan32")?;
+            if shared && !load.is_shared() {
+                return Err("a connection of this load carries one question at a time".into());
+            }
             let order = call::Order {
                 load,
                 to: to.parse()?,
@@ -39,7 +45,7 @@ fn run(args: &[String]) -> Result<(), Box<dyn Error>> {
                 warm: Duration::from_millis(warm.parse()?),
                 measured: Duration::from_millis(measured.parse()?),
             };
-            println!("{}", call::run(&order)?);
+            println!("{}", if shared { shared::run(&order)? } else { call::run(&order)? });
             Ok(())
         }
         _ => Err("expected: serve IP, or call LOAD ADDRESS CALLERS WARM_MS MEASURED_MS".into()),

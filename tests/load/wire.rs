@@ -16,15 +16,22 @@ pub enum Load {
     Http,
     /// Motan2, connections kept.
     Motan2,
+    /// The same, an echo of 32 bytes.
+    Motan32,
 }
 
 /// All loads.
-pub const ALL: [Load; 5] = [Load::Echo, Load::Churn, Load::Bulk, Load::Http, Load::Motan2];
+pub const ALL: [Load; 6] = [Load::Echo, Load::Churn, Load::Bulk, Load::Http, Load::Motan2, Load::Motan32];
+
+/// Bytes of a body of [`Load::Motan32`].
+const SHORT: usize = 32;
+/// Where the id of a call stands in a Motan2 frame.
+const ID: std::ops::Range<usize> = 5..13;
 
 impl Load {
     /// The load with this name.
     pub fn named(name: &str) -> Option<Self> {
-        let names = ["echo", "churn", "bulk", "http", "motan2"];
+        let names = ["echo", "churn", "bulk", "http", "motan2", "motan32"];
         names.iter().position(|n| *n == name).map(|at| ALL[at])
     }
 
@@ -36,6 +43,7 @@ impl Load {
             Self::Bulk => 7003,
             Self::Http => 7004,
             Self::Motan2 => 7005,
+            Self::Motan32 => 7006,
         }
     }
 
@@ -45,10 +53,10 @@ impl Load {
             Self::Echo | Self::Churn => vec![b'e'; BODY],
             Self::Bulk => Vec::new(),
             Self::Http => b"GET /bench HTTP/1.1\r\nhost: bench\r\nuser-agent: load\r\naccept: */*\r\n\r\n".to_vec(),
-            Self::Motan2 => {
+            Self::Motan2 | Self::Motan32 => {
                 let mut out = Vec::new();
                 let meta = b"M_p\nbench.Echo\nM_m\necho\nM_pp\nmotan2\nM_g\nbench";
-                frame(0, &1_u64.to_be_bytes(), meta, &[b'e'; BODY], &mut out);
+                frame(0, &1_u64.to_be_bytes(), meta, &[b'e'; BODY][..self.body()], &mut out);
                 out
             }
         }
@@ -64,7 +72,7 @@ impl Load {
                 let total = head + content_length(&bytes[..head]);
                 (bytes.len() >= total).then_some(total)
             }
-            Self::Motan2 => {
+            Self::Motan2 | Self::Motan32 => {
                 let length = |at: usize| Some(u32::from_be_bytes(bytes.get(at..at + 4)?.try_into().ok()?) as usize);
                 let body = 21 + length(13)?;
                 let total = body + length(body - 4)?;
@@ -82,7 +90,9 @@ impl Load {
                 out.extend_from_slice(b"HTTP/1.1 200 OK\r\ncontent-type: text/plain\r\ncontent-length: 128\r\n\r\n");
                 out.extend_from_slice(&[b'h'; BODY]);
             }
-            Self::Motan2 => frame(1, &question[5..13], b"M_pt\n0", &[b'm'; BODY], out),
+            Self::Motan2 | Self::Motan32 => {
+                frame(1, &question[ID], b"M_pt\n0", &[b'm'; BODY][..self.body()], out);
+            }
         }
     }
 
@@ -92,8 +102,29 @@ impl Load {
             Self::Echo | Self::Churn => answer.iter().all(|byte| *byte == b'e'),
             Self::Bulk => false,
             Self::Http => answer.starts_with(b"HTTP/1.1 200 ") && answer.ends_with(&[b'h'; BODY]),
-            Self::Motan2 => answer.starts_with(&[0xf1, 0xf1]) && answer.ends_with(&[b'm'; BODY]),
+            Self::Motan2 | Self::Motan32 => {
+                answer.starts_with(&[0xf1, 0xf1]) && answer.ends_with(&[b'm'; BODY][..self.body()])
+            }
         }
+    }
+
+    fn body(self) -> usize {
+        if self == Self::Motan32 { SHORT } else { BODY }
+    }
+
+    /// Whether one connection may carry several questions at once.
+    pub fn is_shared(self) -> bool {
+        matches!(self, Self::Motan2 | Self::Motan32)
+    }
+
+    /// Gives a question another id than others of its connection, from 1 on.
+    pub fn number(self, question: &mut [u8], id: u64) {
+        question[ID].copy_from_slice(&id.to_be_bytes());
+    }
+
+    /// The id of the question that a whole answer is for.
+    pub fn numbered(self, answer: &[u8]) -> Option<u64> {
+        Some(u64::from_be_bytes(answer.get(ID)?.try_into().ok()?))
     }
 }
 
@@ -123,7 +154,7 @@ mod tests {
 
     #[test]
     fn every_answer_answers_its_question() {
-        for load in [Load::Echo, Load::Churn, Load::Http, Load::Motan2] {
+        for load in [Load::Echo, Load::Churn, Load::Http, Load::Motan2, Load::Motan32] {
             let question = load.question();
             for end in 0..question.len() {
                 assert_eq!(load.whole(&question[..end]), None, "{load:?}");

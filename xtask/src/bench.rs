@@ -1,7 +1,9 @@
 //! `cargo xtask bench`: figures with the machine, the kernel and the commit they belong to.
 
 mod cell;
+mod goals;
 mod page;
+mod pair;
 mod peers;
 mod picture;
 mod quiet;
@@ -10,13 +12,18 @@ mod rows;
 mod way;
 mod world;
 
-use std::{fs, path::PathBuf, process::Command, time::Duration};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
 
 use anyhow::{Context, Result, bail};
 use clap::Subcommand;
 
 use self::{
-    cell::{CELLS, Cpus},
+    cell::{CELLS, Cpus, MOTAN, MOTAN_CELLS, PORTS},
     way::Way,
 };
 use crate::{build, demo::guard::Guard, sh, sys};
@@ -39,6 +46,30 @@ enum Named {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
     },
+    /// Motan2 through two agents, and through one with redirect, beside the agents of Weibo Mesh
+    Motan(MotanOptions),
+}
+
+#[derive(clap::Args)]
+struct MotanOptions {
+    /// One short round: whether everything works, not how fast
+    #[arg(long)]
+    quick: bool,
+    /// Only on one CPU, or on all (what is usual)
+    #[arg(long)]
+    cpus: Option<Cpus>,
+    /// Rounds; the figures are their medians
+    #[arg(long)]
+    rounds: Option<usize>,
+    /// How long one measurement lasts
+    #[arg(long, value_name = "MILLISECONDS")]
+    millis: Option<u64>,
+    /// Writes the rows there: a JSON list with one object for each, one on a line
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Writes its part of docs/benchmarks.md
+    #[arg(long)]
+    write: bool,
 }
 
 #[derive(clap::Args)]
@@ -77,7 +108,11 @@ struct WayOptions {
 
 /// What is to be measured, and how.
 struct Plan {
+    /// Whose figures the others are multiples of.
+    base: Way,
     ways: Vec<Way>,
+    /// Loads that a server serves, with its ports.
+    ports: &'static [(&'static str, u16)],
     cells: Vec<cell::Cell>,
     cpus: Vec<Cpus>,
     rounds: usize,
@@ -99,7 +134,8 @@ struct Origin {
 pub fn run(options: &Options) -> Result<()> {
     match &options.named {
         Some(Named::Pipeline { args }) => pipeline(args),
-        None => ways(&options.ways),
+        Some(Named::Motan(options)) => measure(&motan_plan(options), options.json.as_deref(), options.write),
+        None => measure(&plan(&options.ways)?, options.ways.json.as_deref(), options.ways.write),
     }
 }
 
@@ -110,8 +146,7 @@ fn pipeline(args: &[String]) -> Result<()> {
     sh::run(command.args(args))
 }
 
-fn ways(options: &WayOptions) -> Result<()> {
-    let plan = plan(options)?;
+fn measure(plan: &Plan, json: Option<&Path>, write: bool) -> Result<()> {
     if !sys::is_root() {
         bail!("the benchmark makes network namespaces and control groups: run it as root");
     }
@@ -126,7 +161,7 @@ fn ways(options: &WayOptions) -> Result<()> {
     let guard = Guard::start()?;
     let home = sys::this_network()?;
     let all = sys::cpus()?;
-    let outcome = rounds::run(&plan, &guard, &signals);
+    let outcome = rounds::run(plan, &guard, &signals);
     // Where the rest of this process belongs, whatever became of the measurement.
     sys::enter_network(&home)?;
     sys::pin(&all)?;
@@ -134,11 +169,11 @@ fn ways(options: &WayOptions) -> Result<()> {
     let outcome = outcome?;
 
     print!("\n{}", rows::table(&outcome));
-    if let Some(file) = &options.json {
-        fs::write(file, rows::json(&outcome.rows)).with_context(|| format!("cannot write {}", file.display()))?;
+    if let Some(file) = json {
+        fs::write(file, rows::json(&outcome)).with_context(|| format!("cannot write {}", file.display()))?;
     }
-    if options.write {
-        page::write(&origin, &plan, &outcome)?;
+    if write {
+        page::write(&origin, plan, &outcome)?;
     }
     if !outcome.failures.is_empty() {
         bail!("{} measurements failed, see above", outcome.failures.len());
@@ -172,7 +207,9 @@ fn plan(options: &WayOptions) -> Result<Plan> {
     }
     let (rounds, warm, measured) = if options.quick { (1, 50, 100) } else { (5, 150, 500) };
     Ok(Plan {
+        base: Way::Direct,
         ways,
+        ports: PORTS,
         cells,
         cpus: options.cpus.map_or(vec![Cpus::One, Cpus::All], |cpus| vec![cpus]),
         rounds: options.rounds.unwrap_or(rounds).max(1),
@@ -180,6 +217,22 @@ fn plan(options: &WayOptions) -> Result<Plan> {
         measured: Duration::from_millis(options.millis.unwrap_or(measured).max(10)),
         quick: options.quick,
     })
+}
+
+fn motan_plan(options: &MotanOptions) -> Plan {
+    // Longer than the other rounds: the collector of garbage of a Go program runs a few times in it.
+    let (rounds, warm, measured) = if options.quick { (1, 50, 100) } else { (5, 500, 2000) };
+    Plan {
+        base: Way::MotanGoPair,
+        ways: Way::MOTAN.to_vec(),
+        ports: MOTAN,
+        cells: MOTAN_CELLS.to_vec(),
+        cpus: vec![options.cpus.unwrap_or(Cpus::All)],
+        rounds: options.rounds.unwrap_or(rounds).max(1),
+        warm: Duration::from_millis(warm),
+        measured: Duration::from_millis(options.millis.unwrap_or(measured).max(10)),
+        quick: options.quick,
+    }
 }
 
 impl Origin {

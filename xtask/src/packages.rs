@@ -35,6 +35,7 @@ pub const PROGRAMS: &[(&str, &[&str])] = &[
     ("mariadbd", &["mariadb-server-core"]),
     ("mariadb-slap", &["mariadb-client"]),
     ("zkServer.sh", &["zookeeper"]),
+    ("dnsmasq", &["dnsmasq-base"]),
     ("etcd", &["etcd-server"]),
     ("carbon-cache", &["graphite-carbon"]),
     ("whisper-fetch", &["graphite-carbon", "python3-whisper"]),

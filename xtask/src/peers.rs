@@ -73,6 +73,23 @@ pub const PEERS: &[Peer] = &[
         limit: Duration::from_secs(45 * 60),
         make: rnacos,
     },
+    Peer {
+        name: "graphite-api",
+        version: "1.1.3",
+        sources: "",
+        programs: &["python3", "carbon-cache"],
+        limit: Duration::from_secs(10 * 60),
+        make: graphite_api,
+    },
+    Peer {
+        name: "zipkin",
+        version: "3.6.1",
+        sources: "",
+        programs: &["javac", "mvn"],
+        // A download of 135 MB.
+        limit: Duration::from_secs(15 * 60),
+        make: zipkin,
+    },
 ];
 
 /// Where a peer is being made.
@@ -253,6 +270,25 @@ fn rnacos(work: &Work) -> Result<()> {
     let mut command = sh::cargo(["install", "rnacos", "--locked", "--root", ".", "--version", work.version()]);
     work.run(command.env("CARGO_TARGET_DIR", work.dir().join("build")))?;
     fs::remove_dir_all(work.dir().join("build")).context("cannot remove what the build left")
+}
+
+/// Its own requirements are open at the top, and what came since does not work with it.
+fn graphite_api(work: &Work) -> Result<()> {
+    let own = format!("graphite-api=={}", work.version());
+    let pins = ["gunicorn", "flask<2.1", "werkzeug<2.1", "tzlocal<3", "pyparsing<3", "setuptools<81"];
+    // The system's own Python, which has Debian's libraries.
+    let mut command = Command::new("/usr/bin/python3");
+    command.args(["-m", "pip", "install", "--quiet", "--target", "site", &own]).args(pins);
+    work.run(&mut command)
+}
+
+fn zipkin(work: &Work) -> Result<()> {
+    let artifact = format!("io.zipkin:zipkin-server:{}:jar:exec", work.version());
+    let mut command = work.program("mvn")?;
+    command.args(["-q", "-B", "dependency:copy", "-Dmdep.useBaseVersion=true", "-DoutputDirectory=."]);
+    work.run(command.arg(format!("-Dartifact={artifact}")))?;
+    let jar = format!("zipkin-server-{}-exec.jar", work.version());
+    fs::rename(work.dir().join(jar), work.dir().join("zipkin.jar")).context("cannot keep the jar")
 }
 
 #[cfg(test)]

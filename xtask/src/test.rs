@@ -26,6 +26,7 @@ const PROGRAMS: &[&str] = &[
     "mariadbd",
     "mariadb-slap",
     "zkServer.sh",
+    "dnsmasq",
     "etcd",
     "carbon-cache",
     "whisper-fetch",

@@ -6,6 +6,7 @@ use std::{
 };
 
 use ebpf_common::balance::Use;
+use model::ServiceKey;
 
 use super::{Handles, process::Process};
 use crate::{
@@ -336,6 +337,12 @@ fn labelled(handles: &Handles) -> Labelled {
     labelled
 }
 
+/// Labels of a service that are as unique as its key.
+fn of_key(key: &ServiceKey) -> Labels {
+    let labels = Labels::default().with("service", &key.service).with("group", &key.group);
+    if key.version.is_empty() { labels } else { labels.with("version", &key.version) }
+}
+
 fn head<'a>(page: &'a mut Page, (name, kind, help, _): Head) -> Family<'a> {
     page.family(name, kind, help)
 }
@@ -488,8 +495,8 @@ fn agent(page: &mut Page, handles: &Handles) {
     }
     let mut family = head(page, HELD);
     for held in handles.guards.held() {
-        let labels = Labels::default().with("service", &held.service.service).with("group", &held.service.group);
-        family.sample(&labels.with("registry", &held.registry), held.holding.kept);
+        let labels = of_key(&held.service).with("registry", &held.registry);
+        family.sample(&labels, held.holding.kept);
     }
     if let Some(store) = handles.guards.store() {
         let (state, mut family) = (store.state(), head(page, SNAPSHOTS));
@@ -499,8 +506,7 @@ fn agent(page: &mut Page, handles: &Handles) {
     let mut family = head(page, REGISTERED);
     for one in handles.registrations.load().iter() {
         let key = &one.provided.key;
-        let labels = Labels::default().with("service", &key.service).with("group", &key.group);
-        let labels = labels.with("registry", &one.registry).with("address", &one.provided.instance.address);
+        let labels = of_key(key).with("registry", &one.registry).with("address", &one.provided.instance.address);
         family.sample(&labels, u8::from(!matches!(*one.standing.borrow(), Standing::Pending(_))));
     }
     gauge(page, READY, u8::from(*handles.ready.borrow()));

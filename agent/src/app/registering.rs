@@ -208,7 +208,7 @@ fn wishes(config: &Config) -> Vec<Wish> {
                 version: service.key.version.clone(),
                 weight: registration.weight,
                 zone: registration.zone.clone().unwrap_or_else(|| config.zone.to_string()),
-                metadata: registration.metadata.clone(),
+                metadata: registration.metadata.clone().into(),
                 ..Instance::at(address)
             },
             application: config.application.to_string(),

@@ -102,7 +102,7 @@ fn instance(node: &Node, path: &str, bad: &mut Report, report: &mut Report) -> O
             map.set("zone", values::optional_word, &mut instance.zone, report);
             map.set("version", values::optional_word, &mut instance.version, report);
             if let Some(node) = map.get("metadata") {
-                instance.metadata = texts(node, &map.key("metadata"), report);
+                instance.metadata = texts(node, &map.key("metadata"), report).into();
             }
             instance.address = map.read("address", address, bad)?;
             (report.mistakes.len() == before).then_some(instance)

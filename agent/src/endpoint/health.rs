@@ -163,7 +163,8 @@ pub async fn probe_forever(endpoint: Weak<Endpoint>) {
             let _ = tokio::time::timeout(Duration::from_secs(30), woken).await;
             continue;
         }
-        probe_until_back(strong).await;
+        // On the heap for as long as it lasts: thousands of endpoints that are well wait here meanwhile.
+        Box::pin(probe_until_back(strong)).await;
     }
 }
 

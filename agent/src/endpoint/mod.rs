@@ -7,7 +7,6 @@ mod health;
 
 use std::{
     any::Any,
-    collections::BTreeMap,
     fmt,
     net::SocketAddr,
     sync::{
@@ -18,7 +17,7 @@ use std::{
 };
 
 use futures_util::future::BoxFuture;
-use model::Instance;
+use model::{Instance, Metadata};
 
 pub use self::{
     bar::Bar,
@@ -46,7 +45,7 @@ pub struct Endpoint {
     /// Version it runs, may be empty.
     pub version: Text,
     /// Whatever else its registry knows about it.
-    pub metadata: Arc<BTreeMap<String, String>>,
+    pub metadata: Metadata,
     /// Whether it may be picked.
     pub health: Arc<Health>,
     /// Raised by filters that keep calls of this cluster from it.
@@ -91,7 +90,7 @@ impl Endpoint {
             weight,
             zone: Text::default(),
             version: Text::default(),
-            metadata: Arc::default(),
+            metadata: Metadata::default(),
             health: Arc::new(Health::new(eject)),
             bar: Bar::default(),
             shared_bar: OnceLock::new(),
@@ -106,9 +105,7 @@ impl Endpoint {
     pub fn describe(&mut self, instance: &Instance) {
         self.zone = Text::from(instance.zone.as_str());
         self.version = Text::from(instance.version.as_str());
-        if !instance.metadata.is_empty() {
-            self.metadata = Arc::new(instance.metadata.clone());
-        }
+        self.metadata = instance.metadata.clone();
     }
 
     /// Whether it is as `instance` says, address and group apart.
@@ -116,7 +113,7 @@ impl Endpoint {
         self.weight == instance.weight
             && self.zone == *instance.zone
             && self.version == *instance.version
-            && *self.metadata == instance.metadata
+            && self.metadata == instance.metadata
     }
 
     /// The connector's own state for this endpoint, made on first use.

@@ -164,7 +164,7 @@ impl Filter for ActiveLimit {
         }
         if rest.is_empty() {
             if !places.is_empty() {
-                cx.notes.active = Some(Held::AtOnce(places));
+                cx.notes.active.push(Held::AtOnce(places));
             }
             return Verdict::Continue;
         }
@@ -175,7 +175,7 @@ impl Filter for ActiveLimit {
         }
         let until = (Instant::now() + self.queue_timeout).min(req.call.deadline);
         let held = Arc::new(Mutex::new(places));
-        cx.notes.active = Some(Held::Later(held.clone()));
+        cx.notes.active.push(Held::Later(held.clone()));
         Verdict::Wait(Box::pin(async move {
             for lane in &rest {
                 match lane.wait(until).await {

@@ -1,5 +1,7 @@
 //! [`Notes`]: what filters remember of one call until its end.
 
+use smallvec::SmallVec;
+
 use super::{access_log, active_limit, circuit_breaker, spans};
 
 /// One place for each filter that must remember something. Places of filters that are not configured stay
@@ -7,8 +9,8 @@ use super::{access_log, active_limit, circuit_breaker, spans};
 #[derive(Debug, Default)]
 pub struct Notes {
     /// Never looked at: places are given back when the call is over.
-    pub(super) active: Option<active_limit::Held>,
+    pub(super) active: SmallVec<[active_limit::Held; 1]>,
     pub(super) logged: Option<Box<access_log::Noted>>,
     pub(super) traced: Option<Box<spans::Traced>>,
-    pub(super) breaker: Option<circuit_breaker::Pass>,
+    pub(super) breaker: SmallVec<[circuit_breaker::Pass; 1]>,
 }

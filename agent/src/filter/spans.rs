@@ -199,7 +199,7 @@ impl Tracing {
             attributes,
             state: traced.context.state.clone(),
         };
-        let attempts = std::mem::take(&mut *traced.attempts.lock());
+        let attempts = traced.attempts.lock().clone();
         let mut spans = Vec::with_capacity(1 + attempts.len());
         spans.push(of_call);
         for attempt in attempts {
@@ -228,6 +228,10 @@ fn text(text: &str) -> Attribute {
 
 impl Filter for Tracing {
     fn on_request(&self, cx: &mut CallCx, req: &mut Request) -> Verdict {
+        if cx.notes.traced.is_some() {
+            // A second one of this kind tells another collector of the same spans.
+            return Verdict::Continue;
+        }
         let mut context = Context::read(|name| find(&req.head, name));
         context.decide(self.sample);
         if context.forms.is_empty() {
@@ -239,6 +243,9 @@ impl Filter for Tracing {
 
     fn on_attempt(&self, cx: &CallCx, attempt: &Trying<'_>, req: &mut Request) -> Verdict {
         let Some(traced) = &cx.notes.traced else { return Verdict::Continue };
+        if traced.attempts.lock().iter().any(|known| known.number == attempt.number) {
+            return Verdict::Continue;
+        }
         let span = new_span();
         traced.context.write(span, traced.context.forms, |name, value| put(&mut req.head, name, value));
         traced.attempts.lock().push(Attempted {

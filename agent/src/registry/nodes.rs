@@ -5,13 +5,15 @@ use std::{
     sync::Arc,
 };
 
-use model::{Instance, ServiceKey, Snapshot};
+use model::{Instance, Metadata, ServiceKey, Snapshot};
 use tokio::sync::watch;
 
 use super::url::Url;
 
 /// Unusable nodes that are named; the others are counted.
 const TOLD: usize = 3;
+/// Different sets of parameters that are looked for among the nodes that follow.
+const SAID: usize = 16;
 /// Largest data that is looked into.
 pub(super) const LARGEST: usize = 1 << 20;
 
@@ -31,9 +33,7 @@ pub(super) enum Node {
 }
 
 impl Node {
-    /// What the text of a node says to callers of `service`; `encoded` as in [`Url::parse`]. Without text its
-    /// name says where, and everything else is as usual: a person made it by hand.
-    pub fn read(service: &ServiceKey, name: &str, text: &str, encoded: bool) -> Self {
+    fn read(service: &ServiceKey, name: &str, text: &str, encoded: bool) -> Self {
         let bare = text.trim().is_empty();
         let url = if bare {
             Ok(Url { address: name.to_owned(), path: service.service.clone(), ..Url::default() })
@@ -59,19 +59,40 @@ pub(super) struct Nodes {
     pub kind: &'static str,
     pub service: ServiceKey,
     pub all: BTreeMap<String, Node>,
+    /// What the latest nodes said that said something new.
+    said: Vec<Metadata>,
     pub list: watch::Sender<Arc<Snapshot>>,
 }
 
 impl Nodes {
     /// None yet.
     pub fn new(kind: &'static str, service: ServiceKey, list: watch::Sender<Arc<Snapshot>>) -> Self {
-        Self { kind, service, all: BTreeMap::new(), list }
+        Self { kind, service, all: BTreeMap::new(), said: Vec::new(), list }
+    }
+
+    /// What the text of a node says; `encoded` as in [`Url::parse`]. Without text its name says where, and
+    /// everything else is as usual: a person made it by hand.
+    pub fn read(&mut self, name: &str, text: &str, encoded: bool) -> Node {
+        let mut node = Node::read(&self.service, name, text, encoded);
+        if let Node::Fresh(instance) = &mut node {
+            // Most say the same, which is kept once.
+            match self.said.iter().find(|said| **said == instance.metadata) {
+                Some(said) => instance.metadata = said.clone(),
+                None => {
+                    if self.said.len() >= SAID {
+                        self.said.remove(0);
+                    }
+                    self.said.push(instance.metadata.clone());
+                }
+            }
+        }
+        node
     }
 
     /// Publishes what the nodes say, if it is anything new. Of two nodes for one address the first counts;
     /// the other has to be read again, should it ever count.
     pub fn publish(&mut self) {
-        let Self { kind, all, list, service } = self;
+        let Self { kind, all, list, service, .. } = self;
         list.send_if_modified(|current| {
             let mut next = Snapshot::default();
             let mut seen = HashSet::with_capacity(all.len());
@@ -147,7 +168,7 @@ mod tests {
     }
 
     fn put(nodes: &mut Nodes, name: &str, text: &str) {
-        let node = Node::read(&nodes.service, name, text, false);
+        let node = nodes.read(name, text, false);
         nodes.all.insert(name.to_owned(), node);
     }
 

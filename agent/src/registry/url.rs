@@ -57,7 +57,7 @@ impl Url {
 
     /// What this agent tells of a service that it provides.
     pub fn of(provided: &Provided) -> Self {
-        let mut parameters = provided.instance.metadata.clone();
+        let mut parameters = (*provided.instance.metadata).clone();
         parameters.extend(provided.parameters.clone());
         let mut set = |key: &str, value: &str| parameters.insert(key.to_owned(), value.to_owned());
         set("nodeType", "service");
@@ -132,7 +132,7 @@ impl Url {
             weight: weight.map_or(DEFAULT_WEIGHT, |weight| weight.min(MAX_WEIGHT)),
             zone,
             version,
-            metadata: self.parameters,
+            metadata: self.parameters.into(),
             ..Instance::at(address.to_string())
         }))
     }

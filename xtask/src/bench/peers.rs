@@ -40,7 +40,7 @@ pub fn provide(ways: &[Way]) -> Vec<(Way, String)> {
         Way::Haproxy => provided("haproxy"),
         Way::Nginx => provided("nginx"),
         Way::Envoy => envoy_binary().map(|_| ()),
-        Way::MotanGo => motan_go_binary().map(|_| ()),
+        Way::MotanGo | Way::MotanGoPair => motan_go_binary().map(|_| ()),
         _ => Ok(()),
     };
     ways.iter().filter_map(|way| get(way).err().map(|e| (*way, format!("{e:#}")))).collect()
@@ -153,7 +153,8 @@ fn envoy(dir: &Path, cpus: usize) -> Result<Command> {
     Ok(command)
 }
 
-fn motan_go_binary() -> Result<PathBuf> {
+/// The agent of Weibo Mesh, built at first.
+pub fn motan_go_binary() -> Result<PathBuf> {
     let dir = sh::target("tools/motan-go");
     let binary = dir.join("motan-go");
     if !binary.exists() {

@@ -18,7 +18,7 @@ const RIGHT: f64 = 70.0;
 pub fn svg(outcome: &Outcome) -> String {
     let cpus = outcome.rows.iter().map(|row| row.cpus).min().unwrap_or(1);
     let rows: Vec<_> = outcome.rows.iter().filter(|row| row.cpus == cpus).collect();
-    let longest = rows.iter().filter_map(|row| row.x_direct).map(|x| x.median).fold(1.0, f64::max);
+    let longest = rows.iter().filter_map(|row| row.x_base).map(|x| x.median).fold(1.0, f64::max);
     let scale = (WIDTH - LEFT - RIGHT) / longest;
     let (mut body, mut y, mut last) = (String::new(), 34.0, None);
     for row in rows {
@@ -28,7 +28,7 @@ pub fn svg(outcome: &Outcome) -> String {
             _ = writeln!(body, "<text x=\"8\" y=\"{:.0}\" font-weight=\"bold\">{}</text>", y + 12.0, title(row));
             y += 20.0;
         }
-        let x = row.x_direct.map_or(0.0, |x| x.median);
+        let x = row.x_base.map_or(0.0, |x| x.median);
         let (length, end) = (x * scale, LEFT + x * scale + 6.0);
         let (text, color) = (y + 12.0, color(row.way));
         _ = writeln!(
@@ -72,7 +72,7 @@ fn color(way: Way) -> &'static str {
         Way::Kernel => "#74c476",
         Way::Joined => "#238b45",
         Way::Iptables => "#d94801",
-        Way::Haproxy | Way::Nginx | Way::Envoy | Way::MotanGo => "#9e9ac8",
+        Way::Haproxy | Way::Nginx | Way::Envoy | Way::MotanGo | Way::Pair | Way::MotanGoPair => "#9e9ac8",
     }
 }
 

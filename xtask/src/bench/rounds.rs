@@ -31,7 +31,7 @@ pub fn run(plan: &Plan, guard: &Guard, signals: &sys::Signals) -> Result<Outcome
     guard.watch_cgroup(&top)?;
     let ground = Ground { guard, signals, dir: &dir, top: &top };
     let _first = (!plan.quick).then(First::ask);
-    let mut outcome = Outcome::new(plan.rounds);
+    let mut outcome = Outcome::new(plan.base, plan.rounds);
     let missing = peers::provide(&plan.ways);
     let ways: Vec<_> = plan.ways.iter().copied().filter(|way| missing.iter().all(|(other, _)| other != way)).collect();
     missing.into_iter().for_each(|(way, why)| outcome.unavailable(way, why));
@@ -44,7 +44,7 @@ pub fn run(plan: &Plan, guard: &Guard, signals: &sys::Signals) -> Result<Outcome
         };
         sys::pin(&used)?;
         let mut worlds = Vec::new();
-        let measured = start(&ways, used.len(), &ground, &mut worlds, &mut outcome)
+        let measured = start((plan, &ways), used.len(), &ground, &mut worlds, &mut outcome)
             .and_then(|()| measure(plan, (used.len(), what), &ground, (&mut worlds, &mut watch), &mut outcome));
         worlds.iter_mut().for_each(World::stop);
         measured?;
@@ -56,11 +56,17 @@ pub fn run(plan: &Plan, guard: &Guard, signals: &sys::Signals) -> Result<Outcome
     Ok(outcome)
 }
 
-fn start(ways: &[Way], cpus: usize, ground: &Ground<'_>, worlds: &mut Vec<World>, outcome: &mut Outcome) -> Result<()> {
+fn start(
+    (plan, ways): (&Plan, &[Way]),
+    cpus: usize,
+    ground: &Ground<'_>,
+    worlds: &mut Vec<World>,
+    outcome: &mut Outcome,
+) -> Result<()> {
     for way in ways {
         let number = worlds.len();
         let name = format!("bench-{}-{cpus}-{number}", std::process::id());
-        match World::start(*way, &name, ground)? {
+        match World::start((*way, plan.ports), &name, ground)? {
             Made::World(world) => {
                 outcome.idle(*way, world.idle);
                 worlds.push(*world);
@@ -115,17 +121,18 @@ fn report(
     failed: Vec<Option<String>>,
     outcome: &mut Outcome,
 ) {
-    let direct = worlds.iter().position(|world| world.way == Way::Direct).and_then(|at| samples.get(at));
+    let base = worlds.iter().position(|world| world.way == outcome.base);
+    let none = vec![None; samples.first().map_or(0, Vec::len)];
+    // Without the base there are figures, but no ratios.
+    let base = base.and_then(|at| samples.get(at)).unwrap_or(&none);
     for ((world, own), failed) in worlds.iter().zip(samples).zip(failed) {
         // A way of which one measurement failed has no figure: what was left out would be the worst.
-        match (failed, direct) {
-            (Some(why), _) => outcome.failed(world.way, cell, cpus, &why),
-            (None, Some(direct)) => {
-                let pairs: Vec<_> =
-                    own.iter().zip(direct).filter_map(|(own, direct)| Some(((*own)?, *direct))).collect();
+        match failed {
+            Some(why) => outcome.failed(world.way, cell, cpus, &why),
+            None => {
+                let pairs: Vec<_> = own.iter().zip(base).filter_map(|(own, base)| Some(((*own)?, *base))).collect();
                 outcome.rows.push(Row::of(world.way, cell, cpus, &pairs));
             }
-            (None, None) => {}
         }
     }
 }

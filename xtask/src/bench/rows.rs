@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use super::{cell::Cell, way::Way, world::Sample};
+use super::{cell::Cell, goals, way::Way, world::Sample};
 
 /// A median with the least and the most.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -25,15 +25,17 @@ pub struct Row {
     /// CPU seconds of the agent for 100,000 calls; for 100,000 MB of the bulk load.
     pub cpu_s_per_100k: Option<f64>,
     pub rss_mib: Option<f64>,
-    /// The rate as a multiple of plain loopback's in the same round.
-    pub x_direct: Option<Spread>,
+    /// The rate as a multiple of what the base of all ratios has in the same round.
+    pub x_base: Option<Spread>,
     /// The same of the median latency.
-    pub p50_x_direct: Option<Spread>,
+    pub p50_x_base: Option<Spread>,
 }
 
 /// Everything that was found.
 #[derive(Debug)]
 pub struct Outcome {
+    /// Whose figures the others are multiples of.
+    pub base: Way,
     pub rounds: usize,
     pub rows: Vec<Row>,
     /// Ways that this agent or this host does not have, and why.
@@ -48,9 +50,9 @@ pub struct Outcome {
 
 impl Outcome {
     /// Nothing found yet.
-    pub fn new(rounds: usize) -> Self {
+    pub fn new(base: Way, rounds: usize) -> Self {
         let (rows, missing, failures, warnings, idle) = Default::default();
-        Self { rounds, rows, missing, failures, warnings, idle, foreign: 0.0 }
+        Self { base, rounds, rows, missing, failures, warnings, idle, foreign: 0.0 }
     }
 
     /// A way could not be had.
@@ -92,8 +94,8 @@ impl Row {
             p99_us: own(|sample| sample.p99_us),
             cpu_s_per_100k: own(|sample| Some(sample.agent_cpu? / sample.total * 100_000.0)),
             rss_mib: own(|sample| Some(sample.agent_memory? as f64 / f64::from(1 << 20))),
-            x_direct: ratio(|sample| Some(sample.rate)),
-            p50_x_direct: ratio(|sample| sample.p50_us),
+            x_base: ratio(|sample| Some(sample.rate)),
+            p50_x_base: ratio(|sample| sample.p50_us),
         }
     }
 }
@@ -108,8 +110,10 @@ fn spread(values: impl Iterator<Item = f64>) -> Option<Spread> {
 }
 
 /// Heads of the columns.
-const HEADS: [&str; 9] =
-    ["path", "rate", "x direct", "(least to most)", "p50 us", "p99 us", "p50 x", "CPU s/100k", "RSS MiB"];
+fn heads(base: Way) -> [String; 9] {
+    let x = format!("x {}", base.name());
+    ["path", "rate", &x, "(least to most)", "p50 us", "p99 us", "p50 x", "CPU s/100k", "RSS MiB"].map(str::to_owned)
+}
 
 /// The cells of the table, one list for each load on some CPUs: its title, then its lines.
 pub fn tables(outcome: &Outcome) -> Vec<(String, Vec<[String; 9]>)> {
@@ -120,18 +124,18 @@ pub fn tables(outcome: &Outcome) -> Vec<(String, Vec<[String; 9]>)> {
             if row.cell.callers == 1 { "1 caller".to_owned() } else { format!("{} callers", row.cell.callers) };
         let title = format!("{} ({}), {callers}, {cpus}", row.cell.load, row.cell.unit());
         if all.last().is_none_or(|(last, _)| *last != title) {
-            all.push((title.clone(), vec![HEADS.map(str::to_owned)]));
+            all.push((title.clone(), vec![heads(outcome.base)]));
         }
         let number = |value: Option<f64>, digits| value.map_or_else(|| "-".to_owned(), |v| format!("{v:.digits$}"));
-        let ends = row.x_direct.map_or_else(|| "-".to_owned(), |x| format!("{:.2} to {:.2}", x.least, x.most));
+        let ends = row.x_base.map_or_else(|| "-".to_owned(), |x| format!("{:.2} to {:.2}", x.least, x.most));
         let line = [
             row.way.name().to_owned(),
             number(Some(row.rate), 0),
-            number(row.x_direct.map(|x| x.median), 2),
+            number(row.x_base.map(|x| x.median), 2),
             ends,
             number(row.p50_us, 1),
             number(row.p99_us, 1),
-            number(row.p50_x_direct.map(|x| x.median), 2),
+            number(row.p50_x_base.map(|x| x.median), 2),
             number(row.cpu_s_per_100k, 2),
             number(row.rss_mib, 1),
         ];
@@ -146,6 +150,10 @@ pub fn tables(outcome: &Outcome) -> Vec<(String, Vec<[String; 9]>)> {
 pub fn notes(outcome: &Outcome) -> Vec<String> {
     let mut notes: Vec<_> =
         outcome.missing.iter().map(|(way, why)| format!("{}: not available: {why}", way.name())).collect();
+    if outcome.base == Way::MotanGoPair {
+        notes.extend(goals::lines(outcome));
+        notes.push("RSS is that of the larger agent of a pair, CPU time that of both".to_owned());
+    }
     let idle = |(way, bytes): &(Way, u64)| format!("{} {:.1}", way.name(), *bytes as f64 / f64::from(1 << 20));
     if !outcome.idle.is_empty() {
         let list: Vec<_> = outcome.idle.iter().map(idle).collect();
@@ -159,13 +167,14 @@ pub fn notes(outcome: &Outcome) -> Vec<String> {
 
 /// For a terminal.
 pub fn table(outcome: &Outcome) -> String {
-    let mut text = format!("Medians, rounds: {}; ratios to plain loopback in the same round.\n", outcome.rounds);
+    let mut text =
+        format!("Medians, rounds: {}; ratios to {} in the same round.\n", outcome.rounds, outcome.base.name());
     for (title, lines) in tables(outcome) {
         _ = writeln!(text, "\n{title}");
         for line in lines {
             let [path, numbers @ ..] = line;
             _ = write!(text, "  {path:<14}");
-            for (number, width) in numbers.iter().zip([10, 9, 16, 9, 9, 7, 11, 8]) {
+            for (number, width) in numbers.iter().zip([10, 15, 16, 9, 9, 7, 11, 8]) {
                 _ = write!(text, " {number:>width$}");
             }
             text.push('\n');
@@ -179,14 +188,15 @@ pub fn table(outcome: &Outcome) -> String {
 }
 
 /// A list with one object for each row, each on a line of its own. What a row does not have is `null`.
-pub fn json(rows: &[Row]) -> String {
+pub fn json(outcome: &Outcome) -> String {
+    let base = outcome.base.name().replace([' ', '-'], "_");
     let number = |value: Option<f64>| value.map_or_else(|| "null".to_owned(), |value| format!("{value:.4}"));
     let object = |row: &Row| {
         let x = |spread: Option<Spread>, part: fn(&Spread) -> f64| number(spread.as_ref().map(part));
         format!(
             "{{\"path\": \"{}\", \"load\": \"{}\", \"callers\": {}, \"cpus\": {}, \"rate\": {}, \"p50_us\": {}, \
-             \"p99_us\": {}, \"cpu_s_per_100k\": {}, \"rss_mib\": {}, \"x_direct\": {}, \"x_direct_least\": {}, \
-             \"x_direct_most\": {}, \"p50_x_direct\": {}}}",
+             \"p99_us\": {}, \"cpu_s_per_100k\": {}, \"rss_mib\": {}, \"x_{base}\": {}, \"x_{base}_least\": {}, \
+             \"x_{base}_most\": {}, \"p50_x_{base}\": {}}}",
             row.way.name(),
             row.cell.load,
             row.cell.callers,
@@ -196,13 +206,13 @@ pub fn json(rows: &[Row]) -> String {
             number(row.p99_us),
             number(row.cpu_s_per_100k),
             number(row.rss_mib),
-            x(row.x_direct, |x| x.median),
-            x(row.x_direct, |x| x.least),
-            x(row.x_direct, |x| x.most),
-            x(row.p50_x_direct, |x| x.median),
+            x(row.x_base, |x| x.median),
+            x(row.x_base, |x| x.least),
+            x(row.x_base, |x| x.most),
+            x(row.p50_x_base, |x| x.median),
         )
     };
-    format!("[\n{}\n]\n", rows.iter().map(object).collect::<Vec<_>>().join(",\n"))
+    format!("[\n{}\n]\n", outcome.rows.iter().map(object).collect::<Vec<_>>().join(",\n"))
 }
 
 #[cfg(test)]
@@ -222,7 +232,7 @@ pub mod tests {
         };
         let direct = [100.0, 200.0, 400.0].map(|rate| sample(rate, None));
         let ebpf = [50.0, 80.0, 240.0].map(|rate| sample(rate, Some(0.5)));
-        let mut outcome = Outcome::new(3);
+        let mut outcome = Outcome::new(Way::Direct, 3);
         for (way, own) in [(Way::Direct, direct), (Way::Ebpf, ebpf)] {
             let pairs: Vec<_> = own.into_iter().zip(direct.map(Some)).collect();
             outcome.rows.push(Row::of(way, cell, 1, &pairs));
@@ -236,7 +246,7 @@ pub mod tests {
         let row = &outcome().rows[1];
         assert_eq!(row.rate, 80.0);
         // 0.5, 0.4, 0.6: the median of the ratios, not the ratio of the medians (0.4).
-        assert_eq!(row.x_direct, Some(Spread { median: 0.5, least: 0.4, most: 0.6 }));
+        assert_eq!(row.x_base, Some(Spread { median: 0.5, least: 0.4, most: 0.6 }));
         assert_eq!(row.rss_mib, Some(10.0));
         assert_eq!(row.cpu_s_per_100k, Some(625.0));
     }
@@ -246,8 +256,8 @@ pub mod tests {
         let outcome = outcome();
         let text = table(&outcome);
         assert!(text.contains("iptables: not available: no iptables"), "{text}");
-        assert!(!json(&outcome.rows).contains("iptables"));
-        let first = json(&outcome.rows).lines().nth(1).unwrap().to_owned();
+        assert!(!json(&outcome).contains("iptables"));
+        let first = json(&outcome).lines().nth(1).unwrap().to_owned();
         assert!(
             first.starts_with("{\"path\": \"direct\", \"load\": \"echo\", \"callers\": 16, \"cpus\": 1,"),
             "{first}"

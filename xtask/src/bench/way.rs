@@ -4,7 +4,7 @@ use std::{fmt::Write as _, net::SocketAddr, path::Path};
 
 use anyhow::{Result, bail};
 
-use super::cell::PORTS;
+use super::cell;
 
 /// A way through the mesh, or past it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,6 +31,10 @@ pub enum Way {
     Envoy,
     /// Callers dial the agent of Weibo Mesh.
     MotanGo,
+    /// Callers dial our agent, which leads to another one before the server.
+    Pair,
+    /// The same with the agents of Weibo Mesh.
+    MotanGoPair,
 }
 
 /// What callers dial where something captures them: an address that exists nowhere.
@@ -48,6 +52,9 @@ impl Way {
     /// Other proxies, measured on request.
     pub const PEERS: &[Self] = &[Self::Haproxy, Self::Nginx, Self::Envoy, Self::MotanGo];
 
+    /// Those of `bench motan`.
+    pub const MOTAN: &[Self] = &[Self::Direct, Self::MotanGoPair, Self::Pair, Self::Redirect];
+
     /// Its name in options, tables and JSON.
     pub fn name(self) -> &'static str {
         match self {
@@ -62,6 +69,8 @@ impl Way {
             Self::Nginx => "nginx",
             Self::Envoy => "envoy",
             Self::MotanGo => "motan-go",
+            Self::Pair => "pair",
+            Self::MotanGoPair => "motan-go pair",
         }
     }
 
@@ -73,6 +82,11 @@ impl Way {
     /// Whether it is another proxy than ours.
     pub fn is_peer(self) -> bool {
         Self::PEERS.contains(&self)
+    }
+
+    /// Whether two agents are on it.
+    pub fn is_pair(self) -> bool {
+        matches!(self, Self::Pair | Self::MotanGoPair)
     }
 
     /// Whether it has this load at all.
@@ -111,22 +125,24 @@ impl Way {
 
     /// What a caller of this load dials.
     pub fn dialed(self, load: &str) -> Result<SocketAddr> {
-        let Some((_, port)) = PORTS.iter().find(|(name, _)| *name == load) else { bail!("no port for {load}") };
+        let Some(port) = cell::port(load) else { bail!("no port for {load}") };
         Ok(match self {
             Self::Direct => format!("127.0.0.1:{port}"),
-            way if way == Self::Port || way.is_peer() => format!("127.0.0.1:{}", port + DIALED),
+            way if way == Self::Port || way.is_peer() || way.is_pair() => format!("127.0.0.1:{}", port + DIALED),
             _ => format!("{VIRTUAL}:{port}"),
         }
         .parse()?)
     }
 
     /// The agent's configurations for this way, best first: an agent that does not know redirect has it off.
-    /// None for [`Way::Direct`] and other proxies. `groups` holds the control groups `callers` and `servers`.
-    pub fn yaml(self, name: &str, groups: &Path) -> Vec<String> {
+    /// None for [`Way::Direct`], pairs and other proxies. `groups` holds the control groups `callers` and `servers`,
+    /// `ports` the loads that are served.
+    pub fn yaml(self, name: &str, groups: &Path, ports: &[(&str, u16)]) -> Vec<String> {
         let callers = format!("cgroup: \"{}/callers\"", groups.display());
         let servers = format!("cgroup: \"{}/servers\"", groups.display());
         let capture = match self {
             Self::Direct | Self::Haproxy | Self::Nginx | Self::Envoy | Self::MotanGo => vec![],
+            Self::Pair | Self::MotanGoPair => vec![],
             Self::Port => vec!["port".to_owned()],
             Self::Ebpf => vec![
                 format!("{{mode: ebpf, redirect: off, enroll: [{{{callers}}}]}}"),
@@ -143,11 +159,12 @@ impl Way {
             Self::Iptables => vec![format!("{{mode: iptables, enroll: [{{{callers}}}]}}")],
         };
         let mut services = String::new();
-        for (load, port) in PORTS {
+        for (load, port) in ports {
             // Without an agent on the way, everything is a stream of bytes.
             let kernel = matches!(self, Self::Kernel | Self::Joined);
             let (protocol, filters) = match *load {
                 "http" | "motan2" if !kernel => (*load, "[access_log, metrics]"),
+                "motan32" if !kernel => ("motan2", "[access_log, metrics]"),
                 _ => ("tcp", "[metrics]"),
             };
             // Motan2 names the service on the wire.
@@ -191,7 +208,7 @@ mod tests {
         for way in Way::ALL {
             assert_eq!(Way::named(way.name()).unwrap(), *way);
         }
-        let yaml = |way: Way| way.yaml("bench-1", Path::new("/sys/fs/cgroup/x")).concat();
+        let yaml = |way: Way| way.yaml("bench-1", Path::new("/sys/fs/cgroup/x"), cell::PORTS).concat();
         assert!(yaml(Way::Direct).is_empty());
         assert!(yaml(Way::Port).contains("listen: \"127.0.0.1:17001\""));
         assert!(yaml(Way::Ebpf).contains("address: \"240.0.0.1:7004\", endpoints: [\"127.0.0.1:7004\"]"));

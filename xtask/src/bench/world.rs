@@ -12,8 +12,8 @@ use std::{
 use anyhow::{Context, Result, bail};
 
 use super::{
-    cell::{Cell, PORTS},
-    peers,
+    cell::Cell,
+    pair, peers,
     way::{ADMIN, Way},
 };
 use crate::{
@@ -39,8 +39,11 @@ pub struct World {
     groups: PathBuf,
     dir: PathBuf,
     server: Process,
-    agent: Option<Process>,
-    /// The agent's resident memory before any call, bytes.
+    /// Loads that are served, with the server's ports.
+    ports: &'static [(&'static str, u16)],
+    /// The server's agent first, where there are two.
+    agents: Vec<Process>,
+    /// Resident memory before any call, bytes: the larger agent's, where there are two.
     pub idle: Option<u64>,
 }
 
@@ -83,7 +86,7 @@ pub struct Ground<'a> {
 
 impl World {
     /// Starts server and agent of a way on the CPUs that this thread may use. `name` is unique on the host.
-    pub fn start(way: Way, name: &str, ground: &Ground<'_>) -> Result<Made> {
+    pub fn start((way, ports): (Way, &'static [(&'static str, u16)]), name: &str, ground: &Ground<'_>) -> Result<Made> {
         let (dir, groups) = (ground.dir.join(name), ground.top.join(name));
         fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
         let network = sys::new_network().context("cannot make a network namespace")?;
@@ -99,10 +102,10 @@ impl World {
         let servers = cgroup::make(&groups.join("servers"))?;
         let mut server = Process::start("load", command, Some(&servers), dir.join("server.log"), ground.guard)?;
         server.wait_until(ground.signals, || {
-            PORTS.iter().all(|(_, port)| process::accepts(([127, 0, 0, 1], *port).into()))
+            ports.iter().all(|(_, port)| process::accepts(([127, 0, 0, 1], *port).into()))
         })?;
         cgroup::make(&groups.join("callers"))?;
-        let mut world = Self { way, network, groups, dir, server, agent: None, idle: None };
+        let mut world = Self { way, network, groups, dir, server, ports, agents: Vec::new(), idle: None };
         match world.start_agent(name, ground) {
             Ok(()) => Ok(Made::World(Box::new(world))),
             Err(e) if ground.signals.wait(Duration::ZERO) => Err(e),
@@ -114,6 +117,12 @@ impl World {
     }
 
     fn start_agent(&mut self, name: &str, ground: &Ground<'_>) -> Result<()> {
+        if self.way.is_pair() {
+            for pair::Launch { command, ready } in pair::launches(self.way, name, &self.dir)? {
+                self.spawn_agent(command, ground, || ready.now())?;
+            }
+            return Ok(());
+        }
         if self.way.is_peer() {
             let command = peers::command(self.way, &self.dir, sys::cpus()?.len())?;
             let dialed = self.dialed()?;
@@ -121,7 +130,7 @@ impl World {
         }
         let config = self.dir.join("mesh.yaml");
         let mut wrong = None;
-        for yaml in self.way.yaml(name, &self.groups) {
+        for yaml in self.way.yaml(name, &self.groups, self.ports) {
             fs::write(&config, yaml)?;
             let said = Command::new(build::agent()).arg("config").arg(&config).output()?;
             if said.status.success() {
@@ -135,7 +144,7 @@ impl World {
         if let Some(why) = wrong {
             bail!("this agent does not know it: {why}");
         }
-        if self.way.yaml(name, &self.groups).is_empty() {
+        if self.way.yaml(name, &self.groups, self.ports).is_empty() {
             return Ok(());
         }
         ground.guard.watch_dir(&Path::new("/sys/fs/bpf/sockmesh").join(name))?;
@@ -146,16 +155,25 @@ impl World {
     }
 
     fn spawn_agent(&mut self, command: Command, ground: &Ground<'_>, ready: impl Fn() -> bool) -> Result<()> {
-        let group = cgroup::make(&self.groups.join("agent"))?;
-        let agent = Process::start(self.way.name(), command, Some(&group), self.dir.join("agent.log"), ground.guard)?;
-        self.agent.insert(agent).wait_until(ground.signals, ready)?;
+        let number = self.agents.len();
+        let group = cgroup::make(&self.agent_group(number))?;
+        let log = self.dir.join(format!("agent{number}.log"));
+        let mut agent = Process::start(self.way.name(), command, Some(&group), log, ground.guard)?;
+        let ready = agent.wait_until(ground.signals, ready);
+        // Kept in any case: it is stopped with the others.
+        self.agents.push(agent);
+        ready?;
         self.idle = Some(self.memory());
         Ok(())
     }
 
+    fn agent_group(&self, number: usize) -> PathBuf {
+        self.groups.join(format!("agent{number}"))
+    }
+
     /// Everything that callers of this way dial.
     fn dialed(&self) -> Result<Vec<SocketAddr>> {
-        let loads = PORTS.iter().map(|(load, _)| *load).filter(|load| self.way.carries(load));
+        let loads = self.ports.iter().map(|(load, _)| *load).filter(|load| self.way.carries(load));
         loads.map(|load| self.way.dialed(load)).collect()
     }
 
@@ -188,10 +206,10 @@ impl World {
         if !status.success() {
             bail!("{}", said.trim());
         }
-        if let Some(agent) = &mut self.agent
-            && !agent.runs()
-        {
-            return Err(agent.obituary());
+        for agent in &mut self.agents {
+            if !agent.runs() {
+                return Err(agent.obituary());
+            }
         }
         let [rate, p50, p99, total] = figures(&said).with_context(|| format!("not understood: {said:?}"))?;
         if self.way.is_redirected() && times[0] > Duration::ZERO && self.redirected() == redirected {
@@ -203,8 +221,8 @@ impl World {
             p50_us: latency(p50),
             p99_us: latency(p99),
             total,
-            agent_cpu: self.agent.is_some().then_some(after - before),
-            agent_memory: self.agent.is_some().then_some(memory),
+            agent_cpu: (!self.agents.is_empty()).then_some(after - before),
+            agent_memory: (!self.agents.is_empty()).then_some(memory),
         })
     }
 
@@ -215,25 +233,29 @@ impl World {
         line.rsplit(' ').next()?.parse().ok()
     }
 
-    /// CPU seconds of the agent and of all that it started.
+    /// CPU seconds of all agents and of all that they started.
     fn agent_cpu(&self) -> f64 {
-        let exact = used(&self.groups.join("agent"));
-        exact.or_else(|| self.agent.as_ref().and_then(|agent| ticks_of(agent.pid()))).unwrap_or(0.0)
+        let of = |(number, agent): (usize, &Process)| {
+            used(&self.agent_group(number)).or_else(|| ticks_of(agent.pid())).unwrap_or(0.0)
+        };
+        self.agents.iter().enumerate().map(of).sum()
     }
 
-    /// Resident memory of the agent and of all that it started, bytes.
+    /// Resident memory of the largest agent and of all that it started, bytes.
     fn memory(&self) -> u64 {
         let resident = |pid: &i32| {
             let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
             let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?.trim();
             line.strip_suffix(" kB")?.trim().parse::<u64>().ok()
         };
-        cgroup::pids(&self.groups.join("agent")).iter().filter_map(resident).sum::<u64>() * 1024
+        let of = |number| cgroup::pids(&self.agent_group(number)).iter().filter_map(resident).sum::<u64>() * 1024;
+        (0..self.agents.len()).map(of).max().unwrap_or(0)
     }
 
     /// Stops everything of it. What does not go is left to the guard.
     pub fn stop(&mut self) {
-        if let Some(agent) = &mut self.agent {
+        // The caller's agent first, so that nobody misses the other.
+        for agent in self.agents.iter_mut().rev() {
             // Longer than its own drain of 1 s.
             agent.stop(Duration::from_secs(5));
         }

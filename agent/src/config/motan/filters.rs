@@ -75,6 +75,8 @@ fn one(importer: &Importer<'_>, name: &str, url: &Url, timeout: u64, report: &mu
                 options.plain("business_errors", url.at("circuitBreaker.bizException"), counts);
             }
             options.plain("timeout", url.at("requestTimeout"), millis(timeout));
+            // As motan-go's own: what comes out of its breaker has lost code and type.
+            options.plain("replace_errors", at, true);
             "circuit_breaker"
         }
         "failfast" => "failfast",

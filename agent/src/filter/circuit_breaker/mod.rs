@@ -89,6 +89,8 @@ impl Default for Options {
 /// A call that passed its circuit and has not left it yet.
 #[derive(Debug)]
 pub(super) struct Pass {
+    /// The filter it belongs to: there may be several of this kind.
+    owner: usize,
     circuit: Arc<Circuit>,
     trial: bool,
 }
@@ -138,6 +140,10 @@ pub(super) fn build(options: &Value, _: &BuildCx) -> anyhow::Result<Arc<dyn Filt
 }
 
 impl CircuitBreaker {
+    fn id(&self) -> usize {
+        std::ptr::from_ref(self).addr()
+    }
+
     fn said(&self, end: Result<&Response, &CallError>) -> Said {
         match end {
             Ok(response) => match response.status {
@@ -204,7 +210,7 @@ impl Filter for CircuitBreaker {
         };
         match circuit.enter(&self.rules) {
             Ok(trial) => {
-                cx.notes.breaker = Some(Pass { circuit, trial });
+                cx.notes.breaker.push(Pass { owner: self.id(), circuit, trial });
                 Verdict::Continue
             }
             Err(why) => Verdict::fail(refused(why)),
@@ -252,10 +258,8 @@ impl Filter for CircuitBreaker {
     fn on_response(&self, cx: &mut CallCx, end: &mut Result<Response, CallError>) {
         let took = cx.started.elapsed();
         let said = self.said(end.as_ref());
-        // With scope `endpoint` there is none, unless another breaker of this service has put one there.
-        if self.scope != Scope::Endpoint
-            && let Some(Pass { circuit, trial }) = cx.notes.breaker.take()
-        {
+        let own = cx.notes.breaker.iter().position(|pass| pass.owner == self.id());
+        if let Some(Pass { circuit, trial, .. }) = own.map(|i| cx.notes.breaker.remove(i)) {
             circuit.leave(&self.rules, trial, said, took);
         }
         match end {
@@ -275,10 +279,8 @@ impl Filter for CircuitBreaker {
 
     fn on_end(&self, record: &Record) {
         // Still there only when no answer came: its caller went away.
-        if self.scope != Scope::Endpoint
-            && let Some(Pass { circuit, trial }) = &record.notes.breaker
-        {
-            circuit.leave(&self.rules, *trial, Said::Nothing, Duration::ZERO);
+        for pass in record.notes.breaker.iter().filter(|pass| pass.owner == self.id()) {
+            pass.circuit.leave(&self.rules, pass.trial, Said::Nothing, Duration::ZERO);
         }
     }
 

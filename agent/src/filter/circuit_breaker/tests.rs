@@ -55,6 +55,18 @@ async fn a_caller_that_goes_away_says_nothing_and_leaves_no_place_taken() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn two_of_them_keep_their_own_books() {
+    let (one, other) = (breaker("{max_concurrent: 9}"), breaker("{max_concurrent: 8}"));
+    let mut begun = one.begin(motan("echo"));
+    assert!(matches!(other.filter.on_request(&mut begun.cx, &mut begun.req), Verdict::Continue));
+    let mut end = Ok(one.good());
+    other.filter.on_response(&mut begun.cx, &mut end);
+    assert_eq!((one.state("in_flight", ""), other.state("in_flight", "")), (1, 0));
+    begun.end(end).unwrap();
+    assert_eq!(one.state("in_flight", ""), 0);
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_counts_as_an_error_is_told_by_the_protocol_and_the_options() {
     let refused = || Ok(crate::filter::answer::http(http::StatusCode::NOT_FOUND, Default::default(), "x".into()));
     for (options, motan_opens) in [("{requests: 2}", true), ("{requests: 2, business_errors: false}", false)] {

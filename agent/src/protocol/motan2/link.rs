@@ -8,7 +8,7 @@ use std::{
     future::Future,
     hash::{BuildHasherDefault, Hasher},
     net::SocketAddr,
-    pin::Pin,
+    pin::{Pin, pin},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering::Relaxed},
@@ -37,6 +37,8 @@ use crate::{
 
 /// Frames that may wait for the link's task; callers beyond wait in turn, until their deadline.
 const QUEUE: usize = 1024;
+/// With this many frames waiting for it a system call is worth its price.
+const GATHERED: usize = 16;
 
 /// A connection; its task ends when this is dropped.
 pub(super) struct Link {
@@ -111,6 +113,7 @@ impl Link {
             next_deadline: None,
             timer: Box::pin(tokio::time::sleep_until(Instant::now())),
             armed: None,
+            gathering: false,
         };
         // Owned by this value: dropping the link ends the task.
         let task = tokio::spawn(carrier).abort_handle();
@@ -232,6 +235,8 @@ struct Carrier<I> {
     next_deadline: Option<Instant>,
     timer: Pin<Box<Sleep>>,
     armed: Option<Instant>,
+    /// What is queued waits for more of it, until the next turn.
+    gathering: bool,
 }
 
 impl<I: AsyncRead + AsyncWrite + Unpin> Future for Carrier<I> {
@@ -253,10 +258,19 @@ impl<I: AsyncRead + AsyncWrite + Unpin> Future for Carrier<I> {
 impl<I: AsyncRead + AsyncWrite + Unpin> Carrier<I> {
     /// Does all that can be done now. An error ends the connection.
     fn turn(&mut self, cx: &mut Context<'_>) -> Result<(), CallError> {
-        loop {
-            let all_taken = self.take(cx);
-            if self.out.poll_write(&mut self.io, cx).map_err(|e| self.reset(&e))?.is_pending() || all_taken {
-                break;
+        // Whoever else is ready to run gets to queue its frame before one system call writes them all.
+        let gather = !self.gathering && self.out.is_empty() && self.is_busy();
+        self.gathering = gather;
+        if gather {
+            // Comes back once the runtime has run what is ready and looked at the sockets.
+            let _ = pin!(tokio::task::yield_now()).poll(cx);
+        } else {
+            loop {
+                let all_taken = self.take(cx);
+                let written = self.out.poll_write(&mut self.io, cx).map_err(|e| self.reset(&e))?;
+                if written.is_pending() || all_taken {
+                    break;
+                }
             }
         }
         while let Poll::Ready(read) = self.inbox.poll_fill(&mut self.io, cx) {
@@ -268,6 +282,12 @@ impl<I: AsyncRead + AsyncWrite + Unpin> Carrier<I> {
             decoded?;
         }
         self.time(cx)
+    }
+
+    /// Whether a frame is queued and others of its kind are under way. A call that is alone must not wait.
+    fn is_busy(&self) -> bool {
+        let state = self.shared.state.lock();
+        !state.outbox.is_empty() && state.outbox.len() < GATHERED && state.calls.len() > state.outbox.len()
     }
 
     /// Takes over what callers queued. Returns whether nothing is left in the queue.

@@ -1,6 +1,7 @@
 //! Motan2: frames multiplexed by request id (docs/wire/motan2.md).
 
 mod answer;
+mod calls;
 mod client;
 mod codec;
 mod gzip;

@@ -11,7 +11,6 @@ use std::{
     time::Duration,
 };
 
-use futures_util::{Stream, stream::FuturesUnordered};
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     time::{Instant, Sleep},
@@ -20,6 +19,7 @@ use tokio::{
 use super::{
     WRITE_TIMEOUT,
     answer::{Answerer, Done},
+    calls::Calls,
     codec::{Decoded, Frame, Head, kind},
     inbox::Inbox,
     motan1,
@@ -49,7 +49,7 @@ where
     I: AsyncRead + AsyncWrite + Unpin,
 {
     let mut session = Session::new(io, caller);
-    let mut calls = FuturesUnordered::new();
+    let mut calls = Calls::new();
     let mut stopping = pin!(drain.graceful());
     let mut stopped = false;
     poll_fn(|cx| {
@@ -59,7 +59,7 @@ where
         }
         loop {
             // All answers that are ready are written together, and so are those to calls that went nowhere.
-            while let Poll::Ready(Some(done)) = Pin::new(&mut calls).poll_next(cx) {
+            while let Poll::Ready(Some(done)) = calls.poll_next(cx) {
                 session.answer(done);
             }
             let read = session.read(cx, |incoming| calls.push(request::carry(incoming)))?;

@@ -19,6 +19,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use parking_lot::Mutex;
 use tokio::{
     net::TcpListener,
+    sync::Notify,
     task::{AbortHandle, JoinSet},
 };
 
@@ -51,24 +52,31 @@ impl Server {
             let mut conns = JoinSet::new();
             loop {
                 let (io, _) = listener.accept().await.unwrap();
-                let number = connections.fetch_add(1, Relaxed);
+                connections.fetch_add(1, Relaxed);
                 let seen = seen.clone();
                 current.lock().push(conns.spawn(async move {
+                    let leave = Arc::new(Notify::new());
+                    let left = leave.clone();
                     let service = service_fn(move |request: http::Request<Incoming>| {
-                        let seen = seen.clone();
+                        let (seen, leave) = (seen.clone(), leave.clone());
                         async move {
                             let (parts, body) = request.into_parts();
                             let body = body.collect().await.unwrap().to_bytes();
                             let method = parts.uri.path().rsplit('/').next().unwrap().to_owned();
                             seen.lock().push((parts, body.clone()));
+                            if method == "Leave" {
+                                leave.notify_one();
+                            }
                             Ok::<_, std::convert::Infallible>(answer(&method, body).await)
                         }
                     });
                     let serving = http2::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(io), service);
                     tokio::pin!(serving);
-                    // The first says goodbye after its first call.
-                    let _ = serving.as_mut().await;
-                    let _ = number;
+                    tokio::select! {
+                        _ = serving.as_mut() => return,
+                        () = left.notified() => serving.as_mut().graceful_shutdown(),
+                    }
+                    let _ = serving.await;
                 }));
             }
         });
@@ -93,7 +101,7 @@ async fn answer(method: &str, body: Bytes) -> Answer {
     };
     let ok = trailers(&[("grpc-status", "0")]);
     let frames = match method {
-        "Echo" => vec![Frame::data(body), Frame::trailers(ok)],
+        "Echo" | "Leave" => vec![Frame::data(body), Frame::trailers(ok)],
         // In pieces, cut inside the prefix.
         "Pieces" => vec![Frame::data(body.slice(..3)), Frame::data(body.slice(3..)), Frame::trailers(ok)],
         "Slow" => {
@@ -248,6 +256,17 @@ async fn a_lost_connection_is_opened_again_and_a_silent_one_is_left() {
     }
     assert_eq!(body(call(&mesh, "Echo", b"3", &[]).await.unwrap()), "3");
     assert_eq!(server.connections.load(Relaxed), before + 1);
+}
+
+#[tokio::test]
+async fn a_server_that_says_goodbye_loses_no_call() {
+    let server = Server::start().await;
+    let mesh = mesh(server.addr).await;
+    for _ in 0..5 {
+        let said = call(&mesh, "Leave", b"bye", &[]).await.unwrap();
+        assert_eq!(body(said), "bye", "the call that it left after is answered");
+        assert_eq!(body(call(&mesh, "Echo", b"next", &[]).await.unwrap()), "next");
+    }
 }
 
 #[tokio::test]

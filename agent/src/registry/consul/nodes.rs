@@ -171,7 +171,7 @@ impl Entry {
             weight: self.share.saturating_mul(DEFAULT_WEIGHT).min(MAX_WEIGHT),
             zone: of("zone"),
             version: of("version"),
-            metadata,
+            metadata: metadata.into(),
             ..Instance::at(address.to_string())
         }))
     }
@@ -193,7 +193,7 @@ pub(super) fn motan_registration(provided: &Provided, group: &str) -> Value {
 
 /// Name and body of a registration in Consul's own layout.
 pub(super) fn plain_registration(provided: &Provided) -> Value {
-    let mut meta = provided.instance.metadata.clone();
+    let mut meta = (*provided.instance.metadata).clone();
     meta.extend(provided.parameters.clone());
     for (name, value) in [
         ("protocol", &provided.protocol),

@@ -103,7 +103,7 @@ impl Question {
                 let target = srv.target.to_ascii();
                 instances.push(Instance {
                     weight,
-                    metadata: [("target".to_owned(), target.trim_end_matches('.').to_owned())].into(),
+                    metadata: BTreeMap::from([("target".to_owned(), target.trim_end_matches('.').to_owned())]).into(),
                     ..Instance::at(SocketAddr::new(ip, srv.port).to_string())
                 });
             }

@@ -105,7 +105,7 @@ impl Follower {
             Node::Bad(format!("has {} bytes, more than {LARGEST}", kv.value.len()))
         } else {
             match std::str::from_utf8(&kv.value) {
-                Ok(text) => Node::read(&self.nodes.service, &name, text, false),
+                Ok(text) => self.nodes.read(&name, text, false),
                 Err(_) => Node::Bad("is not text".to_owned()),
             }
         };

@@ -155,7 +155,7 @@ impl Host {
             weight,
             zone: if zone.is_empty() { cluster } else { zone },
             version: of("version"),
-            metadata,
+            metadata: metadata.into(),
             ..Instance::at(address.to_string())
         }))
     }
@@ -163,7 +163,7 @@ impl Host {
     /// What is told of a service of ours; `None` when its address is none.
     pub fn of(provided: &Provided, available: bool) -> Option<Self> {
         let at: SocketAddr = provided.instance.address.parse().ok()?;
-        let mut metadata = provided.instance.metadata.clone();
+        let mut metadata = (*provided.instance.metadata).clone();
         metadata.extend(provided.parameters.clone());
         for (name, value) in [
             ("protocol", &provided.protocol),

@@ -17,7 +17,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use model::{Instance, ServiceKey, Snapshot};
+use model::{Instance, Metadata, ServiceKey, Snapshot};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tokio::{sync::Notify, time::sleep};
@@ -120,8 +120,8 @@ struct Node {
     zone: String,
     #[serde(default, skip_serializing_if = "String::is_empty")]
     version: String,
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    metadata: BTreeMap<String, String>,
+    #[serde(default, skip_serializing_if = "Metadata::is_empty")]
+    metadata: Metadata,
 }
 
 #[derive(Deserialize)]

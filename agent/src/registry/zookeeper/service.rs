@@ -148,7 +148,10 @@ impl Follower {
         let mut reads = stream::iter(reads).buffer_unordered(AT_ONCE);
         while let Some((name, read)) = reads.next().await {
             let node = match read {
-                Ok((data, _)) => self.understand(&name, &data),
+                Ok((data, _)) => match java::read(&data) {
+                    Ok(text) => self.nodes.read(&name, &text.text, text.java),
+                    Err(why) => Node::Bad(why.to_owned()),
+                },
                 // The event that follows takes it from the list.
                 Err(Failure::Refused(Code::NO_NODE)) => Node::Other,
                 Err(failure @ (Failure::Refused(_) | Failure::TooLarge(_))) => Node::Bad(failure.to_string()),
@@ -157,13 +160,6 @@ impl Follower {
             self.nodes.all.insert(name, node);
         }
         Ok(())
-    }
-
-    fn understand(&self, name: &str, data: &[u8]) -> Node {
-        match java::read(data) {
-            Ok(text) => Node::read(&self.nodes.service, name, &text.text, text.java),
-            Err(why) => Node::Bad(why.to_owned()),
-        }
     }
 
     /// Nodes whose data changed are read again.

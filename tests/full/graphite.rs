@@ -1,0 +1,91 @@
+//! Figures read back as dashboards do it: through graphite-api, out of a real Carbon.
+
+use std::net::SocketAddr;
+
+use host::{
+    Agent, Cmd, Need, Temp,
+    agent::Settings,
+    carbon::Carbon,
+    free_port, http, lacks,
+    motan::{self, Client, Frame},
+    need::peer,
+    program::Server,
+    until,
+};
+use serde_json::Value;
+
+const SERVICE: &str = "com.example.Echo";
+
+/// A graphite-api before `carbon`.
+fn graphite_api(carbon: &Carbon) -> Server {
+    let (dir, addr) = (Temp::new(), SocketAddr::from(([127, 0, 0, 1], free_port())));
+    let config = dir.write(
+        "api.yaml",
+        format!(
+            "search_index: {}/index\nfinders: [graphite_api.finders.whisper.WhisperFinder]\n\
+             functions: [graphite_api.functions.SeriesFunctions]\nwhisper: {{directories: [{}]}}\ntime_zone: UTC\n\
+             carbon: {{hosts: [\"127.0.0.1:{}\"], timeout: 5, carbon_prefix: carbon, replication_factor: 1}}\n",
+            dir.path().display(),
+            carbon.whisper().display(),
+            carbon.query_port(),
+        ),
+    );
+    let site = peer("graphite-api").join("site");
+    let cmd = Cmd::new("env")
+        .arg(format!("GRAPHITE_API_CONFIG={}", config.display()))
+        .arg(format!("PYTHONPATH={}", site.display()))
+        .args(["/usr/bin/python3", "-m", "gunicorn", "--bind", &addr.to_string(), "graphite_api.app:app"]);
+    Server::start(addr, dir, cmd)
+}
+
+/// The points of a target of the last minutes.
+fn render(api: &Server, target: &str) -> Vec<f64> {
+    let answer = http::get(api.addr(), &format!("/render?target={target}&format=json&from=-5min")).unwrap();
+    assert_eq!(answer.status(), 200, "{target}: {}", answer.text());
+    let series: Value = serde_json::from_str(&answer.text()).unwrap();
+    let points = series.as_array().unwrap().iter().flat_map(|s| s["datapoints"].as_array().unwrap().clone());
+    points.filter_map(|point| point[0].as_f64()).collect()
+}
+
+#[test]
+fn graphite_api_renders_what_was_called() {
+    if lacks(&[Need::Peer("graphite-api"), Need::Program("carbon-cache")]) {
+        return;
+    }
+    let carbon = Carbon::start();
+    let api = graphite_api(&carbon);
+    let server = motan::server(|request| Some(request.answer(&request.body)));
+    let to = SocketAddr::from(([127, 0, 0, 1], free_port()));
+    let top = format!("graphite:\n  - {{address: \"{}\", prefix: shop, interval: 2s}}\n", carbon.addr());
+    let agent = Agent::with(
+        &Settings { top: &top, ..Settings::default() },
+        &format!(
+            "referers:
+  - {{service: {SERVICE}, group: idc-a, protocol: motan2, listen: {to}, endpoints: [{}]}}
+",
+            server.addr()
+        ),
+    );
+    let name = "shop.outbound.com_example_Echo.idc-a";
+    until("the service is there before any call", || !render(&api, &format!("{name}._all.rate")).is_empty());
+    let mut client = Client::open(to).unwrap();
+    for method in ["echo", "ping"] {
+        for _ in 0..20 {
+            client.call(Frame::call(SERVICE, method, "x")).unwrap();
+        }
+    }
+    // As a dashboard sums up: over methods, with a function of Graphite.
+    let sum = format!("sumSeries({name}.%7Becho,ping%7D.count)");
+    until("all calls are rendered", || render(&api, &sum).iter().sum::<f64>() == 40.0);
+    assert_eq!(
+        render(&api, &format!("{name}.echo.less_*")).iter().sum::<f64>(),
+        20.0 - render(&api, &format!("{name}.echo.more_500ms")).iter().sum::<f64>()
+    );
+    let p99 = render(&api, &format!("maxSeries({name}.*.p99)"));
+    assert!(!p99.is_empty() && p99.iter().all(|ms| *ms > 0.0), "{p99:?}");
+    let found = http::get(api.addr(), &format!("/metrics/find?query={name}.echo.*")).unwrap().text();
+    for figure in ["count", "rate", "success", "mean", "p50", "p999", "slow"] {
+        assert!(found.contains(&format!("\"{figure}\"")), "{figure}: {found}");
+    }
+    assert!(agent.is_ready());
+}
