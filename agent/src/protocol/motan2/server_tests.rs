@@ -311,3 +311,61 @@ fn futures_stay_small() {
     let connection = size_of(|(io, caller, drain): (DuplexStream, Caller, Drain)| serve(io, caller, drain));
     assert!(connection <= 2560, "a connection takes {connection} bytes");
 }
+
+/// Sends a call that may be repeated once; gives the caller's end, the first who is asked, and the other.
+async fn repeatable(meta: &[(&'static str, &str)]) -> (Served, Peer<tokio::net::TcpStream>, Backend) {
+    let (one, two) = (Backend::new().await, Backend::new().await);
+    let kit = cluster(Direction::Outbound, ("kit.EchoService", "kit-group"), &[one.addr, two.addr], |config| {
+        config.retries = 1;
+        config.idempotent = true;
+    });
+    let mut served = served(vec![kit], 1 << 16, config::Limits::default());
+    served.caller.send(&bytes_of(&request(1, meta, b"again"))).await;
+    tokio::select! {
+        peer = one.accept() => (served, peer, two),
+        peer = two.accept() => (served, peer, one),
+    }
+}
+
+#[tokio::test]
+async fn a_retry_is_marked_on_the_wire_and_a_marked_call_is_not_retried() {
+    let meta = [("M_p", "kit.EchoService"), ("M_m", "echo")];
+    let (mut served, mut first, other) = repeatable(&meta).await;
+    assert!(!meta_of(&first.frame().await).contains_key("x-sockmesh-retry"));
+    drop(first);
+    let mut second = other.accept().await;
+    let asked = second.frame().await;
+    assert_eq!(meta_of(&asked)["x-sockmesh-retry"], "1");
+    second.send(&bytes_of(&echo(&asked))).await;
+    assert_eq!(&served.caller.frame().await.body[..], b"again");
+
+    let (mut served, mut only, _other) = repeatable(&[meta[0], meta[1], ("x-sockmesh-retry", "1")]).await;
+    assert_eq!(meta_of(&only.frame().await)["x-sockmesh-retry"], "1");
+    drop(only);
+    assert_eq!(served.caller.frame().await.head.status, 1, "whoever marked it tries again");
+}
+
+#[tokio::test]
+async fn a_probe_asks_for_a_heartbeat() {
+    use crate::endpoint::{DialOptions, Endpoint, Probed};
+
+    let protocol = super::super::build(&config::Limits::default());
+    let connector = protocol.connector(&config::Cluster::default(), &crate::kind::BuildCx::default()).unwrap();
+    let at = |addr| {
+        let eject = config::Eject::default();
+        Arc::new(Endpoint::new(addr, "".into(), 1, eject, DialOptions::default()))
+    };
+    let lively = Backend::new().await;
+    let endpoint = at(lively.addr);
+    lively.serve(|asked| {
+        assert!(asked.head.is(kind::HEARTBEAT));
+        Frame { head: Head { kind: kind::HEARTBEAT | kind::RESPONSE, ..asked.head }, ..asked.clone() }
+    });
+    assert_eq!(connector.probe(&endpoint).await.unwrap(), Probed::Answers);
+    // Accepts in the kernel and says nothing, as a program that hangs does.
+    let hanging = Backend::new().await;
+    assert_eq!(connector.probe(&at(hanging.addr)).await.unwrap(), Probed::Connects);
+    let addr = hanging.addr;
+    drop(hanging);
+    assert!(connector.probe(&at(addr)).await.is_err());
+}
