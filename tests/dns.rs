@@ -1,8 +1,8 @@
 //! Endpoints from a real DNS server: found, changed, and kept while it is killed or hangs.
 
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpStream};
 
-use host::{Agent, Backend, Cmd, Need, Proc, Temp, free_port, http, lacks, net, until, wait::within};
+use host::{Agent, Backend, Cmd, Need, Proc, Temp, free_port, http, lacks, until, wait::within};
 use rustix::process::Signal;
 
 const NEEDS: &[Need] = &[Need::Program("dnsmasq")];
@@ -33,7 +33,7 @@ impl Dns {
         let file = self.dir.write("dnsmasq.conf", config);
         let cmd = Cmd::new(host::need::which("dnsmasq").expect("asked for before"));
         self.proc = Some(cmd.arg(format!("--conf-file={}", file.display())).spawn(&self.dir.file("log")));
-        until("dnsmasq listens", || std::net::TcpStream::connect(("127.0.0.1", self.port)).is_ok());
+        until("dnsmasq listens", || TcpStream::connect(("127.0.0.1", self.port)).is_ok());
     }
 
     fn kill(&mut self) {
@@ -108,7 +108,7 @@ fn dns_addresses_with_a_port_are_endpoints() {
     }
     let a = Backend::named("a");
     let mut dns = Dns::start("host-record=web.test,127.0.0.1\ncname=alias.test,web.test\n");
-    let nobody = net::free_port();
+    let nobody = free_port();
     let options = format!(
         "name: alias.test, port: {}, server: ['127.0.0.1:{nobody}', '127.0.0.1:{}']",
         a.addr().port(),

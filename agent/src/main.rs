@@ -84,7 +84,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     match &cli.verb {
         Verb::Run(run) => {
             let options = app::Options { kernel_log, recover: run.recovers(), around: run.surroundings(), log };
-            app::run(&run.config(), &options)
+            app::run(&run.config()?, &options)
         }
         Verb::Check(args) => check::run(args),
         Verb::Config(args) => config::run(args),

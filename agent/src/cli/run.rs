@@ -1,6 +1,6 @@
 //! `sockmesh run`: its flags, those of motan-go's agent among them, spelled with one dash or two.
 
-use std::{ffi::OsString, net::IpAddr, path::PathBuf};
+use std::{ffi::OsString, net::IpAddr, path::{Path, PathBuf}};
 
 use crate::config::motan::{Flags, Surroundings, go_bool, log_level};
 
@@ -163,10 +163,14 @@ impl Motan {
 }
 
 impl Args {
-    /// The file or folder, with motan-go's defaults.
-    pub fn config(&self) -> PathBuf {
+    /// The file or folder, with motan-go's defaults. An error when nothing was named and the default is not there.
+    pub fn config(&self) -> anyhow::Result<PathBuf> {
+        if let Some(named) = &self.config {
+            return Ok(named.clone());
+        }
         let default = if self.motan.pool.is_some() { "./" } else { "./motan.yaml" };
-        self.config.clone().unwrap_or_else(|| default.into())
+        anyhow::ensure!(Path::new(default).exists(), "no configuration: name it with `-c FILE` (there is no {default})");
+        Ok(default.into())
     }
 
     /// What of the log is shown, if a flag says so.

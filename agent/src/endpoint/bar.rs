@@ -14,7 +14,7 @@ use tokio::time::Instant;
 /// its time is over, calls come through again until someone raises it anew.
 #[derive(Debug, Default)]
 pub struct Bar {
-    /// Milliseconds since [`epoch`] plus one; 0 is down.
+    /// Milliseconds since [`EPOCH`] plus one; 0 is down.
     until: AtomicU64,
     /// Failures in a row, for whoever raises it.
     pub failures: AtomicU32,
