@@ -1,6 +1,10 @@
 //! `sockmesh run`: its flags, those of motan-go's agent among them, spelled with one dash or two.
 
-use std::{ffi::OsString, net::IpAddr, path::{Path, PathBuf}};
+use std::{
+    ffi::OsString,
+    net::IpAddr,
+    path::{Path, PathBuf},
+};
 
 use crate::config::motan::{Flags, Surroundings, go_bool, log_level};
 
@@ -169,7 +173,10 @@ impl Args {
             return Ok(named.clone());
         }
         let default = if self.motan.pool.is_some() { "./" } else { "./motan.yaml" };
-        anyhow::ensure!(Path::new(default).exists(), "no configuration: name it with `-c FILE` (there is no {default})");
+        anyhow::ensure!(
+            Path::new(default).exists(),
+            "no configuration: name it with `-c FILE` (there is no {default})"
+        );
         Ok(default.into())
     }
 
