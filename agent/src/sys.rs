@@ -21,7 +21,7 @@ use aya::Pod;
 
 pub mod udp;
 
-pub use self::memory::give_memory_back;
+pub use self::memory::{give_heap_back, give_memory_back};
 
 // ---- sockets ---------------------------------------------------------------------------------------
 

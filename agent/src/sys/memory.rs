@@ -3,11 +3,7 @@
 /// Gives back what was used for a moment and is scattered: after loading and after the self-test. Pages of the
 /// program itself go too, most of which only a start needs; those that are used come back from the page cache.
 pub fn give_memory_back() {
-    #[cfg(target_env = "gnu")]
-    // SAFETY: may be called at any time, from any thread.
-    unsafe {
-        libc::malloc_trim(0);
-    }
+    give_heap_back();
     let maps = std::fs::read_to_string("/proc/self/maps").unwrap_or_default();
     let exe = std::fs::read_link("/proc/self/exe").unwrap_or_default();
     for (from, to) in code(&maps, &exe.to_string_lossy()) {
@@ -16,6 +12,15 @@ pub fn give_memory_back() {
         unsafe {
             libc::madvise(from as *mut libc::c_void, to - from, libc::MADV_DONTNEED);
         }
+    }
+}
+
+/// Gives back what of the heap is free: after reading what is much larger than what is kept of it.
+pub fn give_heap_back() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: may be called at any time, from any thread.
+    unsafe {
+        libc::malloc_trim(0);
     }
 }
 

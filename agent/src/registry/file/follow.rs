@@ -25,11 +25,15 @@ use tokio::{
 };
 
 use super::{Shared, content};
+use crate::sys;
 
 /// How often the file is looked at without being told.
 const LOOK_EVERY: Duration = Duration::from_secs(3);
-/// A writer that is silent for this long has finished, one would think.
-const QUIET: Duration = Duration::from_millis(50);
+/// A writer that is silent for this long has finished, one would think. If not, what is half written is told and
+/// not taken, and the next event brings the rest.
+const QUIET: Duration = Duration::from_millis(10);
+/// Reading a file of this many bytes takes room worth giving back.
+const LARGE: u64 = 256 << 10;
 /// A folder that is never quiet must not hide a change for longer than this.
 const NOISY: Duration = Duration::from_secs(1);
 
@@ -94,6 +98,9 @@ async fn refresh(shared: &Arc<Shared>) -> Fingerprint {
     match read.await {
         Ok((seen, content)) => {
             shared.state.lock().take(content, &shared.path);
+            if seen.is_some_and(|(_, _, bytes, _)| bytes > LARGE) {
+                sys::give_heap_back();
+            }
             seen
         }
         // The runtime is shutting down, or reading panicked: the next look tries again.
