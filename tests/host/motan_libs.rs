@@ -40,7 +40,9 @@ pub fn grpc_server() -> Server {
 /// Go's own agent with this configuration; `at` is where it will listen.
 pub fn go_agent(at: SocketAddr, config: &str) -> Server {
     let dir = Temp::new();
-    let file = dir.write("motan.yaml", config);
+    // Its own files would lie where the test runs.
+    let folders = format!("motan-agent: {{runtime_dir: {0}, snapshot_dir: {0}, ", dir.file("runtime").display());
+    let file = dir.write("motan.yaml", config.replacen("motan-agent: {", &folders, 1));
     let pid = dir.file("agent.pid").display().to_string();
     let cmd = go("agent").arg("-c").arg(file.display()).args(["-pidfile", &pid, "-localIP", "127.0.0.1"]);
     Server::start(at, dir, cmd)
