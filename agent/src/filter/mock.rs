@@ -8,7 +8,7 @@ use std::{
     },
 };
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header::CONTENT_TYPE};
 use serde::Deserialize;
 use tokio::time::Instant;
@@ -18,12 +18,10 @@ use super::{
     options::{Percent, Times},
 };
 use crate::{
-    call::{CallError, ErrorKind, Head, Request, Response, exception::Exception},
+    call::{CallError, ErrorKind, Head, Request, Response, Text, exception::Exception},
     kind::{self, BuildCx, Value},
+    serialize::{self, Value as Typed},
 };
-
-/// Serialization number of Motan's `simple`.
-const SIMPLE: u8 = 6;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -62,7 +60,7 @@ impl Default for AnswerOptions {
             body: None,
             hex: None,
             base64: None,
-            serialization: SIMPLE,
+            serialization: serialize::simple::NUMBER,
             status: 200,
             headers: BTreeMap::new(),
             delay: Times::default(),
@@ -228,75 +226,38 @@ fn same(bytes: Bytes, media: &'static str) -> (Bytes, Bytes, &'static str) {
     (bytes.clone(), bytes, media)
 }
 
-/// A value as Motan's `simple` serialization writes it; nothing for null.
+/// A value as Motan's `simple` serialization writes it.
 fn simple(value: &Value, path: &str) -> anyhow::Result<Bytes> {
-    let mut out = BytesMut::new();
-    write_simple(value, &mut out).map_err(|what| {
-        anyhow::anyhow!("{path}.value: {what} cannot be written as `simple`; write `hex` or `base64`")
-    })?;
-    Ok(out.freeze())
+    let wrong =
+        |what: &str| anyhow::anyhow!("{path}.value: {what} cannot be written as `simple`; write `hex` or `base64`");
+    let typed = typed(value).map_err(wrong)?;
+    serialize::simple::write(&[typed]).map_err(|e| anyhow::anyhow!("{path}.value: {e}"))
 }
 
-fn write_simple(value: &Value, out: &mut BytesMut) -> Result<(), &'static str> {
-    let sized = |bytes: &[u8], out: &mut BytesMut| {
-        out.put_u32(bytes.len() as u32);
-        out.put_slice(bytes);
-    };
-    let block = |tag: u8, content: BytesMut, out: &mut BytesMut| {
-        out.put_u8(tag);
-        out.put_u32(content.len() as u32);
-        out.put_slice(&content);
-    };
-    let mut content = BytesMut::new();
-    match value {
+/// The type that a value of YAML has by nature. What holds nothing but texts is a list or a map of texts.
+fn typed(value: &Value) -> Result<Typed, &'static str> {
+    let text = |value: &Value| value.as_str().map(Text::from);
+    Ok(match value {
         Value::Null => return Err("a null inside"),
-        Value::Bool(yes) => out.put_slice(&[5, u8::from(*yes)]),
-        Value::Number(number) => {
-            if let Some(whole) = number.as_i64() {
-                out.put_u8(9);
-                let mut zigzag = ((whole << 1) ^ (whole >> 63)).cast_unsigned();
-                while zigzag >= 0x80 {
-                    out.put_u8(zigzag as u8 | 0x80);
-                    zigzag >>= 7;
-                }
-                out.put_u8(zigzag as u8);
-            } else {
-                out.put_u8(11);
-                out.put_f64(number.as_f64().ok_or("a number this large")?);
+        Value::Bool(yes) => Typed::Bool(*yes),
+        Value::Number(number) => match number.as_i64() {
+            Some(whole) => Typed::Int64(whole),
+            None => Typed::from(number.as_f64().ok_or("a number this large")?),
+        },
+        Value::String(text) => Typed::from(text.as_str()),
+        Value::Sequence(list) => match list.iter().map(text).collect() {
+            Some(texts) => Typed::Strings(texts),
+            None => Typed::Array(list.iter().map(typed).collect::<Result<_, _>>()?),
+        },
+        Value::Mapping(map) => match map.iter().map(|(k, v)| Some((text(k)?, text(v)?))).collect() {
+            Some(texts) => Typed::StringMap(texts),
+            None => {
+                let both = map.iter().map(|(k, v)| typed(k).and_then(|k| Ok((k, typed(v)?))));
+                Typed::Map(both.collect::<Result<_, _>>()?)
             }
-        }
-        Value::String(text) => {
-            out.put_u8(1);
-            sized(text.as_bytes(), out);
-        }
-        Value::Sequence(list) => {
-            if let Some(texts) = list.iter().map(Value::as_str).collect::<Option<Vec<_>>>() {
-                texts.iter().for_each(|text| sized(text.as_bytes(), &mut content));
-                block(4, content, out);
-            } else {
-                list.iter().try_for_each(|item| write_simple(item, &mut content))?;
-                block(21, content, out);
-            }
-        }
-        Value::Mapping(map) => {
-            let texts = map.iter().map(|(key, value)| Some((key.as_str()?, value.as_str()?)));
-            if let Some(texts) = texts.collect::<Option<Vec<_>>>() {
-                for (key, value) in texts {
-                    sized(key.as_bytes(), &mut content);
-                    sized(value.as_bytes(), &mut content);
-                }
-                block(2, content, out);
-            } else {
-                for (key, value) in map {
-                    write_simple(key, &mut content)?;
-                    write_simple(value, &mut content)?;
-                }
-                block(20, content, out);
-            }
-        }
+        },
         Value::Tagged(_) => return Err("a tagged value"),
-    }
-    Ok(())
+    })
 }
 
 fn from_hex(text: &str) -> Option<Vec<u8>> {

@@ -84,6 +84,11 @@ fn within<T>(
     Ok(items)
 }
 
+/// The body of one text or byte string, or of several, which are never too long: messages are limited.
+pub fn write_blocks(values: &[Value]) -> Bytes {
+    write(values).expect("texts and bytes of messages that are limited to far less than 4 GiB")
+}
+
 /// The body that these values make.
 pub fn write(values: &[Value]) -> Result<Bytes, Unwritable> {
     let mut out = Vec::new();

@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, sync::Arc};
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Request, Response as HttpResponse, StatusCode, header, uri::Authority};
 use http_body_util::{BodyExt, Full, Limited, combinators::UnsyncBoxBody};
 use hyper::body::Incoming;
@@ -18,12 +18,9 @@ use crate::{
         exception::{Exception, Failed},
     },
     metrics::Live,
-    protocol::upstream::{
-        convert::PROXY,
-        raw,
-        simple::{self, Value},
-    },
+    protocol::upstream::{convert::PROXY, raw},
     route::{Direction, Route},
+    serialize::{Value, simple},
 };
 
 /// `errcode` of a call that found no endpoint.
@@ -81,14 +78,13 @@ pub(super) async fn http(
         head.headers.insert(header::CONTENT_LENGTH, body.len().into());
     }
     let target = head.uri.path_and_query().map_or("/", |p| p.as_str());
-    let mut arguments = BytesMut::with_capacity(body.len() + 512);
-    simple::put_bytes(&raw::put_request(&head.method, target, &head.headers), &mut arguments);
-    simple::put_bytes(&body, &mut arguments);
+    let wanted = raw::put_request(&head.method, target, &head.headers);
+    let arguments = simple::write_blocks(&[Value::Bytes(wanted), Value::Bytes(body.clone())]);
 
     // What metadata cannot carry: the path as it was written says the same.
     let path = if path.contains('\n') { head.uri.path() } else { path };
     let call = Call { idempotent: head.method.is_idempotent(), ..named(service, &domain.group, path) };
-    let result = send(parts, call, &[(PROXY, "true")], arguments.freeze()).await;
+    let result = send(parts, call, &[(PROXY, "true")], arguments).await;
     let failure = match result {
         Ok(value) => match answer(value) {
             Ok(answer) => return Outcome::Answer(answer),
@@ -113,9 +109,9 @@ fn answer((values, _): (Vec<Value>, Pairs)) -> Result<Answer, String> {
     };
     let mut bytes = items.into_iter().map(|item| match item {
         Value::Bytes(bytes) => Ok(bytes),
-        Value::String(text) => Ok(text.into()),
+        Value::String(text) => Ok(text.as_bytes().clone()),
         Value::Null => Ok(Bytes::new()),
-        Value::Map(_) | Value::Array(_) | Value::Other(_) => Err("the answer is no HTTP message".to_owned()),
+        _ => Err("the answer is no HTTP message".to_owned()),
     });
     let head = bytes.next().unwrap_or_else(|| Err("the answer is empty".to_owned()))?;
     let body = bytes.next().unwrap_or_else(|| Ok(Bytes::new()))?;
@@ -158,20 +154,19 @@ pub(super) async fn rpc(parts: Parts<'_>, request: Request<Incoming>) -> Answer 
         return bad(format!("arg_type {} not support now", value("arg_type")));
     }
     let group = Text::from(value("group"));
-    let mut argument = BytesMut::new();
-    simple::put_string(value("arg"), &mut argument);
+    let argument = simple::write_blocks(&[Value::from(value("arg"))]);
     let names: Vec<_> = head.headers.iter().map(|(name, value)| (raw::canonical(name.as_str()), value)).collect();
     let fields = names.iter().filter_map(|(name, value)| Some((name.as_str(), value.to_str().ok()?)));
     let fields: Vec<_> = fields.filter(|(_, value)| !value.is_empty()).collect();
-    let (values, meta) = match send(parts, named(service, &group, method), &fields, argument.freeze()).await {
+    let (values, meta) = match send(parts, named(service, &group, method), &fields, argument).await {
         Ok(answered) => answered,
         Err((_, text)) => return own(StatusCode::BAD_GATEWAY, text),
     };
     let body = match values.into_iter().next() {
         None | Some(Value::Null) => Bytes::new(),
-        Some(Value::String(text)) => text.into(),
+        Some(Value::String(text)) => text.as_bytes().clone(),
         Some(Value::Bytes(bytes)) => bytes,
-        Some(Value::Map(_) | Value::Array(_) | Value::Other(_)) => {
+        Some(_) => {
             return own(StatusCode::BAD_GATEWAY, "get response body failed: it is neither a string nor bytes");
         }
     };
@@ -224,7 +219,7 @@ async fn send(
         Body::Full(body) => body,
         Body::Empty | Body::Stream(_) => Bytes::new(),
     };
-    let values = simple::values(body).map_err(|error| (500, format!("deserialize fail. err:{error}")))?;
+    let values = simple::read(body).map_err(|error| (500, format!("deserialize fail. err:{error}")))?;
     Ok((values, meta))
 }
 

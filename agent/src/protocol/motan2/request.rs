@@ -18,6 +18,7 @@ use crate::{
     meta,
     metrics::Live,
     route::{Cluster, Direction, Route},
+    serialize::{Value, simple},
 };
 
 /// What must be known of a call when its answer is written.
@@ -164,28 +165,20 @@ pub(super) fn carry(mut incoming: Incoming) -> impl Future<Output = Done> {
 /// the weight they give it, as a map of strings.
 fn framework_service(call: &Call) -> Result<Response, CallError> {
     const META_SERVICE: &str = "com.weibo.api.motan.runtime.meta.MetaService";
-    const SIMPLE: u8 = 6;
     if call.service != META_SERVICE || call.method != "getDynamicMeta" {
         return Err(CallError::mesh(ErrorKind::Rejected, exception::NO_FRAMEWORK_SERVICE));
     }
     Ok(Response {
         status: Status::Ok,
-        head: ResponseHead::Motan2(Motan2Head { serialization: SIMPLE, ..Motan2Head::default() }),
-        body: Body::Full(string_map(&meta::all())),
+        head: ResponseHead::Motan2(Motan2Head { serialization: simple::NUMBER, ..Motan2Head::default() }),
+        body: Body::Full(meta_body(&meta::all())),
         endpoint: None,
     })
 }
 
-/// A map of strings in the serialization `simple`: tag, length of the rest, then each text behind its length.
-fn string_map(map: &BTreeMap<String, String>) -> Bytes {
-    let mut body = vec![2, 0, 0, 0, 0];
-    for text in map.iter().flat_map(|(key, value)| [key, value]) {
-        body.extend_from_slice(&(text.len() as u32).to_be_bytes());
-        body.extend_from_slice(text.as_bytes());
-    }
-    let rest = (body.len() - 5) as u32;
-    body[1..5].copy_from_slice(&rest.to_be_bytes());
-    body.into()
+fn meta_body(map: &BTreeMap<String, String>) -> Bytes {
+    let map = map.iter().map(|(key, value)| (Text::from(key.as_str()), Text::from(value.as_str()))).collect();
+    simple::write_blocks(&[Value::StringMap(map)])
 }
 
 #[cfg(test)]
@@ -194,9 +187,9 @@ mod tests {
 
     #[test]
     fn meta_is_written_as_motan_go_reads_it() {
-        assert_eq!(&string_map(&BTreeMap::new())[..], [2, 0, 0, 0, 0]);
+        assert_eq!(&meta_body(&BTreeMap::new())[..], [2, 0, 0, 0, 0]);
         let map = BTreeMap::from([("k1".to_owned(), "v1".to_owned()), ("k".to_owned(), String::new())]);
         let expected = [2, 0, 0, 0, 21, 0, 0, 0, 1, b'k', 0, 0, 0, 0, 0, 0, 0, 2, b'k', b'1', 0, 0, 0, 2, b'v', b'1'];
-        assert_eq!(string_map(&map)[..], expected);
+        assert_eq!(meta_body(&map)[..], expected);
     }
 }

@@ -1,13 +1,14 @@
 //! What a Motan2 call becomes as an HTTP request, without I/O.
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use form_urlencoded::Serializer;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri, header};
 
-use super::{attach::percent, provider::Options, raw, simple, simple::Value};
+use super::{attach::percent, provider::Options, raw};
 use crate::{
     call::{Call, Text},
     protocol::locations::Locations,
+    serialize::{Value, simple},
 };
 
 /// Says that the message itself is inside.
@@ -66,7 +67,7 @@ pub(super) fn request(
 ) -> Result<Outgoing, Refusal> {
     let bad = |what: String| (400, what);
     let arguments =
-        simple::values(body).map_err(|e| bad(format!("deserialize fail. err:{e} method:{}", &*call.method)))?;
+        simple::read(body).map_err(|e| bad(format!("deserialize fail. err:{e} method:{}", &*call.method)))?;
     let find = |key: &str| pairs.iter().find(|(k, _)| *k == *key).map(|(_, v)| v.as_str());
     // The words for yes of Go's strconv.ParseBool.
     let proxied = find(PROXY).is_some_and(|v| matches!(v, "1" | "t" | "T" | "true" | "TRUE" | "True"));
@@ -129,8 +130,8 @@ fn as_it_is(
     let mut bytes = arguments.into_iter().map(|argument| match argument {
         Value::Bytes(bytes) => Some(bytes),
         Value::Null => Some(Bytes::new()),
-        Value::String(text) => Some(text.into()),
-        Value::Map(_) | Value::Array(_) | Value::Other(_) => None,
+        Value::String(text) => Some(text.as_bytes().clone()),
+        _ => None,
     });
     let (Some(Some(head)), Some(Some(body))) =
         (bytes.next(), bytes.next().unwrap_or_else(|| Some(Bytes::new())).into())
@@ -185,22 +186,21 @@ fn converted(
     let mut body = Bytes::new();
     match arguments.pop() {
         None | Some(Value::Null) => {}
-        Some(Value::Map(map)) if method == Method::GET => {
-            let mut form = Serializer::new(query);
-            form.extend_pairs(map);
-            query = form.finish();
-        }
-        Some(Value::Map(map)) => {
-            let mut form = Serializer::new(String::new());
-            form.extend_pairs(map);
-            body = form.finish().into();
-            headers.insert(header::CONTENT_TYPE, FORM);
-        }
-        Some(Value::String(text)) => body = text.into(),
+        Some(Value::String(text)) => body = text.as_bytes().clone(),
         Some(Value::Bytes(bytes)) => body = bytes,
-        Some(Value::Array(_)) => return Err((400, "http rpc unsupported parameter type: array".to_owned())),
-        Some(Value::Other(tag)) => {
-            return Err((400, format!("http rpc unsupported parameter type: tag {tag} of simple")));
+        Some(other) => {
+            let Some(map) = texts(&other) else {
+                return Err((400, format!("http rpc unsupported parameter type: {}", other.name())));
+            };
+            let in_query = method == Method::GET;
+            let mut form = Serializer::new(if in_query { std::mem::take(&mut query) } else { String::new() });
+            form.extend_pairs(map);
+            if in_query {
+                query = form.finish();
+            } else {
+                body = form.finish().into();
+                headers.insert(header::CONTENT_TYPE, FORM);
+            }
         }
     }
     if bodyless {
@@ -224,9 +224,8 @@ fn formatted(
     form.append_pair("requestIdFromClient", &call.request_id.to_string());
     if !arguments.is_empty() {
         match arguments.swap_remove(0) {
-            Value::Map(map) => drop(form.extend_pairs(map)),
             Value::String(text) => drop(form.append_key_only(&text)),
-            _ => {}
+            other => drop(form.extend_pairs(texts(&other).unwrap_or_default())),
         }
     }
     let form = form.finish();
@@ -250,6 +249,21 @@ fn formatted(
     Ok(Outgoing { way: Way::Formatted, method, uri, headers, body })
 }
 
+/// A map of texts to texts. Motan Java writes an empty one as a map of anything.
+fn texts(value: &Value) -> Option<Vec<(&str, &str)>> {
+    match value {
+        Value::StringMap(map) => Some(map.iter().map(|(k, v)| (&**k, &**v)).collect()),
+        Value::Map(map) => map
+            .iter()
+            .map(|pair| match pair {
+                (Value::String(k), Value::String(v)) => Some((&**k, &**v)),
+                _ => None,
+            })
+            .collect(),
+        _ => None,
+    }
+}
+
 fn inner(key: &str) -> Option<&'static str> {
     INNER.iter().find(|(motan, _)| *motan == key).map(|(_, name)| *name)
 }
@@ -262,12 +276,11 @@ fn set(headers: &mut HeaderMap, name: &str, value: &str) {
 }
 
 /// The value that callers get of an answer's head and body.
-pub(super) fn answer(way: Way, status: http::StatusCode, headers: &HeaderMap, body: &[u8]) -> Bytes {
-    let mut out = BytesMut::with_capacity(body.len() + 64);
-    match way {
-        Way::Raw => simple::put_pair(&raw::put_response(status, headers), body, &mut out),
-        Way::Converted => simple::put_bytes(body, &mut out),
-        Way::Formatted => simple::put_string(&String::from_utf8_lossy(body), &mut out),
-    }
-    out.freeze()
+pub(super) fn answer(way: Way, status: http::StatusCode, headers: &HeaderMap, body: &Bytes) -> Bytes {
+    let bytes = || Value::Bytes(body.clone());
+    simple::write_blocks(&[match way {
+        Way::Raw => Value::Array(vec![Value::Bytes(raw::put_response(status, headers)), bytes()]),
+        Way::Converted => bytes(),
+        Way::Formatted => Value::from(&*String::from_utf8_lossy(body)),
+    }])
 }

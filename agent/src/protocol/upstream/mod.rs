@@ -13,7 +13,6 @@ mod provider;
 #[cfg(test)]
 mod provider_tests;
 pub(super) mod raw;
-pub(super) mod simple;
 
 use std::sync::Arc;
 

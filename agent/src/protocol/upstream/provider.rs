@@ -12,7 +12,7 @@ use super::{
     Upstream,
     attach::attachments,
     convert::{self, Outgoing, Way},
-    motan2, raw, simple, thrown,
+    motan2, raw, thrown,
 };
 use crate::{
     call::{
@@ -26,6 +26,7 @@ use crate::{
         http1,
         locations::{Location, Locations},
     },
+    serialize::simple,
 };
 
 /// As of Motan2 calls, which these are to their callers.

@@ -2,18 +2,18 @@
 
 use std::{convert::Infallible, net::SocketAddr, sync::Arc, time::Duration};
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
 use tokio::{net::TcpListener, task::JoinSet};
 
-use super::simple::{self, Value};
 use crate::{
     call::{Body, Call, Head, Motan2Head, Pairs, Request, Response, ResponseHead, Status, Text},
     config::{Cluster, Named},
     protocol::testing::{Front, Settings, closed_port, front},
+    serialize::{Value, simple},
 };
 
 /// Answers every request with what it was: method, target, chosen headers, body.
@@ -87,22 +87,12 @@ async fn call(mesh: &Front, method: &str, body: impl Into<Bytes>, meta: &[(&str,
 }
 
 fn string(text: &str) -> Bytes {
-    let mut out = BytesMut::new();
-    simple::put_string(text, &mut out);
-    out.freeze()
+    simple::write_blocks(&[Value::from(text)])
 }
 
 fn map(pairs: &[(&str, &str)]) -> Bytes {
-    let mut content = BytesMut::new();
-    for text in pairs.iter().flat_map(|(k, v)| [k, v]) {
-        content.put_u32(text.len() as u32);
-        content.put_slice(text.as_bytes());
-    }
-    let mut out = BytesMut::new();
-    out.put_u8(2);
-    out.put_u32(content.len() as u32);
-    out.put_slice(&content);
-    out.freeze()
+    let map = pairs.iter().map(|(k, v)| (Text::from(*k), Text::from(*v))).collect();
+    simple::write_blocks(&[Value::StringMap(map)])
 }
 
 fn meta(response: &Response, key: &str) -> String {
@@ -112,7 +102,7 @@ fn meta(response: &Response, key: &str) -> String {
 
 fn value(response: &Response) -> Value {
     let Body::Full(body) = &response.body else { panic!("{response:?}") };
-    simple::values(body.clone()).unwrap().remove(0)
+    simple::read(body.clone()).unwrap().remove(0)
 }
 
 /// The text that was answered as bytes.
@@ -159,11 +149,10 @@ async fn a_method_is_a_path_and_a_map_its_query_or_form() {
 async fn a_request_as_it_is_comes_back_as_an_answer_as_it_is() {
     let server = Server::start().await;
     let mesh = mesh(server.addr, "null").await;
-    let mut body = BytesMut::new();
     let head = b"POST /raw%2Fpath?x=%20y HTTP/1.1\r\nHost: h.test\r\nConnection: close, x-hop\r\nX-Hop: 1\r\nX-Own: 1\r\nContent-Length: 4\r\n\r\n";
-    simple::put_bytes(head, &mut body);
-    simple::put_bytes(b"data", &mut body);
-    let answer = call(&mesh, "/raw/path", body.freeze(), &[("HTTP_PROXY", "true"), ("M_s", "app")]).await;
+    let parts = [&head[..], b"data"].map(|part| Value::Bytes(Bytes::from_static(part)));
+    let answer =
+        call(&mesh, "/raw/path", simple::write_blocks(&parts), &[("HTTP_PROXY", "true"), ("M_s", "app")]).await;
     let Value::Array(items) = value(&answer) else { panic!("{answer:?}") };
     let [Value::Bytes(head), Value::Bytes(body)] = &items[..] else { panic!("{items:?}") };
     assert_eq!(body, "POST /raw%2Fpath?x=%20y data");
@@ -182,12 +171,12 @@ async fn a_url_of_the_configuration_takes_the_method() {
         "{url: 'http://api.test/v1/%s.json', methods: {save: {method: POST}, list: {url: 'http://b.test/all?x=1'}}}";
     let mesh = mesh(server.addr, options).await;
     let answer = call(&mesh, "get", map(&[("id", "5")]), &[("M_g", "grp")]).await;
-    assert_eq!(value(&answer), Value::String("GET /v1/get.json?requestIdFromClient=77&id=5 ".to_owned()));
+    assert_eq!(value(&answer), Value::from("GET /v1/get.json?requestIdFromClient=77&id=5 "));
     assert_eq!((server.header("host"), server.header("motan-g")), ("api.test".to_owned(), "grp".to_owned()));
     let answer = call(&mesh, "save", map(&[("id", "5")]), &[]).await;
-    assert_eq!(value(&answer), Value::String("POST /v1/save.json requestIdFromClient=77&id=5".to_owned()));
+    assert_eq!(value(&answer), Value::from("POST /v1/save.json requestIdFromClient=77&id=5"));
     let answer = call(&mesh, "list", "", &[]).await;
-    assert_eq!(value(&answer), Value::String("GET /all?x=1&requestIdFromClient=77 ".to_owned()));
+    assert_eq!(value(&answer), Value::from("GET /all?x=1&requestIdFromClient=77 "));
 }
 
 #[tokio::test]
@@ -212,8 +201,12 @@ async fn what_fails_is_an_exception_of_the_users_own_kind() {
     assert_eq!(meta(&answer, "M_e"), r#"{"errcode":404,"errmsg":"GET /status/404 ","errtype":2}"#);
     let answer = call(&plain, "/slow", "", &[]).await;
     assert_eq!(meta(&answer, "M_e"), r#"{"errcode":503,"errmsg":"timeout","errtype":2}"#);
-    let answer = call(&plain, "/x", "\x0f", &[]).await;
-    assert!(meta(&answer, "M_e").starts_with(r#"{"errcode":400,"errmsg":"http rpc unsupported"#), "{answer:?}");
+    for (body, why) in [("\x08\x02", "http rpc unsupported parameter type: int32"), ("\x0f", "deserialize fail. err:")]
+    {
+        let answer = call(&plain, "/x", body, &[]).await;
+        let expected = format!(r#"{{"errcode":400,"errmsg":"{why}"#);
+        assert!(meta(&answer, "M_e").starts_with(&expected), "{answer:?}");
+    }
     let answer = call(&plain, "/x", [string("a"), string("b")].concat(), &[]).await;
     assert!(meta(&answer, "M_e").contains("http rpc only support one parameter"), "{answer:?}");
     let answer = call(&plain, "/x", string("no head"), &[("HTTP_PROXY", "true")]).await;
