@@ -1,7 +1,10 @@
 //! A small HTTP/1.1 client for what the agent itself asks of others: registries, collectors, other agents.
 //! Not for calls of programs, which run through `protocol`.
 
-use std::{fmt, time::Duration};
+use std::{
+    fmt::{self, Write as _},
+    time::Duration,
+};
 
 use anyhow::{Context, bail};
 use bytes::Bytes;
@@ -131,6 +134,19 @@ impl Peer {
     }
 }
 
+/// `text` for a path or a query: everything but `keep` and unreserved characters (RFC 3986) as `%XX`.
+pub fn percent(text: &str, keep: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        if byte.is_ascii_alphanumeric() || b"-_.~".contains(&byte) || keep.as_bytes().contains(&byte) {
+            out.push(char::from(byte));
+        } else {
+            let _ = write!(out, "%{byte:02X}");
+        }
+    }
+    out
+}
+
 #[cfg(test)]
 mod tests {
     use tokio::{
@@ -139,6 +155,12 @@ mod tests {
     };
 
     use super::*;
+
+    #[test]
+    fn what_no_path_may_hold_is_escaped() {
+        assert_eq!(percent("/a b/c", "/"), "/a%20b/c");
+        assert_eq!(percent("a/b~中", ""), "a%2Fb~%E4%B8%AD");
+    }
 
     #[test]
     fn addresses_are_read_with_and_without_their_parts() {

@@ -2,6 +2,7 @@
 
 use std::{fs, net::SocketAddr};
 
+use base64::{Engine as _, engine::general_purpose::STANDARD};
 use serde_json::{Value, json};
 
 use crate::{
@@ -79,7 +80,7 @@ pub struct Found {
 
 /// Writes a key that stays.
 pub fn put(server: SocketAddr, key: &str, value: &[u8]) {
-    gateway(server, "kv/put", &json!({"key": base64(key.as_bytes()), "value": base64(value)}));
+    gateway(server, "kv/put", &json!({"key": STANDARD.encode(key.as_bytes()), "value": STANDARD.encode(value)}));
 }
 
 /// Writes many keys, many at a time.
@@ -89,7 +90,7 @@ pub fn put_all(server: SocketAddr, pairs: impl Iterator<Item = (String, String)>
     for some in pairs.chunks(128) {
         let puts: Vec<_> = some
             .iter()
-            .map(|(k, v)| json!({"requestPut": {"key": base64(k.as_bytes()), "value": base64(v.as_bytes())}}))
+            .map(|(k, v)| json!({"requestPut": {"key": STANDARD.encode(k.as_bytes()), "value": STANDARD.encode(v.as_bytes())}}))
             .collect();
         gateway(server, "kv/txn", &json!({"success": puts}));
     }
@@ -97,20 +98,20 @@ pub fn put_all(server: SocketAddr, pairs: impl Iterator<Item = (String, String)>
 
 /// Deletes a key.
 pub fn delete(server: SocketAddr, key: &str) {
-    gateway(server, "kv/deleterange", &json!({"key": base64(key.as_bytes())}));
+    gateway(server, "kv/deleterange", &json!({"key": STANDARD.encode(key.as_bytes())}));
 }
 
 /// A key, if it is there.
 pub fn get(server: SocketAddr, key: &str) -> Option<Found> {
-    let answer = gateway(server, "kv/range", &json!({"key": base64(key.as_bytes())}));
+    let answer = gateway(server, "kv/range", &json!({"key": STANDARD.encode(key.as_bytes())}));
     let kv = answer["kvs"].get(0)?;
-    let value = kv["value"].as_str().map(unbase64).unwrap_or_default();
+    let value = kv["value"].as_str().map(|text| STANDARD.decode(text).unwrap()).unwrap_or_default();
     Some(Found { value, lease: kv["lease"].as_str().map_or(0, |id| id.parse::<i64>().unwrap() as u64) })
 }
 
 /// Forgets all history up to now.
 pub fn compact(server: SocketAddr) {
-    let now = gateway(server, "kv/range", &json!({"key": base64(b"x")}))["header"]["revision"].clone();
+    let now = gateway(server, "kv/range", &json!({"key": STANDARD.encode(b"x")}))["header"]["revision"].clone();
     gateway(server, "kv/compaction", &json!({"revision": now, "physical": true}));
 }
 
@@ -127,7 +128,8 @@ pub fn revoke(server: SocketAddr, lease: u64) {
 
 /// Writes a key under a lease.
 pub fn put_under(server: SocketAddr, key: &str, value: &[u8], lease: u64) {
-    let put = json!({"key": base64(key.as_bytes()), "value": base64(value), "lease": lease.to_string()});
+    let put =
+        json!({"key": STANDARD.encode(key.as_bytes()), "value": STANDARD.encode(value), "lease": lease.to_string()});
     gateway(server, "kv/put", &put);
 }
 
@@ -135,27 +137,4 @@ fn gateway(server: SocketAddr, what: &str, body: &Value) -> Value {
     let answer = http::post(server, &format!("/v3/{what}"), body.to_string().as_bytes()).unwrap();
     assert_eq!(answer.status(), 200, "{what}: {}", answer.text());
     serde_json::from_str(&answer.text()).unwrap()
-}
-
-const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-
-fn base64(bytes: &[u8]) -> String {
-    let mut out = String::with_capacity(bytes.len() * 4 / 3 + 4);
-    for three in bytes.chunks(3) {
-        let all = three.iter().fold(0_u32, |sum, byte| sum << 8 | u32::from(*byte)) << (8 * (3 - three.len()));
-        for i in 0..4 {
-            out.push(if i <= three.len() { DIGITS[(all >> (18 - 6 * i) & 63) as usize] as char } else { '=' });
-        }
-    }
-    out
-}
-
-fn unbase64(text: &str) -> Vec<u8> {
-    let digits: Vec<_> = text.bytes().filter_map(|c| DIGITS.iter().position(|d| *d == c)).collect();
-    let mut out = Vec::new();
-    for four in digits.chunks(4) {
-        let all = four.iter().fold(0, |sum, digit| sum << 6 | digit) << (6 * (4 - four.len()));
-        out.extend((0..four.len() - 1).map(|i| (all >> (16 - 8 * i)) as u8));
-    }
-    out
 }

@@ -50,14 +50,12 @@ enum Named {
     Motan(MotanOptions),
 }
 
+/// How each bench measures, and what becomes of it.
 #[derive(clap::Args)]
-struct MotanOptions {
+struct CommonOptions {
     /// One short round: whether everything works, not how fast
     #[arg(long)]
     quick: bool,
-    /// Only on one CPU, or on all (what is usual)
-    #[arg(long)]
-    cpus: Option<Cpus>,
     /// Rounds; the figures are their medians
     #[arg(long)]
     rounds: Option<usize>,
@@ -67,6 +65,15 @@ struct MotanOptions {
     /// Writes the rows there: a JSON list with one object for each, one on a line
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+}
+
+#[derive(clap::Args)]
+struct MotanOptions {
+    #[command(flatten)]
+    common: CommonOptions,
+    /// Only on one CPU, or on all (what is usual)
+    #[arg(long)]
+    cpus: Option<Cpus>,
     /// Writes its part of docs/benchmarks.md
     #[arg(long)]
     write: bool,
@@ -74,9 +81,8 @@ struct MotanOptions {
 
 #[derive(clap::Args)]
 struct WayOptions {
-    /// One short round: whether everything works, not how fast
-    #[arg(long)]
-    quick: bool,
+    #[command(flatten)]
+    common: CommonOptions,
     /// Only these: direct, port, ebpf, ebpf+redirect, kernel, kernel+joined, iptables
     #[arg(long, value_name = "PATHS", value_delimiter = ',')]
     only: Vec<String>,
@@ -92,15 +98,6 @@ struct WayOptions {
     /// Only on one CPU, or only on all
     #[arg(long)]
     cpus: Option<Cpus>,
-    /// Rounds; the figures are their medians
-    #[arg(long)]
-    rounds: Option<usize>,
-    /// How long one measurement lasts
-    #[arg(long, value_name = "MILLISECONDS")]
-    millis: Option<u64>,
-    /// Writes the rows there: a JSON list with one object for each, one on a line
-    #[arg(long, value_name = "FILE")]
-    json: Option<PathBuf>,
     /// Writes docs/benchmarks.md and its picture
     #[arg(long)]
     write: bool,
@@ -134,8 +131,8 @@ struct Origin {
 pub fn run(options: &Options) -> Result<()> {
     match &options.named {
         Some(Named::Pipeline { args }) => pipeline(args),
-        Some(Named::Motan(options)) => measure(&motan_plan(options), options.json.as_deref(), options.write),
-        None => measure(&plan(&options.ways)?, options.ways.json.as_deref(), options.ways.write),
+        Some(Named::Motan(options)) => measure(&motan_plan(options), options.common.json.as_deref(), options.write),
+        None => measure(&plan(&options.ways)?, options.ways.common.json.as_deref(), options.ways.write),
     }
 }
 
@@ -205,33 +202,33 @@ fn plan(options: &WayOptions) -> Result<Plan> {
     if cells.is_empty() {
         bail!("no load has {} callers: echo has 1, 16 and 64", options.callers.unwrap_or(0));
     }
-    let (rounds, warm, measured) = if options.quick { (1, 50, 100) } else { (5, 150, 500) };
+    let (rounds, warm, measured) = if options.common.quick { (1, 50, 100) } else { (5, 150, 500) };
     Ok(Plan {
         base: Way::Direct,
         ways,
         ports: PORTS,
         cells,
         cpus: options.cpus.map_or(vec![Cpus::One, Cpus::All], |cpus| vec![cpus]),
-        rounds: options.rounds.unwrap_or(rounds).max(1),
+        rounds: options.common.rounds.unwrap_or(rounds).max(1),
         warm: Duration::from_millis(warm),
-        measured: Duration::from_millis(options.millis.unwrap_or(measured).max(10)),
-        quick: options.quick,
+        measured: Duration::from_millis(options.common.millis.unwrap_or(measured).max(10)),
+        quick: options.common.quick,
     })
 }
 
 fn motan_plan(options: &MotanOptions) -> Plan {
     // Longer than the other rounds: the collector of garbage of a Go program runs a few times in it.
-    let (rounds, warm, measured) = if options.quick { (1, 50, 100) } else { (5, 500, 2000) };
+    let (rounds, warm, measured) = if options.common.quick { (1, 50, 100) } else { (5, 500, 2000) };
     Plan {
         base: Way::MotanGoPair,
         ways: Way::MOTAN.to_vec(),
         ports: MOTAN,
         cells: MOTAN_CELLS.to_vec(),
         cpus: vec![options.cpus.unwrap_or(Cpus::All)],
-        rounds: options.rounds.unwrap_or(rounds).max(1),
+        rounds: options.common.rounds.unwrap_or(rounds).max(1),
         warm: Duration::from_millis(warm),
-        measured: Duration::from_millis(options.millis.unwrap_or(measured).max(10)),
-        quick: options.quick,
+        measured: Duration::from_millis(options.common.millis.unwrap_or(measured).max(10)),
+        quick: options.common.quick,
     }
 }
 

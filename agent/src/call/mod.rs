@@ -53,10 +53,10 @@ pub struct Request {
     pub body: Body,
 }
 
+#[cfg(test)]
 impl Request {
-    /// A second copy for another attempt: a few reference counts. `None` once the body is a stream,
-    /// because its bytes exist only once.
-    pub fn replay(&self) -> Option<Self> {
+    /// A second copy: a few reference counts. `None` once the body is a stream, because its bytes exist only once.
+    pub(crate) fn replay(&self) -> Option<Self> {
         let body = match &self.body {
             Body::Empty => Body::Empty,
             Body::Full(bytes) => Body::Full(bytes.clone()),

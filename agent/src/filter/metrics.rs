@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, atomic::Ordering::Relaxed};
 
-use super::{CallCx, Filter, Outcome, Record, Trying, code_of};
+use super::{CallCx, Filter, Outcome, Record, Trying, code_of, options::Level};
 use crate::{
     call::{Body, CallError, Response},
     kind::{self, BuildCx, Value},
@@ -18,15 +18,6 @@ const METHODS: usize = 64;
 struct Options {
     methods: usize,
     level: Level,
-}
-
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize)]
-#[serde(rename_all = "lowercase")]
-enum Level {
-    #[default]
-    Call,
-    Attempt,
-    Both,
 }
 
 impl Default for Options {

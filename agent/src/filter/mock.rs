@@ -8,6 +8,7 @@ use std::{
     },
 };
 
+use base64::{Engine as _, engine::general_purpose::STANDARD_NO_PAD};
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header::CONTENT_TYPE};
 use serde::Deserialize;
@@ -15,7 +16,7 @@ use tokio::time::Instant;
 
 use super::{
     CallCx, Filter, Shows, Verdict, answer,
-    options::{Percent, Times},
+    options::{Percent, Times, from_hex},
 };
 use crate::{
     call::{CallError, ErrorKind, Head, Request, Response, Text, exception::Exception},
@@ -148,7 +149,7 @@ impl Answer {
             bytes.map(Bytes::from).ok_or_else(|| anyhow::anyhow!("{path}.{key}: is no {key}; write whole bytes"))
         };
         let (motan2, http, media) = match (&o.hex, &o.base64, &o.body) {
-            (Some(hex), ..) => same(raw(from_hex(hex), "hex")?, "application/octet-stream"),
+            (Some(hex), ..) => same(raw(from_hex(&spaceless(hex)), "hex")?, "application/octet-stream"),
             (_, Some(text), _) => same(raw(from_base64(text), "base64")?, "application/octet-stream"),
             (.., Some(text)) => {
                 let value = Value::String(text.clone());
@@ -260,26 +261,14 @@ fn typed(value: &Value) -> Result<Typed, &'static str> {
     })
 }
 
-fn from_hex(text: &str) -> Option<Vec<u8>> {
-    let digits: Vec<_> = text.chars().filter(|c| !c.is_whitespace()).map(|c| c.to_digit(16)).collect::<Option<_>>()?;
-    let whole = digits.len().is_multiple_of(2);
-    whole.then(|| digits.chunks(2).map(|two| (two[0] * 16 + two[1]) as u8).collect())
+/// Long bodies are written on several lines.
+fn spaceless(text: &str) -> String {
+    text.chars().filter(|c| !c.is_whitespace()).collect()
 }
 
 /// Standard alphabet, with or without padding.
 fn from_base64(text: &str) -> Option<Vec<u8>> {
-    const ALPHABET: &[u8] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    let (mut bits, mut held, mut out) = (0u32, 0, Vec::new());
-    for c in text.bytes().filter(|c| !c.is_ascii_whitespace() && *c != b'=') {
-        bits = bits << 6 | ALPHABET.iter().position(|a| *a == c)? as u32;
-        held += 6;
-        if held >= 8 {
-            held -= 8;
-            out.push((bits >> held) as u8);
-        }
-    }
-    // Six bits alone are no byte, and what is left over must be nothing.
-    (held < 6 && bits & ((1 << held) - 1) == 0).then_some(out)
+    STANDARD_NO_PAD.decode(spaceless(text).replace('=', "")).ok()
 }
 
 #[cfg(test)]
@@ -316,7 +305,7 @@ mod tests {
 
     #[test]
     fn raw_bodies_are_read() {
-        assert_eq!(from_hex("01 ff\n00"), Some(vec![1, 255, 0]));
+        assert_eq!(from_hex(&spaceless("01 ff\n00")), Some(vec![1, 255, 0]));
         assert_eq!((from_hex("0"), from_hex("zz")), (None, None));
         for (text, bytes) in [("aGVsbG8=", &b"hello"[..]), ("aGVsbG8", b"hello"), ("", b""), ("/+8=", b"\xff\xef")] {
             assert_eq!(from_base64(text).as_deref(), Some(bytes), "{text}");

@@ -115,6 +115,23 @@ impl Percent {
     }
 }
 
+/// Whether a filter that looks at calls and at attempts speaks of the ones or of the others.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Level {
+    #[default]
+    Call,
+    Attempt,
+    Both,
+}
+
+/// Bytes written as pairs of hexadecimal digits.
+pub(super) fn from_hex(text: &str) -> Option<Vec<u8>> {
+    let digits: Vec<_> = text.chars().map(|c| c.to_digit(16)).collect::<Option<_>>()?;
+    let whole = digits.len().is_multiple_of(2);
+    whole.then(|| digits.chunks(2).map(|two| (two[0] * 16 + two[1]) as u8).collect())
+}
+
 /// As Go writes a duration, which texts of Motan's own agent contain: `1s`, `1.5s`, `200ms`, `1m30s`.
 pub(super) fn go_duration(time: Duration) -> String {
     let decimal = |value: f64, unit: &str| format!("{value}{unit}");

@@ -95,6 +95,23 @@ async fn held(
     }
 }
 
+/// What is wanted now, for kinds whose registrations end with their session: what nobody wants any more is gone.
+pub(super) fn goal(wanted: &mut watch::Receiver<Wanted>) -> Wanted {
+    let gone = wanted.has_changed().is_err();
+    let now = *wanted.borrow_and_update();
+    if gone { Wanted::Gone } else { now }
+}
+
+/// Tells why it is not held; true when that was not known.
+pub(super) fn pending(standing: &watch::Sender<Standing>, why: &str) -> bool {
+    standing.send_if_modified(|now| {
+        let next = Standing::Pending(Some(why.to_owned()));
+        let new = *now != next;
+        *now = next;
+        new
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;

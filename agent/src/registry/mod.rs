@@ -105,6 +105,25 @@ pub struct Provided {
     pub parameters: BTreeMap<String, String>,
 }
 
+impl Provided {
+    /// Everything that is told of it beside its name and address, for kinds that hold pairs of texts.
+    fn metadata(&self) -> BTreeMap<String, String> {
+        let mut metadata = (*self.instance.metadata).clone();
+        metadata.extend(self.parameters.clone());
+        for (name, value) in [
+            ("protocol", &self.protocol),
+            ("application", &self.application),
+            ("zone", &self.instance.zone),
+            ("version", &self.key.version),
+        ] {
+            if !value.is_empty() {
+                metadata.insert(name.to_owned(), value.clone());
+            }
+        }
+        metadata
+    }
+}
+
 /// What a registry shall hold of a [`Provided`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Wanted {

@@ -5,7 +5,7 @@
 //! texts only a map of strings; both are general when empty. Every other type is an object with one key that
 //! names it: `{"$int64": 5}`, `{"$byte": 255}`, `{"$bytes": "AAEC"}` (base64), `{"$map": [[key, value], ...]}`.
 
-use bytes::Bytes;
+use base64::{Engine as _, engine::general_purpose::STANDARD};
 use serde_json::{Map, Number, Value as Json, json};
 
 use super::{Bits, MAX_DEPTH, Value};
@@ -64,7 +64,7 @@ pub fn to_json(value: &Value) -> Json {
             _ => json!({ "$float64": format!("{bits:#018x}") }),
         },
         Value::String(s) => text(s),
-        Value::Bytes(bytes) => json!({ "$bytes": base64(bytes) }),
+        Value::Bytes(bytes) => json!({ "$bytes": STANDARD.encode(bytes) }),
         Value::Strings(list) if list.is_empty() => json!({ "$strings": [] }),
         Value::Strings(list) => list.iter().map(text).collect(),
         Value::Array(list) => {
@@ -178,7 +178,9 @@ fn tagged(tag: &str, content: &Json, depth: usize) -> Result<Option<Value>, NoVa
             (Some(number), _) => Some(Value::from(number)),
             (None, bits) => bits.map(|bits| Value::Float64(Bits(bits))),
         },
-        "$bytes" => content.as_str().and_then(from_base64).map(Value::Bytes),
+        "$bytes" => {
+            content.as_str().and_then(|text| STANDARD.decode(text).ok()).map(|bytes| Value::Bytes(bytes.into()))
+        }
         "$strings" => content.as_array().and_then(|list| texts(list)).map(Value::Strings),
         "$array" => content.as_array().map(|list| items(list, depth)).transpose()?.map(Value::Array),
         "$string_map" => {
@@ -202,38 +204,4 @@ fn tagged(tag: &str, content: &Json, depth: usize) -> Result<Option<Value>, NoVa
         }
         _ => None,
     })
-}
-
-const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-
-fn base64(bytes: &[u8]) -> String {
-    let mut text = String::with_capacity(bytes.len().div_ceil(3) * 4);
-    for chunk in bytes.chunks(3) {
-        let group = [0, 1, 2].into_iter().fold(0u32, |n, i| n << 8 | u32::from(chunk.get(i).copied().unwrap_or(0)));
-        for place in 0..4 {
-            let letter = ALPHABET[(group >> (18 - 6 * place)) as usize & 63];
-            text.push(if place > chunk.len() { '=' } else { letter.into() });
-        }
-    }
-    text
-}
-
-fn from_base64(text: &str) -> Option<Bytes> {
-    let letters = text.trim_end_matches('=').as_bytes();
-    if !text.len().is_multiple_of(4) || text.len() - letters.len() > 2 {
-        return None;
-    }
-    let mut bytes = Vec::with_capacity(letters.len() / 4 * 3 + 2);
-    for chunk in letters.chunks(4) {
-        let mut group = 0u32;
-        for place in 0..4 {
-            let six = match chunk.get(place) {
-                Some(letter) => ALPHABET.iter().position(|known| known == letter)?,
-                None => 0,
-            };
-            group = group << 6 | six as u32;
-        }
-        bytes.extend(&group.to_be_bytes()[1..chunk.len()]);
-    }
-    Some(bytes.into())
 }

@@ -13,7 +13,7 @@ use std::{
 
 pub(super) use self::motan::Noted;
 use self::time::rfc3339;
-use super::{CallCx, ClusterInfo, Filter, Outcome, Record, Trying, Verdict};
+use super::{CallCx, ClusterInfo, Filter, Outcome, Record, Trying, Verdict, options::Level};
 use crate::{
     call::{Body, Call, CallError, Direction, Request, Response, Status},
     kind::{self, BuildCx, Value},
@@ -33,15 +33,6 @@ enum Format {
     Json,
     /// The fifteen fields of Motan's own agent.
     Motan,
-}
-
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize)]
-#[serde(rename_all = "lowercase")]
-enum Level {
-    #[default]
-    Call,
-    Attempt,
-    Both,
 }
 
 #[derive(Default, serde::Deserialize)]

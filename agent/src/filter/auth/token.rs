@@ -5,7 +5,10 @@ use std::{collections::BTreeMap, fmt::Write, time::Duration};
 use hmac::{Hmac, Mac};
 use sha2::Sha256;
 
-use crate::call::{Call, Text};
+use crate::{
+    call::{Call, Text},
+    filter::options::from_hex,
+};
 
 /// Shorter secrets can be guessed.
 const SHORTEST: usize = 16;
@@ -82,12 +85,6 @@ pub(super) fn verify(
     }
     let age = now.abs_diff(Duration::from_millis(ms));
     if age > max_age { Err(Unproven::Age(age)) } else { Ok(application.into()) }
-}
-
-fn from_hex(text: &str) -> Option<Vec<u8>> {
-    let digits: Vec<_> = text.chars().map(|c| c.to_digit(16)).collect::<Option<_>>()?;
-    let whole = digits.len().is_multiple_of(2);
-    whole.then(|| digits.chunks(2).map(|two| (two[0] * 16 + two[1]) as u8).collect())
 }
 
 #[cfg(test)]

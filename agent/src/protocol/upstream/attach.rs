@@ -1,7 +1,5 @@
 //! Attachments of a Motan2 call as fields of a head.
 
-use std::fmt::Write as _;
-
 use crate::call::{Call, Motan2Head, Text};
 
 /// What the next hop is told: what came, and what this hop adds to every call.
@@ -23,20 +21,7 @@ pub(super) fn attachments(call: &Call, head: &Motan2Head, application: &Text, gr
     pairs
 }
 
-/// `text` with everything but `keep` and unreserved characters (RFC 3986) as `%XX`.
-pub(super) fn percent(text: &str, keep: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    for byte in text.bytes() {
-        if byte.is_ascii_alphanumeric() || b"-_.~".contains(&byte) || keep.as_bytes().contains(&byte) {
-            out.push(char::from(byte));
-        } else {
-            let _ = write!(out, "%{byte:02X}");
-        }
-    }
-    out
-}
-
-/// The opposite of [`percent`]; sequences that are none stay as they are. Invalid UTF-8 becomes U+FFFD.
+/// The opposite of [`crate::fetch::percent`]; sequences that are none stay as they are. Invalid UTF-8 becomes U+FFFD.
 pub(in crate::protocol) fn unpercent(text: &str) -> String {
     let bytes = text.as_bytes();
     let mut out = Vec::with_capacity(bytes.len());
@@ -57,37 +42,19 @@ pub(in crate::protocol) fn unpercent(text: &str) -> String {
     String::from_utf8_lossy(&out).into_owned()
 }
 
-/// Base64 (RFC 4648) without padding, as gRPC wants the values of `-bin` fields.
-pub(super) fn base64(bytes: &[u8]) -> String {
-    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    let mut out = String::with_capacity(bytes.len().div_ceil(3) * 4);
-    for three in bytes.chunks(3) {
-        let n = three.iter().fold(0u32, |n, b| n << 8 | u32::from(*b)) << (8 * (3 - three.len()));
-        for digit in 0..=three.len() {
-            out.push(char::from(DIGITS[(n >> (18 - 6 * digit) & 63) as usize]));
-        }
-    }
-    out
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::call::Pairs;
+    use crate::{call::Pairs, fetch::percent};
 
     #[test]
     fn codings_go_there_and_back() {
         for text in ["", "a b/ü?#%41", "kit fail: 中文 100%"] {
             assert_eq!(unpercent(&percent(text, "")), text);
         }
-        assert_eq!(percent("/a b/c", "/"), "/a%20b/c");
         assert_eq!(unpercent("100%"), "100%");
         assert_eq!(unpercent("%4"), "%4");
         assert_eq!(unpercent("%zz中%e4%b8%ad"), "%zz中中");
-        let rfc = [("f", "Zg"), ("fo", "Zm8"), ("foo", "Zm9v"), ("foob", "Zm9vYg"), ("", "")];
-        for (text, expected) in rfc {
-            assert_eq!(base64(text.as_bytes()), expected);
-        }
     }
 
     #[test]

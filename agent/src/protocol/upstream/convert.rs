@@ -4,9 +4,10 @@ use bytes::Bytes;
 use form_urlencoded::Serializer;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri, header};
 
-use super::{attach::percent, provider::Options, raw};
+use super::{provider::Options, raw};
 use crate::{
     call::{Call, Text},
+    fetch::percent,
     protocol::locations::Locations,
     serialize::{Value, simple},
 };

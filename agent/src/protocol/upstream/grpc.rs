@@ -8,6 +8,7 @@ use std::{
     time::Duration,
 };
 
+use base64::{Engine as _, engine::general_purpose::STANDARD_NO_PAD};
 use bytes::{BufMut, Bytes, BytesMut};
 use futures_util::future::BoxFuture;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Version, header};
@@ -22,7 +23,7 @@ use tokio::time::Instant;
 
 use super::{
     Upstream,
-    attach::{attachments, base64, unpercent},
+    attach::{attachments, unpercent},
     motan2, thrown,
 };
 use crate::{
@@ -312,7 +313,7 @@ fn field(key: &str, value: &str) -> Option<(HeaderName, HeaderValue)> {
     if OWN.contains(&&*key) || key.starts_with("grpc-") {
         return None;
     }
-    let value = if key.ends_with("-bin") { base64(value.as_bytes()) } else { value.to_owned() };
+    let value = if key.ends_with("-bin") { STANDARD_NO_PAD.encode(value) } else { value.to_owned() };
     Some((HeaderName::try_from(key).ok()?, HeaderValue::try_from(value).ok()?))
 }
 

@@ -3,10 +3,11 @@
 use std::{fmt::Write as _, time::Duration};
 
 use anyhow::{Context as _, bail};
+use base64::{Engine as _, engine::general_purpose::STANDARD_NO_PAD};
 use http::{Method, StatusCode};
 use serde::Deserialize;
 
-use crate::fetch::{Answer, Peer};
+use crate::fetch::{Answer, Peer, percent};
 
 /// Time for an answer that Consul has at once.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -131,49 +132,17 @@ pub(super) fn key_value(answer: Answer) -> anyhow::Result<(Option<String>, u64)>
 
 /// A text as one part of a path or as a value in a query.
 pub(super) fn segment(text: &str) -> String {
-    escaped(text, "-._~")
+    percent(text, "")
 }
 
 /// A key of the store as a path: its slashes part it.
 pub(super) fn key_path(key: &str) -> String {
-    escaped(key, "-._~/")
+    percent(key, "/")
 }
 
-fn escaped(text: &str, kept: &str) -> String {
-    let mut path = String::with_capacity(text.len());
-    for byte in text.bytes() {
-        if byte.is_ascii_alphanumeric() || kept.as_bytes().contains(&byte) {
-            path.push(char::from(byte));
-        } else {
-            let _ = write!(path, "%{byte:02X}");
-        }
-    }
-    path
-}
-
-/// Standard base64 (RFC 4648, section 4), as values are answered in; `None` when it is none.
+/// Standard base64, as values are answered in; `None` when it is none.
 fn base64(text: &str) -> Option<Vec<u8>> {
-    let text = text.trim_end_matches('=').as_bytes();
-    let mut bytes = Vec::with_capacity(text.len() * 3 / 4);
-    let (mut held, mut bits) = (0u32, 0);
-    for c in text {
-        let six = match c {
-            b'A'..=b'Z' => c - b'A',
-            b'a'..=b'z' => c - b'a' + 26,
-            b'0'..=b'9' => c - b'0' + 52,
-            b'+' => 62,
-            b'/' => 63,
-            _ => return None,
-        };
-        held = (held << 6) | u32::from(six);
-        bits += 6;
-        if bits >= 8 {
-            bits -= 8;
-            bytes.push((held >> bits) as u8);
-            held &= (1 << bits) - 1;
-        }
-    }
-    Some(bytes)
+    STANDARD_NO_PAD.decode(text.trim_end_matches('=')).ok()
 }
 
 #[cfg(test)]

@@ -193,24 +193,12 @@ pub(super) fn motan_registration(provided: &Provided, group: &str) -> Value {
 
 /// Name and body of a registration in Consul's own layout.
 pub(super) fn plain_registration(provided: &Provided) -> Value {
-    let mut meta = (*provided.instance.metadata).clone();
-    meta.extend(provided.parameters.clone());
-    for (name, value) in [
-        ("protocol", &provided.protocol),
-        ("application", &provided.application),
-        ("zone", &provided.instance.zone),
-        ("version", &provided.key.version),
-    ] {
-        if !value.is_empty() {
-            meta.insert(name.to_owned(), value.clone());
-        }
-    }
     let share = (provided.instance.weight / DEFAULT_WEIGHT).max(1);
     let tags: Vec<_> = Some(&provided.key.group).filter(|group| !group.is_empty()).into_iter().collect();
     json!({
         "Name": provided.key.service,
         "Tags": tags,
-        "Meta": meta,
+        "Meta": provided.metadata(),
         "Weights": {"Passing": share, "Warning": share},
     })
 }

@@ -15,7 +15,7 @@ use super::{
     paths,
     wire::{Compare, KeyValue, Op, PutRequest, RequestOp, Target, TxnRequest, TxnResponse, Union},
 };
-use crate::registry::{CommandText, Scope, nodes::LARGEST, pause::Pause};
+use crate::registry::{CommandText, Scope, nodes::LARGEST, pause::Pause, publish};
 
 /// Empty is none. What is no text reaches the reader as it is: he reports what he cannot understand.
 fn text(kv: &KeyValue) -> Option<String> {
@@ -33,7 +33,7 @@ pub(super) async fn follow(
     let key = paths::command(&registry.options.prefix, &scope);
     let mut pause = Pause::default();
     loop {
-        let down = |why: &str| publish(&channel, None, Some(why.to_owned()));
+        let down = |why: &str| _ = publish::stale(&channel, why);
         let Some(conn) = connected(&mut link, down).await else { return };
         let failure = loop {
             match round(&conn, &key, &channel, &mut pause).await {
@@ -43,7 +43,7 @@ pub(super) async fn follow(
             }
         };
         if let Failure::Refused(why) = failure {
-            publish(&channel, None, Some(format!("{}: {key}: {why}", conn.server)));
+            publish::stale(&channel, &format!("{}: {key}: {why}", conn.server));
             tokio::select! {
                 () = sleep(pause.next()) => {}
                 _ = conn.ended() => {}
@@ -75,24 +75,10 @@ async fn round(
 fn take(channel: &watch::Sender<Arc<CommandText>>, key: &str, kv: Option<&KeyValue>) {
     match kv {
         Some(kv) if kv.value.len() > LARGEST => {
-            publish(channel, None, Some(format!("{key} has {} bytes, more than {LARGEST}", kv.value.len())));
+            publish::stale(channel, &format!("{key} has {} bytes, more than {LARGEST}", kv.value.len()));
         }
-        kv => publish(channel, Some(kv.and_then(text)), None),
+        kv => _ = publish::good(channel, |now| now.text = kv.and_then(text)),
     }
-}
-
-/// `read` is what was read, if anything was; otherwise the last text stays.
-fn publish(channel: &watch::Sender<Arc<CommandText>>, read: Option<Option<String>>, stale: Option<String>) {
-    channel.send_if_modified(|current| {
-        let heard = current.revision > 0 || read.is_some();
-        let text = read.unwrap_or_else(|| current.text.clone());
-        if text == current.text && stale == current.stale && heard == (current.revision > 0) {
-            return false;
-        }
-        let revision = if heard { current.revision + 1 } else { 0 };
-        *current = Arc::new(CommandText { revision, text, stale });
-        true
-    });
 }
 
 /// Replaces the text of `scope` if it is `expected`.

@@ -11,7 +11,12 @@ use super::{
     paths,
     wire::{Compare, DeleteRequest, Event, Op, PutRequest, RequestOp, Target, TxnRequest, TxnResponse, Union},
 };
-use crate::registry::{Provided, Standing, Wanted, pause::Pause, url::Url};
+use crate::registry::{
+    Provided, Standing, Wanted,
+    keep::{goal, pending},
+    pause::Pause,
+    url::Url,
+};
 
 struct Holder {
     /// Its key when it is available, and when it is not.
@@ -56,7 +61,7 @@ pub(super) async fn hold(
             standing.send_replace(Standing::Gone);
             return;
         }
-        let down = |why: &str| pending(&standing, why);
+        let down = |why: &str| _ = pending(&standing, why);
         let conn = tokio::select! {
             conn = connected(&mut link, down) => match conn {
                 Some(conn) => conn,
@@ -97,22 +102,6 @@ pub(super) async fn hold(
             }
         }
     }
-}
-
-/// What is wanted now; what nobody wants any more is gone.
-fn goal(wanted: &mut watch::Receiver<Wanted>) -> Wanted {
-    let gone = wanted.has_changed().is_err();
-    let now = *wanted.borrow_and_update();
-    if gone { Wanted::Gone } else { now }
-}
-
-fn pending(standing: &watch::Sender<Standing>, why: &str) {
-    standing.send_if_modified(|now| {
-        let next = Standing::Pending(Some(why.to_owned()));
-        let new = *now != next;
-        *now = next;
-        new
-    });
 }
 
 impl Holder {

@@ -163,18 +163,6 @@ impl Host {
     /// What is told of a service of ours; `None` when its address is none.
     pub fn of(provided: &Provided, available: bool) -> Option<Self> {
         let at: SocketAddr = provided.instance.address.parse().ok()?;
-        let mut metadata = (*provided.instance.metadata).clone();
-        metadata.extend(provided.parameters.clone());
-        for (name, value) in [
-            ("protocol", &provided.protocol),
-            ("application", &provided.application),
-            ("zone", &provided.instance.zone),
-            ("version", &provided.key.version),
-        ] {
-            if !value.is_empty() {
-                metadata.insert(name.to_owned(), value.clone());
-            }
-        }
         Some(Self {
             ip: at.ip().to_string(),
             port: at.port(),
@@ -184,7 +172,7 @@ impl Host {
             ephemeral: true,
             cluster_name: Some(DEFAULT_CLUSTER.to_owned()),
             service_name: Some(provided.key.service.clone()),
-            metadata: Some(metadata),
+            metadata: Some(provided.metadata()),
         })
     }
 }

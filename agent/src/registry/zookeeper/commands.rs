@@ -16,7 +16,7 @@ use super::{
     paths, sign,
     wire::{Code, Stat},
 };
-use crate::registry::{CommandText, Scope, pause::Pause};
+use crate::registry::{CommandText, Scope, pause::Pause, publish};
 
 /// What lies in a command node.
 struct Found {
@@ -53,23 +53,26 @@ pub(super) async fn follow(
 ) {
     let path = match paths::command(&registry.options.root, &scope) {
         Ok(path) => path,
-        Err(why) => return publish(&text, None, Some(why)),
+        Err(why) => {
+            publish::stale(&text, &why);
+            return;
+        }
     };
     let watcher = Arc::new(Watcher::default());
     let (mut pause, mut session) = (Pause::default(), 0);
     loop {
-        let down = |why: &str| publish(&text, None, Some(why.to_owned()));
+        let down = |why: &str| _ = publish::stale(&text, why);
         let Ok(conn) = connected(&mut link, down).await else { return };
         loop {
             let wait = match read(&conn, &path, Some(&watcher)).await {
                 Ok(found) => {
                     pause.reset();
-                    publish(&text, Some(found.text), None);
+                    publish::good(&text, |now| now.text = found.text);
                     None
                 }
                 Err(Failure::Lost) => break,
                 Err(failure) => {
-                    publish(&text, None, Some(format!("{}: {path}: {failure}", conn.server)));
+                    publish::stale(&text, &format!("{}: {path}: {failure}", conn.server));
                     Some(pause.next())
                 }
             };
@@ -91,20 +94,6 @@ pub(super) async fn follow(
             }
         }
     }
-}
-
-/// `read` is what was read, if anything was; otherwise the last text stays.
-fn publish(channel: &watch::Sender<Arc<CommandText>>, read: Option<Option<String>>, stale: Option<String>) {
-    channel.send_if_modified(|current| {
-        let heard = current.revision > 0 || read.is_some();
-        let text = read.unwrap_or_else(|| current.text.clone());
-        if text == current.text && stale == current.stale && heard == (current.revision > 0) {
-            return false;
-        }
-        let revision = if heard { current.revision + 1 } else { 0 };
-        *current = Arc::new(CommandText { revision, text, stale });
-        true
-    });
 }
 
 /// Replaces the text of `scope` if it is `expected`.

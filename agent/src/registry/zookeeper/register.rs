@@ -11,7 +11,12 @@ use super::{
     paths,
     wire::Code,
 };
-use crate::registry::{Provided, Standing, Wanted, pause::Pause, url::Url};
+use crate::registry::{
+    Provided, Standing, Wanted,
+    keep::{goal, pending},
+    pause::Pause,
+    url::Url,
+};
 
 struct Holder {
     /// Its node when it is available, and when it is not.
@@ -51,7 +56,7 @@ pub(super) async fn hold(
             standing.send_replace(Standing::Gone);
             return;
         }
-        let down = |why: &str| pending(&standing, why);
+        let down = |why: &str| not_held(&standing, why);
         let conn = tokio::select! {
             conn = connected(&mut link, down) => match conn {
                 Ok(conn) => conn,
@@ -79,7 +84,7 @@ pub(super) async fn hold(
                 }
                 Err(Failure::Lost) => break,
                 Err(failure) => {
-                    pending(&standing, &format!("{}: {}: {failure}", conn.server, holder.server));
+                    not_held(&standing, &format!("{}: {}: {failure}", conn.server, holder.server));
                     Some(pause.next())
                 }
             };
@@ -100,23 +105,10 @@ pub(super) async fn hold(
     }
 }
 
-/// What is wanted now; what nobody wants any more is gone.
-fn goal(wanted: &mut watch::Receiver<Wanted>) -> Wanted {
-    let gone = wanted.has_changed().is_err();
-    let now = *wanted.borrow_and_update();
-    if gone { Wanted::Gone } else { now }
-}
-
-fn pending(standing: &watch::Sender<Standing>, why: &str) {
-    standing.send_if_modified(|now| {
-        let next = Standing::Pending(Some(why.to_owned()));
-        let new = *now != next;
-        if new {
-            tracing::warn!(%why, "zookeeper: a registration is not held");
-            *now = next;
-        }
-        new
-    });
+fn not_held(standing: &watch::Sender<Standing>, why: &str) {
+    if pending(standing, why) {
+        tracing::warn!(%why, "zookeeper: a registration is not held");
+    }
 }
 
 impl Holder {
