@@ -4,8 +4,8 @@ use std::{net::SocketAddr, path::Path, sync::Arc};
 
 use ::agent::{
     config::Config,
-    kind::{self, BuildCx},
-    registry::{KINDS, Registry, Scope},
+    kind,
+    registry::{BuildCx, Registry, Scope, kinds},
 };
 use host::{
     Agent, Backend, Need, Net,
@@ -328,7 +328,7 @@ fn registry(more: &str) -> Arc<dyn Registry> {
     let config =
         Config::parse(&format!("services: []\nregistries: {{r: {{kind: zookeeper, {more}}}}}"), Path::new("/"));
     let wanted = &config.unwrap().registries["r"];
-    kind::build("registry", KINDS, &wanted.kind, &wanted.options, &BuildCx::default()).unwrap()
+    kind::build("registry", &kinds(), &wanted.kind, &wanted.options, &BuildCx::default()).unwrap()
 }
 
 #[test]

@@ -6,18 +6,11 @@ use std::{
     sync::Arc,
 };
 
-use anyhow::bail;
+pub use model::kind::{Value, build, duration, no_options, options};
 use parking_lot::Mutex;
-/// A piece of configuration that only the kind itself understands.
-pub use serde_yaml::Value;
 
 /// A row of a `KINDS` table.
-pub struct Kind<T: ?Sized + 'static> {
-    /// The word in the configuration.
-    pub name: &'static str,
-    /// Builds it from its own part of the configuration; errors name the key and the remedy.
-    pub build: fn(&Value, &BuildCx) -> anyhow::Result<Arc<T>>,
-}
+pub type Kind<T> = model::kind::Kind<T, BuildCx>;
 
 /// What a kind may need while it is built.
 #[derive(Clone, Debug, Default)]
@@ -44,6 +37,17 @@ pub struct BuildCx {
     pub rows: Arc<crate::metrics::RowBudget>,
 }
 
+impl BuildCx {
+    /// What registries may know of it.
+    pub fn registry(&self) -> registries::BuildCx {
+        registries::BuildCx {
+            application: self.application.as_str().into(),
+            management: self.management,
+            base_dir: self.base_dir.clone(),
+        }
+    }
+}
+
 /// One value of each type, made on first use: for kinds whose state belongs to the host rather than to a
 /// service. Cheap to clone: clones share the values.
 #[derive(Clone, Debug, Default)]
@@ -56,43 +60,4 @@ impl Shared {
         let value = values.entry(TypeId::of::<T>()).or_insert_with(|| Arc::<T>::default()).clone();
         value.downcast().expect("kept under its own type")
     }
-}
-
-/// Builds the kind called `name`, or says which names there are.
-pub fn build<T: ?Sized>(
-    what: &str,
-    kinds: &[Kind<T>],
-    name: &str,
-    value: &Value,
-    cx: &BuildCx,
-) -> anyhow::Result<Arc<T>> {
-    let Some(kind) = kinds.iter().find(|k| k.name == name) else {
-        let known: Vec<_> = kinds.iter().map(|k| k.name).collect();
-        bail!("unknown {what} `{name}`; known: {}", known.join(", "));
-    };
-    (kind.build)(value, cx)
-}
-
-/// Reads a kind's own options. Nothing at all (`null`) means every option at its default.
-pub fn options<T: serde::de::DeserializeOwned + Default>(value: &Value) -> anyhow::Result<T> {
-    if value.is_null() {
-        return Ok(T::default());
-    }
-    Ok(serde_yaml::from_value(value.clone())?)
-}
-
-/// For kinds without options: any key is a mistake worth telling.
-pub fn no_options(value: &Value) -> anyhow::Result<()> {
-    #[derive(Default, serde::Deserialize)]
-    #[serde(deny_unknown_fields)]
-    struct NoOptions {}
-    options::<NoOptions>(value).map(|NoOptions {}| ())
-}
-
-/// Reads an option that is a duration, such as `10ms`: `#[serde(deserialize_with = "kind::duration")]`.
-pub fn duration<'de, D: serde::Deserializer<'de>>(value: D) -> Result<std::time::Duration, D::Error> {
-    use serde::Deserialize;
-    let text = String::deserialize(value)?;
-    crate::config::duration(text.trim())
-        .map_err(|wrong| serde::de::Error::custom(format!("`{text}` {}; {}", wrong.problem, wrong.remedy)))
 }

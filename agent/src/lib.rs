@@ -8,7 +8,6 @@ pub mod availability;
 pub mod call;
 pub mod config;
 pub mod drain;
-pub mod fetch;
 pub mod kind;
 pub mod meta;
 pub mod metrics;

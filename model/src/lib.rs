@@ -2,7 +2,10 @@
 //!
 //! Plain data and pure functions: no I/O, no clock, no randomness.
 
+pub mod center;
 pub mod command;
+pub mod kind;
+pub mod value;
 
 mod metadata;
 
@@ -14,6 +17,7 @@ pub use self::metadata::Metadata;
 
 /// Names one service: what callers ask for.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct ServiceKey {
     /// Interface path or service name, e.g. `com.example.EchoService`.
     pub service: String,
@@ -47,6 +51,7 @@ const fn default_weight() -> u32 {
 
 /// One running copy of a service.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Instance {
     /// `IP:PORT` (`[IPv6]:PORT`).
@@ -65,6 +70,7 @@ pub struct Instance {
     pub version: String,
     /// Whatever else the registry knows about it.
     #[serde(default, skip_serializing_if = "Metadata::is_empty")]
+    #[cfg_attr(feature = "openapi", schema(value_type = std::collections::BTreeMap<String, String>))]
     pub metadata: Metadata,
 }
 
@@ -85,6 +91,7 @@ impl Instance {
 /// All instances of one service at one moment. Registries publish whole snapshots, so that a slow
 /// reader only skips versions and a reconnect needs no difference.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Snapshot {
     /// Grows with every change that the registry published.
     pub revision: u64,

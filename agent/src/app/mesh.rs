@@ -128,7 +128,7 @@ impl Mesh {
         for (name, wanted) in &config.registries {
             let registry = match self.registries.get(name) {
                 Some((same, registry)) if same == wanted => registry.clone(),
-                _ => kind::build("registry", registry::KINDS, &wanted.kind, &wanted.options, &self.cx)
+                _ => kind::build("registry", &registry::kinds(), &wanted.kind, &wanted.options, &self.cx.registry())
                     .with_context(|| format!("registries.{name}"))?,
             };
             registries.insert(name.clone(), (wanted.clone(), registry));

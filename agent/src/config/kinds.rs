@@ -41,8 +41,10 @@ pub(super) const LB: Table = Table {
 
 pub(super) const REGISTRY: Table = Table {
     what: "registry kind",
-    names: || names(registry::KINDS),
-    build: |name, options, cx| crate::kind::build("registry", registry::KINDS, name, options, cx).map(drop),
+    names: || registry::kinds().iter().map(|k| k.name).collect(),
+    build: |name, options, cx| {
+        crate::kind::build("registry", &registry::kinds(), name, options, &cx.registry()).map(drop)
+    },
 };
 
 pub(super) const UPSTREAM: Table = Table {

@@ -46,7 +46,7 @@ pub(crate) use self::{
     instances::{Instances, instances, registry_file},
     node::{Data, Node},
     problem::Report,
-    values::{duration, endpoint_address},
+    values::duration,
 };
 use crate::{call::Text, kind::Value};
 
@@ -233,7 +233,7 @@ pub struct AccessLog {
 /// One registry by name.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RegistryConfig {
-    /// A name in `registry::KINDS`.
+    /// A name in `registry::kinds`.
     pub kind: String,
     /// The kind's own options.
     pub options: Value,

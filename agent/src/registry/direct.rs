@@ -8,10 +8,10 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use super::{Registry, select};
-use crate::{
-    config::{Node, Report, instances},
-    kind::{BuildCx, Value},
-};
+use model::kind::Value;
+use registries::BuildCx;
+
+use crate::config::{Node, Report, instances};
 
 /// A list that never changes, the same for every service (but for group and version).
 struct Direct {

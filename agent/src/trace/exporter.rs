@@ -20,7 +20,9 @@ use tokio::{
 };
 
 use super::{Spans, otlp, zipkin};
-use crate::{call::Text, fetch::Peer};
+use registries::fetch::{Answer, Peer};
+
+use crate::call::Text;
 
 /// Calls in one request at most.
 const BATCH: usize = 256;
@@ -236,7 +238,7 @@ impl Carrier {
         for attempt in 1..=tries {
             let headers = [("content-type", "application/json")];
             let answer = self.peer.ask(Method::POST, &self.path, &headers, body.clone(), PATIENCE).await;
-            match answer.and_then(crate::fetch::Answer::success) {
+            match answer.and_then(Answer::success) {
                 Ok(_) => {
                     self.counts.exported.fetch_add(count, Relaxed);
                     if std::mem::take(&mut self.refused) {

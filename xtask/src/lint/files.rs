@@ -25,17 +25,9 @@ const HELPERS: &[&str] = &[
     "agent/src/protocol/forward",
     "agent/src/protocol/locations.rs",
     "agent/src/protocol/upstream",
-    "agent/src/registry/entry.rs",
-    "agent/src/registry/followed.rs",
     "agent/src/registry/guard",
     "agent/src/registry/merge.rs",
-    "agent/src/registry/nodes.rs",
-    "agent/src/registry/pause.rs",
-    "agent/src/registry/servers.rs",
-    "agent/src/registry/keep.rs",
-    "agent/src/registry/publish.rs",
     "agent/src/registry/snapshot",
-    "agent/src/registry/url.rs",
 ];
 
 pub fn check(sources: &[Source]) -> Vec<String> {

@@ -15,7 +15,6 @@ const GROUND: &[&str] = &[
     "call",
     "kind",
     "drain",
-    "fetch",
     "sys",
     "config",
     "meta",

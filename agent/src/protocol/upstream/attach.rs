@@ -21,7 +21,7 @@ pub(super) fn attachments(call: &Call, head: &Motan2Head, application: &Text, gr
     pairs
 }
 
-/// The opposite of [`crate::fetch::percent`]; sequences that are none stay as they are. Invalid UTF-8 becomes U+FFFD.
+/// The opposite of [`registries::fetch::percent`]; sequences that are none stay as they are. Invalid UTF-8 becomes U+FFFD.
 pub(in crate::protocol) fn unpercent(text: &str) -> String {
     let bytes = text.as_bytes();
     let mut out = Vec::with_capacity(bytes.len());
@@ -45,7 +45,9 @@ pub(in crate::protocol) fn unpercent(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{call::Pairs, fetch::percent};
+    use registries::fetch::percent;
+
+    use crate::call::Pairs;
 
     #[test]
     fn codings_go_there_and_back() {

@@ -5,9 +5,10 @@ use form_urlencoded::Serializer;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri, header};
 
 use super::{provider::Options, raw};
+use registries::fetch::percent;
+
 use crate::{
     call::{Call, Text},
-    fetch::percent,
     protocol::locations::Locations,
     serialize::{Value, simple},
 };

@@ -24,7 +24,8 @@ use tokio::{sync::watch, task::JoinHandle};
 
 use self::content::Content;
 use super::{CommandText, Provided, Registry, Scope, Standing, Wanted};
-use crate::kind::{BuildCx, Value};
+use model::kind::Value;
+use registries::BuildCx;
 
 #[derive(Default, serde::Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -1,0 +1,126 @@
+//! The one session of a registry, kept whatever happens to servers.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep},
+};
+
+use super::{
+    Options,
+    conn::{Closed, Conn},
+    wire::Identity,
+};
+use crate::pause::Pause;
+
+/// A connection that held this long, or half of the session's patience, was a good one.
+const GOOD: Duration = Duration::from_secs(5);
+/// How long servers that know less than they once told are waited for, at least.
+const EMPTIED: Duration = Duration::from_secs(5);
+/// The longest pause between looks at them.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// Whether the registry can be asked.
+#[derive(Clone, Default)]
+pub(super) struct Link {
+    /// The connection; `None` while there is none.
+    pub conn: Option<Arc<Conn>>,
+    /// Why there is none.
+    pub why: String,
+}
+
+/// Keeps a connection to one of the servers until dropped.
+pub(super) async fn keep(options: Arc<Options>, link: watch::Sender<Link>) {
+    let mut identity = Identity::default();
+    let mut pause = Pause::default();
+    // Since when every server that answers at all hangs up on what this agent has seen.
+    let mut unknown: Option<Instant> = None;
+    loop {
+        let mut servers = options.servers.clone();
+        fastrand::shuffle(&mut servers);
+        let mut hung_up = false;
+        let mut reasons = Vec::new();
+        let mut at = 0;
+        while let Some(server) = servers.get(at) {
+            match Conn::open(server, &identity, options.session_timeout).await {
+                Ok(conn) => {
+                    let began = Instant::now();
+                    let known = identity.session == conn.session;
+                    let session = format_args!("{:#x}", conn.session).to_string();
+                    tracing::info!(%server, %session, known, "zookeeper: connected");
+                    let conn = Arc::new(conn);
+                    link.send_replace(Link { conn: Some(conn.clone()), why: String::new() });
+                    let why = conn.ended().await;
+                    tracing::warn!(%server, %why, "zookeeper: connection ended");
+                    identity = conn.identity();
+                    link.send_replace(Link { conn: None, why: format!("{server}: {why}") });
+                    (unknown, hung_up) = (None, false);
+                    if began.elapsed() >= GOOD.min(options.session_timeout / 2) {
+                        pause.reset();
+                    }
+                    break;
+                }
+                // Another session on the same server, at once.
+                Err(Closed::Expired) => {
+                    tracing::warn!(%server, "zookeeper: the session expired");
+                    identity = Identity { seen: identity.seen, ..Identity::default() };
+                    continue;
+                }
+                Err(Closed::Unanswered) => {
+                    hung_up = true;
+                    reasons.push(format!("{server}: closed the connection without an answer"));
+                }
+                Err(Closed::Other(why)) => reasons.push(format!("{server}: {why}")),
+            }
+            at += 1;
+        }
+        if !reasons.is_empty() {
+            let why = reasons.join("; ");
+            link.send_if_modified(|link| {
+                let new = link.why != why;
+                if new {
+                    tracing::warn!(%why, "zookeeper: no server can be reached");
+                    link.why = why;
+                }
+                new
+            });
+        }
+        if !hung_up {
+            unknown = None;
+        } else if identity.seen > 0 {
+            // A member that lags behind catches up within this time; one that was emptied never will.
+            let since = *unknown.get_or_insert_with(Instant::now);
+            if since.elapsed() >= (options.session_timeout / 3).max(EMPTIED) {
+                tracing::warn!("zookeeper: the servers know less than they once told: taken as new ones");
+                (identity, unknown) = (Identity::default(), None);
+                pause.reset();
+            }
+            sleep(pause.next().min(LOOK)).await;
+            continue;
+        }
+        sleep(pause.next()).await;
+    }
+}
+
+/// The connection, as soon as there is one; `down` is told why there is none. An error means that the
+/// registry itself is gone.
+pub(super) async fn connected(link: &mut watch::Receiver<Link>, mut down: impl FnMut(&str)) -> Result<Arc<Conn>, Gone> {
+    loop {
+        {
+            let now = link.borrow_and_update();
+            // One that just ended is still here until its keeper has noticed.
+            if let Some(conn) = now.conn.as_ref().filter(|conn| !conn.is_over()) {
+                return Ok(conn.clone());
+            }
+            if !now.why.is_empty() {
+                down(&now.why);
+            }
+        }
+        link.changed().await.map_err(|_| Gone)?;
+    }
+}
+
+/// Nobody keeps the session any more.
+#[derive(Debug)]
+pub(super) struct Gone;

@@ -1,0 +1,47 @@
+//! The HTTP API: every part brings its own routes, this joins them with what holds for all: the form of errors,
+//! pages, limits, and the description at `/openapi.json`.
+
+use std::sync::Arc;
+
+use axum::{Json, Router, routing::get};
+use utoipa::OpenApi;
+use utoipa_axum::router::OpenApiRouter;
+
+use crate::{alert, app::Center, audit, auth, capacity, command, console, decide, monitor, registry, scale};
+
+/// What handlers are given.
+pub type Cx = Arc<Center>;
+
+#[derive(OpenApi)]
+#[openapi(info(title = "Sockmesh governance centre", license(name = "Apache-2.0")))]
+struct Description;
+
+/// All routes with their description.
+fn described() -> OpenApiRouter<Cx> {
+    OpenApiRouter::with_openapi(Description::openapi())
+        .merge(registry::routes())
+        .merge(monitor::routes())
+        .merge(capacity::routes())
+        .merge(command::routes())
+        .merge(scale::routes())
+        .merge(decide::routes())
+        .merge(alert::routes())
+        .merge(audit::routes())
+        .merge(auth::routes())
+}
+
+/// The description of the API, as `/openapi.json` answers it.
+pub fn description() -> utoipa::openapi::OpenApi {
+    described().into_openapi()
+}
+
+/// The whole service.
+pub fn router(center: Cx) -> Router {
+    let (routes, description) = described().split_for_parts();
+    let description = Arc::new(description);
+    routes
+        .route("/openapi.json", get(move || async move { Json(description.as_ref().clone()) }))
+        .route("/healthz", get(|| async { "ok\n" }))
+        .merge(console::routes())
+        .with_state(center)
+}

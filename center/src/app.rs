@@ -1,0 +1,103 @@
+//! Wiring: builds every part from the configuration, joins them, serves until it is told to stop.
+
+use std::{net::SocketAddr, sync::Arc};
+
+use anyhow::Context;
+use model::kind;
+use tokio::net::TcpListener;
+
+use crate::{
+    alert::Alerts, api, audit::Audit, auth::Auth, capacity::Capacities, command::Commands, config::Config,
+    decide::Decider, monitor::Monitor, registry::Registry, scale::Scalers, store,
+};
+
+/// One governance centre: all of its parts.
+pub struct Center {
+    /// Its configuration.
+    pub config: Config,
+    /// What it keeps.
+    pub store: Arc<dyn store::Store>,
+    /// What was done.
+    pub audit: Arc<Audit>,
+    /// Who may.
+    pub auth: Arc<Auth>,
+    /// What is registered.
+    pub registry: Arc<Registry>,
+    /// What is seen.
+    pub monitor: Arc<Monitor>,
+    /// What pools can take.
+    pub capacity: Arc<Capacities>,
+    /// What is ordered.
+    pub commands: Arc<Commands>,
+    /// How pools grow.
+    pub scalers: Arc<Scalers>,
+    /// What policy decides.
+    pub decider: Arc<Decider>,
+    /// What is told.
+    pub alerts: Arc<Alerts>,
+}
+
+impl Center {
+    /// Builds all parts and reads what is kept. Must be called within a tokio runtime.
+    ///
+    /// # Errors
+    /// The store cannot be opened or read; an option is wrong.
+    pub async fn build(config: Config) -> anyhow::Result<Arc<Self>> {
+        let cx = store::BuildCx { data: config.data.clone(), name: config.name.clone() };
+        let store = kind::build("store", store::KINDS, &config.store.kind, &config.store.options, &cx)?;
+        let audit = Audit::new(store.clone());
+        let auth = Auth::new(config.auth.clone(), store.clone(), audit.clone());
+        let registry = Registry::new(config.registry.clone(), store.clone(), audit.clone());
+        let monitor = Monitor::new(config.monitor.clone(), store.clone(), registry.clone());
+        let capacity = Capacities::new(registry.clone(), monitor.clone());
+        let commands = Commands::new(
+            config.commands.clone(),
+            store.clone(),
+            registry.clone(),
+            monitor.clone(),
+            capacity.clone(),
+            audit.clone(),
+        );
+        let scalers = Scalers::new(config.scale.clone(), registry.clone(), audit.clone());
+        let decider = Decider::new(
+            config.pools.clone(),
+            store.clone(),
+            registry.clone(),
+            capacity.clone(),
+            commands.clone(),
+            scalers.clone(),
+            audit.clone(),
+        );
+        let alerts = Alerts::new(
+            config.alerts.clone(),
+            store.clone(),
+            registry.clone(),
+            monitor.clone(),
+            decider.clone(),
+            audit.clone(),
+        );
+        auth.load().await.context("accounts")?;
+        registry.load().await.context("registrations")?;
+        commands.load().await.context("commands")?;
+        decider.load().await.context("policies")?;
+        alerts.load().await.context("alerts")?;
+        let center =
+            Self { config, store, audit, auth, registry, monitor, capacity, commands, scalers, decider, alerts };
+        Ok(Arc::new(center))
+    }
+
+    /// Serves on `listener` until `stop` resolves; requests that were begun are answered.
+    ///
+    /// # Errors
+    /// Listening failed.
+    pub async fn serve(
+        self: Arc<Self>,
+        listener: TcpListener,
+        stop: impl Future<Output = ()> + Send + 'static,
+    ) -> anyhow::Result<()> {
+        let service = api::router(self.clone()).into_make_service_with_connect_info::<SocketAddr>();
+        axum::serve(listener, service).with_graceful_shutdown(stop).await.context("serving failed")?;
+        self.scalers.stop().await;
+        Ok(())
+    }
+}

@@ -1,0 +1,43 @@
+//! One client for what the centre asks of others over HTTP or HTTPS: Graphite, Prometheus, webhooks, identity providers.
+
+use std::time::Duration;
+
+use anyhow::Context;
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body_util::{BodyExt, Full, Limited};
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
+use hyper_util::{
+    client::legacy::{Client, connect::HttpConnector},
+    rt::TokioExecutor,
+};
+
+/// Largest answer that is read.
+const ANSWER_BYTES: usize = 64 << 20;
+
+/// Keeps connections. Cheap to clone. Redirects are not followed.
+#[derive(Clone, Debug)]
+pub struct Fetch {
+    client: Client<HttpsConnector<HttpConnector>, Full<Bytes>>,
+}
+
+impl Default for Fetch {
+    fn default() -> Self {
+        let connector = HttpsConnectorBuilder::new().with_webpki_roots().https_or_http().enable_http1().build();
+        Self { client: Client::builder(TokioExecutor::new()).build(connector) }
+    }
+}
+
+impl Fetch {
+    /// Asks, and reads all of the answer within `patience`; an error names the URL. Any status is an answer.
+    pub async fn send(&self, request: Request<Full<Bytes>>, patience: Duration) -> anyhow::Result<Response<Bytes>> {
+        let url = request.uri().to_string();
+        let asking = async {
+            let (parts, body) = self.client.request(request).await?.into_parts();
+            let body = Limited::new(body, ANSWER_BYTES).collect().await.map_err(|e| anyhow::anyhow!(e))?;
+            Ok::<_, anyhow::Error>(Response::from_parts(parts, body.to_bytes()))
+        };
+        let answer = tokio::time::timeout(patience, asking).await;
+        answer.map_err(|_| anyhow::anyhow!("no answer within {patience:?}")).and_then(|a| a).with_context(|| url)
+    }
+}

@@ -1,0 +1,89 @@
+//! `memory`: nothing outlives the process. For tests, and for looking around.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use futures_util::future::BoxFuture;
+use model::{
+    center::Stamp,
+    kind::{self, Value},
+};
+use parking_lot::Mutex;
+use tokio::sync::watch;
+
+use super::{Batch, BuildCx, Entry, Leadership, Store, StoreError};
+
+pub(super) fn build(options: &Value, cx: &BuildCx) -> anyhow::Result<Arc<dyn Store>> {
+    kind::no_options(options)?;
+    Ok(Arc::new(Memory::new(&cx.name)))
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Memory {
+    inner: Mutex<Inner>,
+    leadership: watch::Sender<Leadership>,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    revision: u64,
+    entries: BTreeMap<String, (u64, Vec<u8>)>,
+}
+
+impl Memory {
+    /// An empty one.
+    pub fn new(name: &str) -> Self {
+        let leadership = Leadership { leads: true, leader: name.to_owned(), epoch: 1 };
+        Self { inner: Mutex::default(), leadership: watch::Sender::new(leadership) }
+    }
+}
+
+impl Store for Memory {
+    fn scan<'a>(
+        &'a self,
+        prefix: &'a str,
+        after: Option<&'a str>,
+        limit: usize,
+    ) -> BoxFuture<'a, Result<Vec<Entry>, StoreError>> {
+        Box::pin(async move {
+            let inner = self.inner.lock();
+            let from = after.unwrap_or(prefix).to_owned();
+            let entries = inner.entries.range(from..).filter(|(key, _)| after.is_none_or(|after| *key != after));
+            let entries = entries.take_while(|(key, _)| key.starts_with(prefix)).take(limit);
+            let entry = |(key, (revision, value)): (&String, &(u64, Vec<u8>))| Entry {
+                key: key.clone(),
+                value: value.clone(),
+                revision: *revision,
+            };
+            Ok(entries.map(entry).collect())
+        })
+    }
+
+    fn commit(&self, batch: Batch) -> BoxFuture<'_, Result<Stamp, StoreError>> {
+        Box::pin(async move {
+            let mut inner = self.inner.lock();
+            for (key, revision) in batch.expect {
+                if inner.entries.get(&key).map_or(0, |(at, _)| *at) != revision {
+                    return Err(StoreError::Conflict { key });
+                }
+            }
+            inner.revision += 1;
+            let revision = inner.revision;
+            for key in batch.delete {
+                inner.entries.remove(&key);
+            }
+            for (key, value) in batch.put {
+                inner.entries.insert(key, (revision, value));
+            }
+            Ok(Stamp { epoch: 1, revision })
+        })
+    }
+
+    fn stamp(&self) -> Stamp {
+        Stamp { epoch: 1, revision: self.inner.lock().revision }
+    }
+
+    fn leadership(&self) -> watch::Receiver<Leadership> {
+        self.leadership.subscribe()
+    }
+}

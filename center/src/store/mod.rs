@@ -1,0 +1,129 @@
+//! What the centre keeps: values under keys, changed in batches that are durable when they are acknowledged.
+//!
+//! Everything that the centre decides by stands in memory too; the store is read once at the start, and by pages for
+//! what only grows (audit, points of figures). Keys are paths, values JSON; the first part of a key says whose it is:
+//!
+//! | key | value | owner |
+//! |---|---|---|
+//! | `meta/...` | epoch, revision, layout | `store` |
+//! | `instance/SERVICE/GROUP/ADDRESS` | registration, what operators said of it | `registry` |
+//! | `agent/NAME` | generation, time to live | `registry` |
+//! | `text/SCOPE` | command text | `command` |
+//! | `command/ID` | command with its history | `command` |
+//! | `pool/SERVICE/GROUP` | policy | `decide` |
+//! | `rule/NAME`, `silence/ID`, `alert/ID` | alerts | `alert` |
+//! | `user/NAME`, `token/ID`, `session/ID` | accounts | `auth` |
+//! | `audit/ID` | audit | `audit` |
+
+mod memory;
+
+use std::sync::Arc;
+
+use futures_util::future::BoxFuture;
+use model::{center::Stamp, kind};
+use tokio::sync::{broadcast, watch};
+
+pub use self::memory::Memory;
+
+/// A row of [`KINDS`].
+pub type Kind = kind::Kind<dyn Store, BuildCx>;
+
+/// Stores by name.
+pub const KINDS: &[Kind] = &[Kind { name: "memory", build: memory::build }];
+
+/// What a store may need while it is built.
+#[derive(Clone, Debug, Default)]
+pub struct BuildCx {
+    /// Directory of this centre's data.
+    pub data: std::path::PathBuf,
+    /// Name of this centre among several on one store.
+    pub name: String,
+}
+
+/// A value and the revision of its last change.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// Its key.
+    pub key: String,
+    /// Its value.
+    pub value: Vec<u8>,
+    /// Revision of the batch that wrote it.
+    pub revision: u64,
+}
+
+/// Changes that are made together or not at all.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Batch {
+    /// Keys that must stand at this revision (`0`: must not exist), else nothing is changed.
+    pub expect: Vec<(String, u64)>,
+    /// Keys and their new values.
+    pub put: Vec<(String, Vec<u8>)>,
+    /// Keys that go.
+    pub delete: Vec<String>,
+}
+
+/// What others changed on a shared store.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Changes {
+    /// Their stamp.
+    pub stamp: Stamp,
+    /// New values.
+    pub put: Vec<Entry>,
+    /// Keys that went.
+    pub delete: Vec<String>,
+}
+
+/// Why a batch was not taken.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum StoreError {
+    /// An expectation does not hold.
+    #[error("`{key}` was changed by somebody else")]
+    Conflict {
+        /// The first that does not.
+        key: String,
+    },
+    /// Another centre leads.
+    #[error("another centre leads")]
+    NotLeader,
+    /// Disk or network; nothing of the batch holds, or it is not known whether it does (a lost answer of a shared
+    /// store): read before repeating.
+    #[error("{0}")]
+    Failed(String),
+}
+
+/// Whether this centre leads: gives commands, decides, scales, alerts. Registrations and questions are taken by all.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Leadership {
+    /// This one does.
+    pub leads: bool,
+    /// Name of the one that does, where it is known.
+    pub leader: String,
+    /// Epoch in which it does.
+    pub epoch: u64,
+}
+
+/// Keeps what the centre knows.
+pub trait Store: Send + Sync + 'static {
+    /// Every entry whose key begins with `prefix`, in the order of keys, after `after`, at most `limit`.
+    fn scan<'a>(
+        &'a self,
+        prefix: &'a str,
+        after: Option<&'a str>,
+        limit: usize,
+    ) -> BoxFuture<'a, Result<Vec<Entry>, StoreError>>;
+
+    /// Makes the changes. Durable when it resolves; answers the stamp with them. Dropping the future does not take
+    /// them back.
+    fn commit(&self, batch: Batch) -> BoxFuture<'_, Result<Stamp, StoreError>>;
+
+    /// Where it stands.
+    fn stamp(&self) -> Stamp;
+
+    /// What other centres change, from the moment of this call; `None`: nobody else can.
+    fn changes(&self) -> Option<broadcast::Receiver<Arc<Changes>>> {
+        None
+    }
+
+    /// Who leads, now and at every change.
+    fn leadership(&self) -> watch::Receiver<Leadership>;
+}
