@@ -89,12 +89,14 @@ impl Center {
     /// Serves on `listener` until `stop` resolves; requests that were begun are answered.
     ///
     /// # Errors
-    /// Listening failed.
+    /// Listening failed, or others than this host could listen in although no credentials are configured.
     pub async fn serve(
         self: Arc<Self>,
         listener: TcpListener,
         stop: impl Future<Output = ()> + Send + 'static,
     ) -> anyhow::Result<()> {
+        let at = listener.local_addr().context("serving failed")?;
+        self.auth.may_listen(at)?;
         let service = api::router(self.clone()).into_make_service_with_connect_info::<SocketAddr>();
         axum::serve(listener, service).with_graceful_shutdown(stop).await.context("serving failed")?;
         self.scalers.stop().await;

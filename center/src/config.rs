@@ -9,7 +9,7 @@ use anyhow::Context;
 use model::{center::PORT, kind::Value};
 use serde::Deserialize;
 
-use crate::{alert, auth, command, decide, monitor, registry, scale};
+use crate::{alert, api, auth, command, decide, monitor, registry, scale};
 
 /// The whole file. Every key may be left out.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
@@ -35,6 +35,8 @@ pub struct Config {
     pub pools: decide::Config,
     /// Rules of alerts.
     pub alerts: alert::Config,
+    /// How it is reached.
+    pub api: api::Config,
     /// Accounts.
     pub auth: auth::Config,
 }
@@ -68,6 +70,7 @@ impl Default for Config {
             scale: scale::Config::default(),
             pools: decide::Config::default(),
             alerts: alert::Config::default(),
+            api: api::Config::default(),
             auth: auth::Config::default(),
         }
     }

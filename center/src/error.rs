@@ -32,6 +32,10 @@ pub enum Code {
     NotFound,
     /// Somebody else was faster, or it contradicts what holds.
     Conflict,
+    /// The path is there, and not for this method.
+    NoMethod,
+    /// The body is larger than the call takes.
+    TooLarge,
     /// Too often or too much.
     TooMany,
     /// This centre may not write now: another one leads, or its disk is full.
@@ -51,6 +55,8 @@ impl Code {
             Self::Forbidden => "forbidden",
             Self::NotFound => "not_found",
             Self::Conflict => "conflict",
+            Self::NoMethod => "no_method",
+            Self::TooLarge => "too_large",
             Self::TooMany => "too_many",
             Self::ReadOnly => "read_only",
             Self::Unavailable => "unavailable",
@@ -66,6 +72,8 @@ impl Code {
             Self::Forbidden => StatusCode::FORBIDDEN,
             Self::NotFound => StatusCode::NOT_FOUND,
             Self::Conflict => StatusCode::CONFLICT,
+            Self::NoMethod => StatusCode::METHOD_NOT_ALLOWED,
+            Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::TooMany => StatusCode::TOO_MANY_REQUESTS,
             Self::ReadOnly | Self::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
             Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,

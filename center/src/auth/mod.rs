@@ -1,13 +1,15 @@
 //! Who asks, and what they may: passwords, OpenID Connect, sessions, tokens, roles.
 
+mod actor;
+
 use std::{net::SocketAddr, sync::Arc};
 
-use axum::extract::{FromRequestParts, connect_info::ConnectInfo};
-use http::request::Parts;
-use model::center::Role;
+use anyhow::bail;
+use http::HeaderMap;
 use serde::Deserialize;
 use utoipa_axum::router::OpenApiRouter;
 
+pub use self::actor::{Actor, fits};
 use crate::{
     api::Cx,
     audit::Audit,
@@ -20,54 +22,37 @@ use crate::{
 #[serde(default, deny_unknown_fields)]
 pub struct Config {}
 
-/// Whoever asks. As an argument of a handler it is who the request proves to be; refused with 401 when it proves
-/// nothing although credentials are configured.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Actor {
-    /// Name in records.
-    pub name: String,
-    /// Where the request came from; empty for the centre itself.
-    pub from: String,
-    /// Pattern of groups and role there.
-    pub roles: Vec<(String, Role)>,
-    /// Patterns of agent names it may speak for; `None`: it is no agent.
-    pub agents: Option<Vec<String>>,
+/// What a request proves itself by.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Proof {
+    /// By nothing.
+    #[default]
+    Nothing,
+    /// By a browser's session.
+    Session,
+    /// By a token.
+    Token,
 }
 
-impl Actor {
-    /// The centre itself, by its policies.
-    pub fn center() -> Self {
-        Self {
-            name: "centre".to_owned(),
-            from: String::new(),
-            roles: vec![("*".to_owned(), Role::Admin)],
-            agents: None,
-        }
-    }
+/// Who a request comes from, as far as it proves that.
+#[derive(Clone, Debug, Default)]
+pub struct Identity {
+    /// Who; none: it must log in.
+    pub actor: Option<Actor>,
+    /// Proven by what.
+    pub proof: Proof,
+    /// What a change of this session must carry.
+    pub csrf: Option<String>,
+}
 
-    /// Whether it has at least `role` for the services of `group`; `*` asks for all groups.
-    ///
-    /// # Errors
-    /// It has not: says which role is missing where.
-    pub fn may(&self, role: Role, group: &str) -> Result<(), Error> {
-        let fits = |pattern: &str| pattern == "*" || pattern == group;
-        if self.roles.iter().any(|(pattern, has)| *has >= role && fits(pattern)) {
-            return Ok(());
-        }
-        let role = format!("{role:?}").to_lowercase();
-        Err(Error::new(
-            Code::Forbidden,
-            format!("`{}` is no {role} of group `{group}`", self.name),
-            "ask an admin of the centre for the role",
-        ))
-    }
-
-    /// Whether it may speak for the agent of this name.
-    ///
-    /// # Errors
-    /// It may not.
-    pub fn may_speak_for(&self, _agent: &str) -> Result<(), Error> {
-        Ok(())
+impl Identity {
+    /// Why there is no actor.
+    pub fn unknown(&self) -> Error {
+        Error::new(
+            Code::Unauthenticated,
+            "nobody is logged in",
+            "log in, or send a token as `authorization: Bearer TOKEN`",
+        )
     }
 }
 
@@ -89,16 +74,45 @@ impl Auth {
         let _ = (&self.store, &self.audit);
         Ok(())
     }
+
+    /// Whether anyone may do anything, because no credentials are configured.
+    pub fn open(&self) -> bool {
+        true
+    }
+
+    /// Whether a centre with these accounts may listen there.
+    ///
+    /// # Errors
+    /// Others than this host could do anything.
+    pub fn may_listen(&self, at: SocketAddr) -> anyhow::Result<()> {
+        if self.open() && !at.ip().is_loopback() {
+            bail!(
+                "anyone who reaches {at} could do anything, because there are no accounts; make the first with \
+                 `sockmesh-center user add NAME --role admin`, or listen on 127.0.0.1"
+            );
+        }
+        Ok(())
+    }
+
+    /// Who a request comes from.
+    pub fn identify(&self, _headers: &HeaderMap, from: Option<SocketAddr>) -> Identity {
+        let from = from.map(|at| at.ip().to_string()).unwrap_or_default();
+        Identity { actor: Some(Actor::anyone(from)), proof: Proof::Nothing, csrf: None }
+    }
+
+    /// Counts a call of `actor`.
+    ///
+    /// # Errors
+    /// It calls too often.
+    pub fn count(&self, _actor: &Actor) -> Result<(), Error> {
+        Ok(())
+    }
 }
 
-impl FromRequestParts<Cx> for Actor {
-    type Rejection = Error;
-
-    async fn from_request_parts(parts: &mut Parts, _center: &Cx) -> Result<Self, Error> {
-        let from = parts.extensions.get::<ConnectInfo<SocketAddr>>().map(|at| at.0.to_string());
-        let roles = vec![("*".to_owned(), Role::Admin)];
-        Ok(Self { name: "local".to_owned(), from: from.unwrap_or_default(), roles, agents: None })
-    }
+/// Compares secrets in a time that does not tell how much of them fits.
+pub(crate) fn same(a: &[u8], b: &[u8]) -> bool {
+    use subtle::ConstantTimeEq;
+    a.ct_eq(b).into()
 }
 
 /// Its part of the API.

@@ -22,7 +22,7 @@ pub struct Page<T> {
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Problem {
     /// Stable word for programs: `bad_request`, `unauthenticated`, `forbidden`, `not_found`, `conflict`,
-    /// `too_many`, `read_only`, `unavailable`, `internal`.
+    /// `no_method`, `too_large`, `too_many`, `read_only`, `unavailable`, `internal`.
     pub code: String,
     /// What is wrong, with the thing and the value.
     pub message: String,
