@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use crate::{error::Error, registry::Registry, store::Store};
-use model::center::{AgentRow, CapacityPoint, Figures, Graph, Of, Report, Series};
+use model::center::{AgentRow, CapacityPoint, Figures, Graph, Histogram, Of, Report, Series};
 use serde::Deserialize;
 
 use utoipa_axum::router::OpenApiRouter;
@@ -35,6 +35,11 @@ impl Monitor {
     /// Figures of the last ten seconds.
     pub fn lately(&self, _of: &Of) -> Figures {
         Figures::default()
+    }
+
+    /// Seconds that [`Monitor::lately`] looks back, and the times of the calls that ended within; for weighted load.
+    pub fn times(&self, _of: &Of) -> (f64, Histogram) {
+        (10.0, Histogram::default())
     }
 
     /// Applications that call a service lately, and how their bytes travel.

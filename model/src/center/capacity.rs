@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::Histogram;
+
 /// How much an estimate is worth.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -28,6 +30,35 @@ pub struct Band {
     pub rate: f64,
     /// What one of its calls counts in the weighted load.
     pub weight: f64,
+}
+
+/// Upper ends of bands as a share of what counts as slow, and what a call in the band weighs: one as long as it is
+/// not slow, so that the load of a healthy pool is its rate, and more the longer it holds its server up.
+const BANDS: [(f64, f64); 7] =
+    [(0.125, 1.0), (0.25, 1.0), (0.5, 1.0), (1.0, 1.0), (2.0, 2.0), (4.0, 4.0), (f64::INFINITY, 8.0)];
+
+impl Band {
+    /// What was counted within `seconds`, by bands around `slow_ms`, the fastest first.
+    pub fn of(times: &Histogram, seconds: f64, slow_ms: f64) -> Vec<Self> {
+        let rate = |calls: u64| if seconds > 0.0 { calls as f64 / seconds } else { 0.0 };
+        let mut calls = [0_u64; BANDS.len()];
+        for (bucket, count) in &times.buckets {
+            let upper_ms = Histogram::upper(*bucket) / 1000.0;
+            let band = BANDS.iter().position(|(share, _)| upper_ms <= share * slow_ms).unwrap_or(BANDS.len() - 1);
+            calls[band] = calls[band].saturating_add(*count);
+        }
+        let band = |((share, weight), calls): (&(f64, f64), u64)| Self {
+            below_ms: share.is_finite().then_some(share * slow_ms),
+            rate: rate(calls),
+            weight: *weight,
+        };
+        BANDS.iter().zip(calls).map(band).collect()
+    }
+
+    /// The weighted load of all bands together.
+    pub fn load(bands: &[Self]) -> f64 {
+        bands.iter().map(|band| band.rate * band.weight).sum()
+    }
 }
 
 /// One observed window of one instance.
@@ -97,6 +128,15 @@ pub struct PoolPolicy {
     pub period_ms: u64,
     /// Calls slower than this are not going well; for capacity and the slow share.
     pub slow_ms: f64,
+    /// What keeps decisions from going to and fro: a switch brings the pool this many points below its warning line,
+    /// it is taken back when the pool would stay as far below it, and a pool shrinks only to a size that keeps its
+    /// redundancy and this much more.
+    pub margin_percent: f64,
+    /// A pool must be larger than it needs for this long before it shrinks.
+    pub shrink_hold_ms: u64,
+    /// Calls a second that one instance is known to take, from a load test. Counts until the centre has seen the
+    /// limit itself.
+    pub capacity: Option<f64>,
 }
 
 impl Default for PoolPolicy {
@@ -117,6 +157,9 @@ impl Default for PoolPolicy {
             hold_ms: 30_000,
             period_ms: 120_000,
             slow_ms: 200.0,
+            margin_percent: 5.0,
+            shrink_hold_ms: 300_000,
+            capacity: None,
         }
     }
 }
@@ -151,6 +194,17 @@ pub struct Pool {
     pub advice: Option<String>,
 }
 
+/// `POST /v1/capacity/what-if`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct WhatIfAsked {
+    /// Groups that are lost.
+    pub lost: Vec<String>,
+    /// Only this service; empty: all.
+    pub service: String,
+}
+
 /// Answer to "what if these groups were lost?": pools with what they would get.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
@@ -163,4 +217,24 @@ pub struct WhatIf {
     pub fails: Vec<String>,
     /// Instances that would have to be added to stay below the safety line, by `group/service`.
     pub needed: Vec<(String, u32)>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fast_calls_weigh_one_and_slow_ones_more() {
+        let mut times = Histogram::default();
+        for (millis, calls) in [(1, 500), (30, 300), (150, 200), (300, 10), (700, 10), (5_000, 10)] {
+            times.add(millis * 1000, calls);
+        }
+        let bands = Band::of(&times, 10.0, 200.0);
+        let rates: Vec<f64> = bands.iter().map(|b| b.rate).collect();
+        assert_eq!(rates, [50.0, 30.0, 0.0, 20.0, 1.0, 1.0, 1.0]);
+        assert_eq!(Band::load(&bands), 100.0 + 2.0 + 4.0 + 8.0);
+        assert_eq!(bands[3].below_ms, Some(200.0));
+        assert_eq!(bands[6].below_ms, None);
+        assert_eq!(Band::load(&Band::of(&times, 0.0, 200.0)), 0.0);
+    }
 }

@@ -19,7 +19,7 @@ pub use self::{
         RegistrationsAnswer, Report, Sample, Side, Sync, SyncAnswer, TextOf, Watched, WatchedText,
     },
     alert::{Alert, AlertRule, AlertState, Condition, Silence},
-    capacity::{Band, Capacity, CapacityPoint, Confidence, Pool, PoolPolicy, WhatIf},
+    capacity::{Band, Capacity, CapacityPoint, Confidence, Pool, PoolPolicy, WhatIf, WhatIfAsked},
     command::{
         Action, Change, CommandRecord, CommandState, GroupWeight, Guard, NewCommand, Preview, PreviewEndpoint, Step,
     },
