@@ -9,7 +9,7 @@ use anyhow::Context;
 use model::{center::PORT, kind::Value};
 use serde::Deserialize;
 
-use crate::{alert, api, auth, command, decide, monitor, registry, scale};
+use crate::{alert, api, auth, command, decide, demo, monitor, registry, scale};
 
 /// The whole file. Every key may be left out.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
@@ -39,6 +39,8 @@ pub struct Config {
     pub api: api::Config,
     /// Accounts.
     pub auth: auth::Config,
+    /// The demo's load, where this is the demo's centre.
+    pub demo: Option<demo::Config>,
 }
 
 /// A kind of store and its options.
@@ -72,6 +74,7 @@ impl Default for Config {
             alerts: alert::Config::default(),
             api: api::Config::default(),
             auth: auth::Config::default(),
+            demo: None,
         }
     }
 }

@@ -31,5 +31,7 @@ pub mod auth;
 pub mod api;
 pub mod console;
 
+pub mod demo;
+
 pub mod clock;
 pub mod fetch;

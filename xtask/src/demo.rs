@@ -4,6 +4,7 @@ pub mod cgroup;
 pub mod guard;
 pub mod process;
 mod programs;
+mod shop;
 pub mod standin;
 
 use std::{

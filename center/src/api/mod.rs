@@ -13,7 +13,7 @@ use axum::{Router, middleware, routing::get};
 use utoipa::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 
-use crate::{alert, app::Center, audit, auth, capacity, command, console, decide, monitor, registry, scale};
+use crate::{alert, app::Center, audit, auth, capacity, command, console, decide, demo, monitor, registry, scale};
 
 pub use self::{
     config::{Config, Tls},
@@ -41,6 +41,7 @@ fn described() -> OpenApiRouter<Cx> {
         .merge(alert::routes())
         .merge(audit::routes())
         .merge(auth::routes())
+        .merge(demo::routes())
 }
 
 /// The description of the API, as `/openapi.json` answers it.

@@ -12,7 +12,7 @@ use std::{
 use anyhow::{Context, Result};
 use clap::Subcommand;
 
-use super::process;
+use super::{process, shop};
 use crate::sys;
 
 /// Programs that can be stood in for.
@@ -39,6 +39,34 @@ pub enum StandIn {
         /// Pause between calls, milliseconds
         pause: u64,
     },
+    /// A web server of limited capacity that registers itself in the centre
+    Shop {
+        /// Where to listen
+        addr: SocketAddr,
+        /// Its service
+        #[arg(long)]
+        service: String,
+        /// Its group
+        #[arg(long)]
+        group: String,
+        /// The centre
+        #[arg(long)]
+        center: SocketAddr,
+        /// Calls served at once, each taking 20 ms
+        #[arg(long, default_value_t = 4)]
+        slots: usize,
+    },
+    /// Callers of a web server, at a rate that is written in a file
+    CallShop {
+        /// Whom to call
+        addr: SocketAddr,
+        /// Where to write how many calls went well and how many failed
+        counts: PathBuf,
+        /// Calls a second at load 1
+        rate: f64,
+        /// The file with the load
+        load: PathBuf,
+    },
     /// A caller of a server that speaks as redis does
     CallRedis {
         /// Whom to call
@@ -58,6 +86,10 @@ pub fn run(which: &StandIn) -> Result<()> {
             let calls = AtomicU64::new(0);
             serve(*addr, |stream| redis(stream, &calls))
         }
+        StandIn::Shop { addr, service, group, center, slots } => {
+            shop::serve(*addr, &shop::Place { service, group, center: *center }, *slots)
+        }
+        StandIn::CallShop { addr, counts, rate, load } => shop::call(*addr, counts, *rate, load),
         StandIn::CallWeb { addr, counts, pause } => {
             call(counts, *pause, || Ok(process::get(*addr, "/idc.json")?.starts_with("HTTP/1.1 200")))
         }
@@ -71,7 +103,7 @@ pub fn run(which: &StandIn) -> Result<()> {
     }
 }
 
-fn connect(addr: SocketAddr) -> io::Result<TcpStream> {
+pub(super) fn connect(addr: SocketAddr) -> io::Result<TcpStream> {
     let limit = Duration::from_secs(2);
     let stream = TcpStream::connect_timeout(&addr, limit)?;
     stream.set_read_timeout(Some(limit))?;
@@ -80,7 +112,7 @@ fn connect(addr: SocketAddr) -> io::Result<TcpStream> {
 }
 
 /// A thread per connection: the demo's callers hold a handful.
-fn serve(addr: SocketAddr, talk: impl Fn(TcpStream) -> io::Result<()> + Sync) -> Result<()> {
+pub(super) fn serve(addr: SocketAddr, talk: impl Fn(TcpStream) -> io::Result<()> + Sync) -> Result<()> {
     let listener = TcpListener::bind(addr).with_context(|| format!("cannot listen on {addr}"))?;
     std::thread::scope(|scope| {
         for stream in listener.incoming() {
@@ -96,6 +128,11 @@ fn serve(addr: SocketAddr, talk: impl Fn(TcpStream) -> io::Result<()> + Sync) ->
 }
 
 fn web(stream: TcpStream, name: &str) -> io::Result<()> {
+    answer(stream, || format!("{{\"idc\":\"{name}\"}}\n"))
+}
+
+/// Answers each request of a connection with what `say` returns, which may take its time.
+pub(super) fn answer(stream: TcpStream, say: impl Fn() -> String) -> io::Result<()> {
     let mut input = BufReader::new(stream.try_clone()?);
     let mut output = stream;
     loop {
@@ -115,7 +152,7 @@ fn web(stream: TcpStream, name: &str) -> io::Result<()> {
                 return Ok(());
             }
         }
-        let body = format!("{{\"idc\":\"{name}\"}}\n");
+        let body = say();
         let connection = if close { "Connection: close\r\n" } else { "" };
         let head = format!(
             "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n{connection}Content-Length: {}\r\n\r\n",
