@@ -7,8 +7,18 @@ use model::kind;
 use tokio::net::TcpListener;
 
 use crate::{
-    alert::Alerts, api, audit::Audit, auth::Auth, capacity::Capacities, command::Commands, config::Config,
-    decide::Decider, monitor::Monitor, registry::Registry, scale::Scalers, store,
+    alert::Alerts,
+    api,
+    audit::Audit,
+    auth::Auth,
+    capacity::Capacities,
+    command::Commands,
+    config::Config,
+    decide::Decider,
+    monitor::Monitor,
+    registry::Registry,
+    scale::{self, Scalers},
+    store,
 };
 
 /// One governance centre: all of its parts.
@@ -58,7 +68,9 @@ impl Center {
             capacity.clone(),
             audit.clone(),
         );
-        let scalers = Scalers::new(config.scale.clone(), registry.clone(), audit.clone());
+        let directory = config.scale.directory.clone().unwrap_or_else(|| config.data.join("scale"));
+        let scale = scale::Config { directory: Some(directory), ..config.scale.clone() };
+        let scalers = Scalers::new(scale, registry.clone(), audit.clone());
         let decider = Decider::new(
             config.pools.clone(),
             store.clone(),

@@ -9,6 +9,7 @@ mod capacity;
 mod command;
 mod figures;
 mod histogram;
+mod scale;
 mod view;
 
 use serde::{Deserialize, Serialize};
@@ -25,6 +26,7 @@ pub use self::{
     },
     figures::{Figures, Of, Series},
     histogram::Histogram,
+    scale::{NewScale, ScaleEvent, ScaleInstance, ScaleRow},
     view::{
         AgentRow, AuditEntry, CallerRow, Event, Graph, GraphEdge, GraphNode, InstanceRow, Me, Page, Problem, Role,
         ServicePage, ServiceRow, TokenRow, UserRow,
