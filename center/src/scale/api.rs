@@ -2,12 +2,17 @@
 
 use std::collections::BTreeMap;
 
-use axum::{Json, extract::State};
+use axum::extract::State;
 use futures_util::{StreamExt, stream};
 use model::center::{NewScale, PoolPolicy, Problem, Role, ScaleRow};
 use utoipa_axum::{router::OpenApiRouter, routes};
 
-use crate::{api::Cx, auth::Actor, clock::now_ms, error::Error};
+use crate::{
+    api::{Cx, Json},
+    auth::Actor,
+    clock::now_ms,
+    error::Error,
+};
 
 /// Pools that are asked for their size at once.
 const AT_ONCE: usize = 32;
