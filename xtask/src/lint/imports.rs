@@ -1,4 +1,4 @@
-//! The import table of the agent: which module may use which.
+//! The import tables of agent and centre: which module may use which.
 //!
 //! Calls flow from the application's socket to the endpoint's, and imports point the same way. A new arrow
 //! is a decision: it goes into the table here, and the page follows (`cargo xtask lint --write`).
@@ -9,43 +9,78 @@ use anyhow::{Context, Result};
 
 use super::Source;
 
-/// Imported by everything; imports nothing but itself, unless the table says otherwise.
-const GROUND: &[&str] = &[
-    "availability",
-    "call",
-    "kind",
-    "drain",
-    "sys",
-    "config",
-    "meta",
-    "metrics",
-    "serialize",
-    "stream",
-    "switcher",
-    "trace",
-];
+/// One package with a table.
+struct Package {
+    /// Folder of its modules.
+    root: &'static str,
+    /// Imported by everything; imports nothing but itself, unless the table says otherwise.
+    ground: &'static [&'static str],
+    /// Who may import what, besides the ground. A module that is in no list may not exist.
+    table: &'static [(&'static str, &'static [&'static str])],
+    /// These join the parts, and may import all.
+    all: &'static [&'static str],
+}
 
-/// Who may import what, besides the ground. A module that is in neither list may not exist.
-const TABLE: &[(&str, &[&str])] = &[
-    // Only their tables of kinds, to check names and options with a line: `config/kinds.rs`.
-    ("config", &["filter", "ha", "lb", "protocol", "registry"]),
-    ("capture", &[]),
-    ("accept", &["capture", "protocol", "route", "cluster", "endpoint"]),
-    ("protocol", &["accept", "route", "cluster", "endpoint", "filter"]),
-    ("route", &["cluster", "filter"]),
-    ("cluster", &["filter", "ha", "lb", "endpoint"]),
-    ("filter", &["endpoint"]),
-    ("ha", &["filter", "lb", "endpoint"]),
-    ("lb", &["endpoint"]),
-    ("endpoint", &[]),
-    ("registry", &[]),
-    ("names", &["capture"]),
-    ("admin", &["capture", "cluster", "endpoint", "filter", "names", "registry"]),
-    ("cli", &["admin", "capture"]),
-];
+const AGENT: Package = Package {
+    root: "agent/src",
+    ground: &[
+        "availability",
+        "call",
+        "kind",
+        "drain",
+        "sys",
+        "config",
+        "meta",
+        "metrics",
+        "serialize",
+        "stream",
+        "switcher",
+        "trace",
+    ],
+    table: &[
+        // Only their tables of kinds, to check names and options with a line: `config/kinds.rs`.
+        ("config", &["filter", "ha", "lb", "protocol", "registry"]),
+        ("capture", &[]),
+        ("accept", &["capture", "protocol", "route", "cluster", "endpoint"]),
+        ("protocol", &["accept", "route", "cluster", "endpoint", "filter"]),
+        ("route", &["cluster", "filter"]),
+        ("cluster", &["filter", "ha", "lb", "endpoint"]),
+        ("filter", &["endpoint"]),
+        ("ha", &["filter", "lb", "endpoint"]),
+        ("lb", &["endpoint"]),
+        ("endpoint", &[]),
+        ("registry", &[]),
+        ("names", &["capture"]),
+        ("admin", &["capture", "cluster", "endpoint", "filter", "names", "registry"]),
+        ("cli", &["admin", "capture"]),
+    ],
+    all: &["app", "main", "lib"],
+};
 
-/// These join the parts, and may import all.
-const ALL: &[&str] = &["app", "main", "lib"];
+const CENTER: Package = Package {
+    root: "center/src",
+    // Handlers of every part are given `app::Center` under the name `api::Cx`.
+    ground: &["api", "audit", "auth", "clock", "error", "fetch", "store"],
+    table: &[
+        ("api", ALL_PARTS),
+        ("audit", &[]),
+        ("auth", &["config"]),
+        ("registry", &[]),
+        ("monitor", &["registry"]),
+        ("capacity", &["registry", "monitor"]),
+        ("command", &["registry", "monitor", "capacity"]),
+        ("scale", &["registry"]),
+        ("decide", &["registry", "monitor", "capacity", "command", "scale"]),
+        ("alert", &["registry", "monitor", "decide"]),
+        ("console", &[]),
+        ("demo", &[]),
+    ],
+    all: &["app", "config", "main", "lib"],
+};
+
+/// What the API joins.
+const ALL_PARTS: &[&str] =
+    &["app", "config", "registry", "monitor", "capacity", "command", "scale", "decide", "alert", "console", "demo"];
 
 /// The page that shows the table.
 pub const PAGE: &str = "docs/architecture.md";
@@ -53,32 +88,7 @@ const BEGIN: &str = "<!-- import table: written by `cargo xtask lint --write` --
 const END: &str = "<!-- end of import table -->\n";
 
 pub fn check(sources: &[Source]) -> Vec<String> {
-    let mut breaches = Vec::new();
-    for source in sources {
-        let Ok(path) = source.path.strip_prefix("agent/src") else { continue };
-        if path.extension().is_none_or(|ext| ext != "rs") || is_test(path) {
-            continue;
-        }
-        let module = path.iter().next().unwrap_or_default().to_string_lossy();
-        let module = module.trim_end_matches(".rs");
-        if ALL.contains(&module) {
-            continue;
-        }
-        let Some(allowed) = allowed(module) else {
-            breaches.push(format!("{}: module {module} is not in the import table", source.path.display()));
-            continue;
-        };
-        for (line, used) in uses(&source.text) {
-            let fine = used == module || GROUND.contains(&used.as_str()) || allowed.contains(&used.as_str());
-            if !fine {
-                breaches.push(format!(
-                    "{}:{line}: {module} may not import {used} (it may: {})",
-                    source.path.display(),
-                    list(allowed)
-                ));
-            }
-        }
-    }
+    let mut breaches: Vec<_> = [AGENT, CENTER].iter().flat_map(|package| package.check(sources)).collect();
     let page = sources.iter().find(|source| source.path == Path::new(PAGE));
     if page.and_then(|page| split(&page.text)).is_none_or(|(_, shown, _)| shown != render()) {
         breaches.push(format!("{PAGE}: the import table differs from xtask's: run `cargo xtask lint --write`"));
@@ -105,11 +115,16 @@ fn split(page: &str) -> Option<(&str, &str, &str)> {
 }
 
 fn render() -> String {
-    let mut text = "| module | may import |\n| --- | --- |\n".to_owned();
-    for (module, allowed) in TABLE {
-        text += &format!("| `{module}` | {} |\n", list(allowed));
+    let mut text = String::new();
+    for package in [AGENT, CENTER] {
+        text += &format!("| `{}` | may import |\n| --- | --- |\n", package.root);
+        for (module, allowed) in package.table {
+            text += &format!("| `{module}` | {} |\n", list(allowed));
+        }
+        text += "| `app` | all |\n\n";
     }
-    text + "| `app` | all |\n"
+    text.truncate(text.len() - 1);
+    text
 }
 
 fn list(names: &[&str]) -> String {
@@ -119,9 +134,41 @@ fn list(names: &[&str]) -> String {
     names.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ")
 }
 
-fn allowed(module: &str) -> Option<&'static [&'static str]> {
-    let row = TABLE.iter().find(|(name, _)| *name == module).map(|(_, allowed)| *allowed);
-    row.or_else(|| GROUND.contains(&module).then_some(&[][..]))
+impl Package {
+    fn check(&self, sources: &[Source]) -> Vec<String> {
+        let mut breaches = Vec::new();
+        for source in sources {
+            let Ok(path) = source.path.strip_prefix(self.root) else { continue };
+            if path.extension().is_none_or(|ext| ext != "rs") || is_test(path) {
+                continue;
+            }
+            let module = path.iter().next().unwrap_or_default().to_string_lossy();
+            let module = module.trim_end_matches(".rs");
+            if self.all.contains(&module) {
+                continue;
+            }
+            let Some(allowed) = self.allowed(module) else {
+                breaches.push(format!("{}: module {module} is not in the import table", source.path.display()));
+                continue;
+            };
+            for (line, used) in uses(&source.text) {
+                let fine = used == module || self.ground.contains(&used.as_str()) || allowed.contains(&used.as_str());
+                if !fine {
+                    breaches.push(format!(
+                        "{}:{line}: {module} may not import {used} (it may: {})",
+                        source.path.display(),
+                        list(allowed)
+                    ));
+                }
+            }
+        }
+        breaches
+    }
+
+    fn allowed(&self, module: &str) -> Option<&'static [&'static str]> {
+        let row = self.table.iter().find(|(name, _)| *name == module).map(|(_, allowed)| *allowed);
+        row.or_else(|| self.ground.contains(&module).then_some(&[][..]))
+    }
 }
 
 /// Tests may reach across: they stand outside the line that calls travel.
