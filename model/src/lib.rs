@@ -5,6 +5,7 @@
 pub mod center;
 pub mod command;
 pub mod kind;
+pub mod share;
 pub mod value;
 
 mod metadata;

@@ -9,8 +9,9 @@ use std::{
 };
 
 use anyhow::ensure;
+use model::share;
 
-use super::{LoadBalancer, PickCx, Picker, Subset, active_weight::ActiveWeight, weighted};
+use super::{LoadBalancer, PickCx, Picker, Subset, active_weight::ActiveWeight};
 use crate::{
     endpoint::Endpoint,
     kind::{self, BuildCx, Value},
@@ -57,7 +58,7 @@ impl LoadBalancer for ConfigurableWeight {
         groups.dedup();
         let weights: Vec<u64> = groups.iter().map(|g| u64::from(self.weights.get(*g).copied().unwrap_or(0))).collect();
         let subset = |group: &&str| Subset::new(&ActiveWeight, endpoints, |e| e.group == *group);
-        let order = weighted::round(&weights);
+        let order = share::round(&weights);
         let next = AtomicUsize::new(fastrand::usize(..=order.len()));
         Box::new(Groups { subsets: groups.iter().map(subset).collect(), order, next })
     }

@@ -6,7 +6,9 @@ use std::sync::{
     atomic::{AtomicUsize, Ordering::Relaxed},
 };
 
-use super::{LoadBalancer, PickCx, Picker, Subset, weighted::round};
+use model::share;
+
+use super::{LoadBalancer, PickCx, Picker, Subset};
 use crate::endpoint::Endpoint;
 
 /// Slots of the ring that are looked at before every group is asked once.
@@ -24,18 +26,12 @@ struct Groups {
 /// them their shares; endpoints of other groups get nothing. Of a group that is out of rotation, the share goes
 /// to the others.
 pub fn grouped(lb: &dyn LoadBalancer, endpoints: &[Arc<Endpoint>], shares: &[(&str, u32)]) -> Box<dyn Picker> {
-    let groups = shares.iter().map(|(group, share)| (Subset::new(lb, endpoints, |e| &*e.group == *group), *share));
-    let (groups, weights): (Vec<_>, Vec<_>) = groups
-        .filter(|(group, share)| *share > 0 && group.endpoints().iter().any(|e| e.weight > 0))
-        .map(|(group, share)| (group, u64::from(share)))
-        .unzip();
-    if groups.is_empty() {
-        return lb.picker(endpoints);
-    }
-    let order = round(&weights);
+    let has_somebody = |group: &str| endpoints.iter().any(|e| &*e.group == group && e.weight > 0);
+    let Some(share::Ring { groups, order }) = share::ring(shares, has_somebody) else { return lb.picker(endpoints) };
+    let groups = groups.iter().map(|&i| Subset::new(lb, endpoints, |e| &*e.group == shares[i].0)).collect();
     // Agents that hear of a command together must not all begin with the same group.
     let next = AtomicUsize::new(fastrand::usize(..order.len()));
-    Box::new(Groups { groups: groups.into(), order, next })
+    Box::new(Groups { groups, order, next })
 }
 
 impl Groups {

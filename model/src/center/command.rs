@@ -159,6 +159,15 @@ pub struct Step {
     pub before: Option<Figures>,
 }
 
+/// Body of `POST /v1/commands/{id}/undo`; may be left out.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct UndoCommand {
+    /// Why, for those who come later.
+    pub reason: String,
+}
+
 /// What a command changed in one scope: enough to undo it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
@@ -201,6 +210,9 @@ pub struct CommandRecord {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct PreviewEndpoint {
+    /// The service.
+    #[serde(default)]
+    pub service: String,
     /// Its group.
     pub group: String,
     /// `IP:PORT`.

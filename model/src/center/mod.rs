@@ -23,6 +23,7 @@ pub use self::{
     capacity::{Band, Capacity, CapacityPoint, Confidence, Pool, PoolPolicy, WhatIf, WhatIfAsked},
     command::{
         Action, Change, CommandRecord, CommandState, GroupWeight, Guard, NewCommand, Preview, PreviewEndpoint, Step,
+        UndoCommand,
     },
     figures::{Figures, Of, Series},
     histogram::Histogram,

@@ -2,7 +2,110 @@
 
 use serde_json::{Map, Value, json};
 
-use super::{Kind, Pattern, traffic_index};
+use super::{Kind, Pattern, extra, traffic_index};
+
+/// Key of an entry that belongs to whoever put it in with [`put_entries`]: others leave it alone.
+pub const OWNED: &str = "id";
+
+/// What one owner puts into a command text.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Entries {
+    /// Commands as they stand in the text, without index; the first goes first.
+    pub commands: Vec<Value>,
+    /// Canaries and drains.
+    pub extra: Vec<Value>,
+}
+
+/// `text` with these entries before all others of their kind, marked as those of `owner`. What else stands there
+/// stays below and holds again when they are gone.
+///
+/// # Errors
+/// `text` is no list of commands, or another command would go first.
+pub fn put_entries(text: Option<&str>, owner: &str, entries: &Entries) -> Result<String, String> {
+    let mut whole = Text::read(text)?;
+    if !entries.commands.is_empty() {
+        let contends = |other: &&Value| {
+            let same_kind = |one: &Value| Kind::of(&one["commandType"]) == Kind::of(&other["commandType"]);
+            traffic_index(other).is_none() && entries.commands.iter().any(|one| same_kind(one) && overlap(one, other))
+        };
+        if let Some(first) = whole.list.iter().find(contends) {
+            let pattern = first["pattern"].as_str().unwrap_or_default();
+            return Err(format!("the command of `{pattern}` has no index, so it goes first; give it one"));
+        }
+        let lowest = whole.list.iter().filter_map(traffic_index).min().unwrap_or(1).min(1);
+        let first = lowest.saturating_sub(entries.commands.len() as i64);
+        let commands = entries.commands.iter().enumerate().map(|(i, one)| {
+            let mut one = one.clone();
+            one["index"] = (first + i as i64).into();
+            one[OWNED] = owner.into();
+            one
+        });
+        whole.list.splice(..0, commands);
+    }
+    let extra = entries.extra.iter().map(|one| {
+        let mut one = one.clone();
+        one[OWNED] = owner.into();
+        one
+    });
+    whole.extra.splice(..0, extra);
+    Ok(whole.written())
+}
+
+/// `text` without the entries whose owner `is_own` knows.
+///
+/// # Errors
+/// `text` is no list of commands.
+pub fn foreign(text: Option<&str>, is_own: impl Fn(&str) -> bool) -> Result<String, String> {
+    let mut whole = Text::read(text)?;
+    let stays = |one: &Value| !one[OWNED].as_str().is_some_and(&is_own);
+    whole.list.retain(stays);
+    whole.extra.retain(stays);
+    Ok(whole.written())
+}
+
+/// Whether both may be about one service; not knowing counts as yes.
+fn overlap(one: &Value, other: &Value) -> bool {
+    let (a, b) = (one["pattern"].as_str().unwrap_or_default(), other["pattern"].as_str().unwrap_or_default());
+    one["exact"] != true || Pattern::parse(b).is_ok_and(|p| p.matches(a))
+}
+
+/// A command text taken apart.
+struct Text {
+    list: Vec<Value>,
+    extra: Vec<Value>,
+    /// Whatever else stands there.
+    rest: Map<String, Value>,
+}
+
+impl Text {
+    fn read(text: Option<&str>) -> Result<Self, String> {
+        let Some(text) = text.filter(|text| !text.trim().is_empty()) else {
+            return Ok(Self { list: Vec::new(), extra: Vec::new(), rest: Map::new() });
+        };
+        let value: Value = serde_json::from_str(text).map_err(|e| format!("what is there is not JSON ({e})"))?;
+        let no_list = || "what is there has no list `clientCommandList`".to_owned();
+        let Value::Object(mut rest) = value else { return Err(no_list()) };
+        let list = match rest.remove("clientCommandList") {
+            Some(Value::Array(list)) => list,
+            None | Some(Value::Null) => Vec::new(),
+            Some(_) => return Err(no_list()),
+        };
+        let extra = match rest.remove(extra::KEY) {
+            Some(Value::Array(extra)) => extra,
+            _ => Vec::new(),
+        };
+        Ok(Self { list, extra, rest })
+    }
+
+    fn written(self) -> String {
+        let mut whole = self.rest;
+        whole.insert("clientCommandList".to_owned(), Value::Array(self.list));
+        if !self.extra.is_empty() {
+            whole.insert(extra::KEY.to_owned(), Value::Array(self.extra));
+        }
+        Value::Object(whole).to_string()
+    }
+}
 
 /// What is put into a command text for one service.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,8 +138,9 @@ pub fn with_order(
     remark: &str,
 ) -> Result<(String, Vec<Value>), String> {
     let kind = order.kind();
+    let mut whole = Text::read(text)?;
     let (former, mut list): (Vec<_>, Vec<_>) =
-        entries(text)?.into_iter().partition(|entry| is_for(entry, service, kind));
+        std::mem::take(&mut whole.list).into_iter().partition(|entry| is_for(entry, service, kind));
     // The lowest index wins, and one that is missing is lower than any.
     let mut index = 1;
     for entry in list.iter().filter(|entry| kind == Kind::Traffic && matches(entry, service)) {
@@ -62,7 +166,8 @@ pub fn with_order(
         "routeRules": [],
         "remark": remark,
     }));
-    Ok((written(list), former))
+    whole.list = list;
+    Ok((whole.written(), former))
 }
 
 /// `text` without the commands of this kind that name exactly `service`; `None` when there were none. With
@@ -77,34 +182,18 @@ pub fn without_order(
     remark: Option<&str>,
     instead: &[Value],
 ) -> Result<Option<String>, String> {
-    let mut list = entries(text)?;
-    let before = list.len();
-    list.retain(|entry| !is_for(entry, service, kind) || remark.is_some_and(|r| entry["remark"] != r));
-    if list.len() == before {
+    let mut whole = Text::read(text)?;
+    let before = whole.list.len();
+    whole.list.retain(|entry| !is_for(entry, service, kind) || remark.is_some_and(|r| entry["remark"] != r));
+    if whole.list.len() == before {
         return Ok(None);
     }
-    list.extend_from_slice(instead);
-    Ok(Some(written(list)))
-}
-
-fn entries(text: Option<&str>) -> Result<Vec<Value>, String> {
-    let Some(text) = text.filter(|text| !text.trim().is_empty()) else { return Ok(Vec::new()) };
-    let mut value: Value = serde_json::from_str(text).map_err(|e| format!("what is there is not JSON ({e})"))?;
-    match value.get_mut("clientCommandList").map(Value::take) {
-        Some(Value::Array(list)) => Ok(list),
-        None | Some(Value::Null) if value.is_object() => Ok(Vec::new()),
-        _ => Err("what is there has no list `clientCommandList`".to_owned()),
-    }
-}
-
-fn written(list: Vec<Value>) -> String {
-    let mut whole = Map::new();
-    whole.insert("clientCommandList".to_owned(), Value::Array(list));
-    Value::Object(whole).to_string()
+    whole.list.extend_from_slice(instead);
+    Ok(Some(whole.written()))
 }
 
 fn is_for(entry: &Value, service: &str, kind: Kind) -> bool {
-    entry["pattern"] == service && Kind::of(&entry["commandType"]) == Ok(kind)
+    entry[OWNED].is_null() && entry["pattern"] == service && Kind::of(&entry["commandType"]) == Ok(kind)
 }
 
 fn matches(entry: &Value, service: &str) -> bool {
@@ -146,6 +235,34 @@ mod tests {
         assert!(Commands::parse(&only).unwrap().degrade("s.Echo").is_some());
         let none = without(&only, Kind::Degrade, Some("me"), &[]).unwrap();
         assert_eq!(none, r#"{"clientCommandList":[]}"#, "the form that every client reads as none");
+    }
+
+    #[test]
+    fn entries_of_an_owner_stand_above_the_others_and_go_alone() {
+        let theirs = r#"{"clientCommandList":[{"index":1,"pattern":"s.*","mergeGroups":["c"]}],"more":7}"#;
+        let to = |group: &str| Entries {
+            commands: vec![json!({"commandType": 0, "pattern": "s.Echo", "exact": true, "mergeGroups": [group]})],
+            extra: vec![json!({"kind": "drain", "service": "s.Echo", "instance": "1.1.1.1:1"})],
+        };
+        let one = put_entries(Some(theirs), "x-1", &to("a")).unwrap();
+        let two = put_entries(Some(&one), "x-2", &to("b")).unwrap();
+        assert_eq!(groups(&two), "b");
+        let commands = Commands::parse(&two).unwrap();
+        assert!(commands.left_out.is_empty() && commands.traffic("s.Echo2").unwrap().groups[0].group == "c");
+        assert_eq!(commands.drained("s.Echo").count(), 2);
+        let without = |owner: &'static str| foreign(Some(&two), move |o| o == owner).unwrap();
+        assert_eq!((groups(&without("x-1")).as_str(), groups(&without("x-2")).as_str()), ("b", "a"));
+        let none = foreign(Some(&two), |o| o.starts_with("x-")).unwrap();
+        let parsed = |text: &str| serde_json::from_str::<Value>(text).unwrap();
+        assert_eq!(parsed(&none), parsed(theirs));
+        // Orders by name leave them alone and go first while they stand.
+        let (order, former) = with_order(Some(&two), "s.Echo", &Order::Groups(vec!["d".into()]), "me").unwrap();
+        assert_eq!((groups(&order).as_str(), former.len()), ("d", 0));
+        assert_eq!(groups(&without_order(Some(&order), "s.Echo", Kind::Traffic, None, &[]).unwrap().unwrap()), "b");
+        let first = r#"{"clientCommandList":[{"pattern":"s.*","mergeGroups":["c"]}]}"#;
+        assert!(put_entries(Some(first), "x-1", &to("a")).unwrap_err().contains("has no index"));
+        let other = r#"{"clientCommandList":[{"pattern":"t.*","mergeGroups":["c"]}]}"#;
+        assert!(put_entries(Some(other), "x-1", &to("a")).is_ok());
     }
 
     #[test]

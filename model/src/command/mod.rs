@@ -4,6 +4,7 @@
 //! motan-go do; where the two differ, both forms are taken.
 
 mod edit;
+mod extra;
 mod pattern;
 mod route;
 
@@ -11,8 +12,10 @@ use std::fmt;
 
 use serde_json::Value;
 
+use self::extra::Extra;
 pub use self::{
-    edit::{Order, with_order, without_order},
+    edit::{Entries, OWNED, Order, foreign, put_entries, with_order, without_order},
+    extra::{Canary, Drain},
     pattern::Pattern,
     route::RouteRule,
 };
@@ -107,6 +110,9 @@ pub struct Command {
     pub kind: Kind,
     /// Which services it is about; `None` for [`Kind::Switch`].
     pub pattern: Option<Pattern>,
+    /// The pattern is the name of a service and means no other. Clients of Motan do not know this, and take it for
+    /// the beginning of a name, too.
+    pub exact: bool,
     /// Groups to use instead of the own one; the own one when empty.
     pub groups: Vec<GroupShare>,
     /// Rules by address, in order.
@@ -119,7 +125,7 @@ pub struct Command {
 
 impl Command {
     fn concerns(&self, service: &str) -> bool {
-        self.pattern.as_ref().is_some_and(|p| p.matches(service))
+        self.pattern.as_ref().is_some_and(|p| if self.exact { p.text() == service } else { p.matches(service) })
     }
 }
 
@@ -127,6 +133,8 @@ impl Command {
 #[derive(Clone, Debug, Default)]
 pub struct Commands {
     list: Vec<Command>,
+    canaries: Vec<Canary>,
+    drains: Vec<Drain>,
     /// What was left out and why, for operators: commands with an ill pattern or kind, ill rules of others.
     pub left_out: Vec<String>,
 }
@@ -155,6 +163,13 @@ impl Commands {
             let place = format!("clientCommandList[{i}]");
             commands.take(entry, &place).map_err(|why| format!("{place}: {why}"))?;
         }
+        for (i, entry) in object.get(extra::KEY).and_then(Value::as_array).into_iter().flatten().enumerate() {
+            match Extra::read(entry) {
+                Ok(Extra::Canary(canary)) => commands.canaries.push(canary),
+                Ok(Extra::Drain(drain)) => commands.drains.push(drain),
+                Err(why) => commands.left_out.push(format!("{}[{i}]: {why}", extra::KEY)),
+            }
+        }
         // Stable: of equals the first in the text.
         commands.list.sort_by_key(|c| c.index);
         Ok(commands)
@@ -180,6 +195,7 @@ impl Commands {
             index,
             kind,
             pattern: None,
+            exact: entry["exact"] == true,
             groups: group_shares(merge),
             routes: Vec::new(),
             switchers: Vec::new(),
@@ -218,6 +234,26 @@ impl Commands {
         self.list.iter().find(|c| c.kind == Kind::Degrade && c.concerns(service))
     }
 
+    /// The version that is tried of `service`: the first in the text.
+    pub fn canary(&self, service: &str) -> Option<&Canary> {
+        self.canaries.iter().find(|c| c.service == service)
+    }
+
+    /// Instances of `service` that get no new calls.
+    pub fn drained(&self, service: &str) -> impl Iterator<Item = &str> {
+        self.drains.iter().filter(move |d| d.service == service).map(|d| d.instance.as_str())
+    }
+
+    /// All versions that are tried.
+    pub fn canaries(&self) -> &[Canary] {
+        &self.canaries
+    }
+
+    /// All instances that get no new calls.
+    pub fn drains(&self) -> &[Drain] {
+        &self.drains
+    }
+
     /// How switchers shall stand, each name once; the first in the order of the commands counts.
     pub fn switchers(&self) -> Vec<(String, bool)> {
         let mut wanted: Vec<(String, bool)> = Vec::new();
@@ -248,6 +284,10 @@ pub struct Decision<'a> {
     pub degrade: Option<(Source, &'a Command)>,
     /// How switchers shall stand.
     pub switchers: Vec<(String, bool)>,
+    /// The version that is tried.
+    pub canary: Option<(Source, &'a Canary)>,
+    /// Instances that get no new calls, of both texts.
+    pub drained: Vec<String>,
 }
 
 /// Decides for `service`: the application's text goes before the group's, kind by kind.
@@ -256,7 +296,12 @@ pub fn decide<'a>(agent: &'a Commands, group: &'a Commands, service: &str) -> De
     let first = |find: &dyn Fn(&'a Commands) -> Option<&'a Command>| {
         both.iter().find_map(|(source, commands)| Some((*source, find(commands)?)))
     };
+    let mut drained: Vec<_> = both.iter().flat_map(|(_, c)| c.drained(service)).map(str::to_owned).collect();
+    drained.sort_unstable();
+    drained.dedup();
     Decision {
+        drained,
+        canary: both.iter().find_map(|(source, commands)| Some((*source, commands.canary(service)?))),
         traffic: first(&|commands| commands.traffic(service)),
         degrade: first(&|commands| commands.degrade(service)),
         switchers: both.iter().map(|(_, commands)| commands.switchers()).find(|s| !s.is_empty()).unwrap_or_default(),

@@ -151,3 +151,24 @@ fn version_and_place_are_ignored_and_unknown_fields_too() {
     let odd = commands(r#"{"index":1,"version":"9.9","dc":"elsewhere","pattern":"s","mergeGroups":["g"],"x":{}}"#);
     assert_eq!(groups(&odd, "s"), "g");
 }
+
+#[test]
+fn canaries_and_drains_stand_beside_the_list() {
+    let text = r#"{"clientCommandList":[{"index":1,"pattern":"s","exact":true,"mergeGroups":["g"]}],"sockmesh":[
+        {"kind":"canary","service":"s","version":"2","percent":10,"header":"x-canary=yes"},
+        {"kind":"canary","service":"s","version":"3","percent":101},
+        {"kind":"drain","service":"s","instance":"10.0.0.1:80"},
+        {"kind":"drain","service":""}, {"kind":"else"}, 7]}"#;
+    let all = Commands::parse(text).unwrap();
+    let nothing = Commands::default();
+    let decision = decide(&nothing, &all, "s");
+    let (source, canary) = decision.canary.unwrap();
+    assert_eq!((source, canary.percent, canary.version.as_str()), (Source::Group, 10, "2"));
+    assert_eq!(canary.header, Some(("x-canary".to_owned(), "yes".to_owned())));
+    assert_eq!(canary.told(), "10 % to version 2, all with x-canary=yes");
+    assert_eq!(decision.drained, ["10.0.0.1:80"]);
+    assert_eq!(all.left_out.len(), 4, "{:?}", all.left_out);
+    // Exact: no beginning of other names.
+    let decision = decide(&all, &nothing, "s2");
+    assert!(decision.traffic.is_none() && decision.canary.is_none() && decision.drained.is_empty());
+}
