@@ -56,7 +56,7 @@ impl Center {
         let cx = store::BuildCx { data: config.data.clone(), name: config.name.clone() };
         let store = kind::build("store", store::KINDS, &config.store.kind, &config.store.options, &cx)?;
         let audit = Audit::new(store.clone());
-        let auth = Auth::new(config.auth.clone(), store.clone(), audit.clone());
+        let auth = Auth::new(&config.api, config.auth.clone(), store.clone(), audit.clone());
         let registry = Registry::new(config.registry.clone(), store.clone(), audit.clone());
         let monitor = Monitor::new(config.monitor.clone(), store.clone(), registry.clone());
         let capacity = Capacities::new(registry.clone(), monitor.clone());

@@ -1,6 +1,6 @@
 //! `api:` of the centre's file.
 
-use std::path::PathBuf;
+use std::{net::IpAddr, path::PathBuf};
 
 use serde::Deserialize;
 
@@ -14,6 +14,8 @@ pub struct Config {
     /// How browsers reach it, such as `https://mesh.example.com`, when something stands in front of it. Its name is
     /// one of `hosts` by itself; identity providers send people back there.
     pub url: Option<String>,
+    /// Addresses of proxies in front of it, whose `X-Forwarded-For` is believed.
+    pub proxies: Vec<IpAddr>,
     /// Certificate, for HTTPS.
     pub tls: Option<Tls>,
 }
@@ -43,7 +45,7 @@ impl Config {
         let local = name.len() >= 9 && name.is_char_boundary(name.len() - 9);
         let local = local && name[name.len() - 9..].eq_ignore_ascii_case("localhost");
         let local = local && (name.len() == 9 || name[..name.len() - 9].ends_with('.'));
-        name.parse::<std::net::IpAddr>().is_ok()
+        name.parse::<IpAddr>().is_ok()
             || local
             || self.hosts.iter().any(|host| same(host))
             || self.url.as_deref().and_then(authority).and_then(self::name).is_some_and(same)
@@ -76,7 +78,7 @@ mod tests {
         let config = Config {
             hosts: vec!["center.mesh.svc".into()],
             url: Some("https://mesh.example.com:8443/x".into()),
-            tls: None,
+            ..Config::default()
         };
         assert!(config.secure() && !Config::default().secure());
         for host in [

@@ -4,7 +4,10 @@
 //! Handlers check roles themselves. This net below them lets nobody through who has none at all: a handler that
 //! forgets to ask is still no hole.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
 
 use axum::{
     extract::{ConnectInfo, DefaultBodyLimit, Request, State},
@@ -36,7 +39,8 @@ const READING: &[&str] = &["/v1/commands/preview", "/v1/capacity/what-if"];
 
 /// The layer.
 pub async fn guard(State(center): State<Cx>, mut request: Request, next: Next) -> Response {
-    let from = request.extensions().get::<ConnectInfo<SocketAddr>>().map(|at| at.0);
+    let from = request.extensions().get::<ConnectInfo<SocketAddr>>().map(|at| at.0.ip().to_canonical());
+    let from = from.map(|ip| behind(ip, request.headers(), &center.config.api.proxies));
     let identity = center.auth.identify(request.headers(), from);
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
     let refused = may_enter(&center, &identity, &request).err();
@@ -47,6 +51,7 @@ pub async fn guard(State(center): State<Cx>, mut request: Request, next: Next) -
             let body = if path.starts_with("/v1/agent/") { AGENT_BODY_BYTES } else { BODY_BYTES };
             DefaultBodyLimit::max(body).apply(&mut request);
             request.extensions_mut().insert(identity);
+            request.extensions_mut().insert(Caller(from));
             let answer = tokio::time::timeout(REQUEST_TIME, next.run(request)).await;
             answer.unwrap_or_else(|_| {
                 let message = format!("{method} {path} was not done within {REQUEST_TIME:?}");
@@ -63,6 +68,27 @@ pub async fn guard(State(center): State<Cx>, mut request: Request, next: Next) -
         }
     }
     finish(answer, &path, center.config.api.tls.is_some())
+}
+
+/// Address that a request came from; none where that is not known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Caller(pub Option<IpAddr>);
+
+/// The address behind proxies that are trusted: each adds the one it was asked by at the end of the list.
+fn behind(from: IpAddr, headers: &HeaderMap, proxies: &[IpAddr]) -> IpAddr {
+    let mut last = from;
+    let all: Vec<&str> =
+        headers.get_all("x-forwarded-for").iter().flat_map(|value| value.to_str().unwrap_or("?").split(',')).collect();
+    for said in all.into_iter().rev() {
+        if !proxies.contains(&last) {
+            break;
+        }
+        match said.trim().parse::<IpAddr>() {
+            Ok(ip) => last = ip.to_canonical(),
+            Err(_) => break,
+        }
+    }
+    last
 }
 
 /// Everything that is known without the handler.
@@ -89,7 +115,6 @@ fn may_enter(center: &Cx, identity: &Identity, request: &Request) -> Result<(), 
         return Ok(());
     }
     let Some(actor) = &identity.actor else { return Err(identity.unknown()) };
-    center.auth.count(actor)?;
     if path.starts_with("/v1/agent/") {
         if actor.agents.is_none() {
             return Err(Error::new(
@@ -99,6 +124,10 @@ fn may_enter(center: &Cx, identity: &Identity, request: &Request) -> Result<(), 
             ));
         }
         return Ok(());
+    }
+    // Who is known by nothing is on this host; agents are counted by what they register and report.
+    if identity.proof != Proof::Nothing {
+        center.auth.count(actor)?;
     }
     if OWN.contains(&path) || path.starts_with("/v1/tokens/") {
         return Ok(());
@@ -182,4 +211,28 @@ pub async fn no_path(method: Method, uri: http::Uri) -> Error {
 pub async fn no_method(method: Method, uri: http::Uri) -> Error {
     let path: String = uri.path().chars().take(200).collect();
     Error::new(Code::NoMethod, format!("`{path}` does not take {method}"), "the header `allow` says what it takes")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_trusted_proxies_say_whom_they_were_asked_by() {
+        let ip = |text: &str| text.parse::<IpAddr>().unwrap();
+        let proxies = [ip("10.0.0.1"), ip("10.0.0.2")];
+        for (from, said, is) in [
+            ("1.2.3.4", "9.9.9.9", "1.2.3.4"),
+            ("10.0.0.1", "", "10.0.0.1"),
+            ("10.0.0.1", "9.9.9.9", "9.9.9.9"),
+            ("10.0.0.1", "6.6.6.6, 9.9.9.9", "9.9.9.9"),
+            ("10.0.0.1", "6.6.6.6, 9.9.9.9, 10.0.0.2", "9.9.9.9"),
+            ("10.0.0.1", "nonsense", "10.0.0.1"),
+            ("10.0.0.1", "9.9.9.9, nonsense", "10.0.0.1"),
+        ] {
+            let mut headers = HeaderMap::new();
+            headers.insert("x-forwarded-for", HeaderValue::from_str(said).unwrap());
+            assert_eq!(behind(ip(from), &headers, &proxies), ip(is), "{from} {said}");
+        }
+    }
 }

@@ -18,7 +18,7 @@ use crate::{alert, app::Center, audit, auth, capacity, command, console, decide,
 pub use self::{
     config::{Config, Tls},
     extract::{AGENT_BODY_BYTES, BODY_BYTES, Json, Path, Query},
-    guard::CSRF,
+    guard::{CSRF, Caller},
     page::{PAGE_MOST, PAGE_USUAL, Paging},
 };
 

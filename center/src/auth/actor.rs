@@ -118,10 +118,9 @@ impl FromRequestParts<Cx> for Actor {
     type Rejection = Error;
 
     async fn from_request_parts(parts: &mut Parts, center: &Cx) -> Result<Self, Error> {
-        let from = parts.extensions.get::<axum::extract::ConnectInfo<std::net::SocketAddr>>().map(|at| at.0);
         let identity = match parts.extensions.get::<Identity>() {
             Some(identity) => identity.clone(),
-            None => center.auth.identify(&parts.headers, from),
+            None => center.auth.identify(&parts.headers, None),
         };
         match &identity.actor {
             Some(actor) => Ok(actor.clone()),

@@ -1,83 +1,174 @@
 //! Who asks, and what they may: passwords, OpenID Connect, sessions, tokens, roles.
 
 mod actor;
+mod identity;
 
-use std::{net::SocketAddr, sync::Arc};
+mod accounts;
+mod change;
+mod limit;
+mod secret;
 
-use anyhow::bail;
-use http::HeaderMap;
-use serde::Deserialize;
-use utoipa_axum::router::OpenApiRouter;
+mod routes;
 
-pub use self::actor::{Actor, fits};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use anyhow::{Context, bail};
+use model::center::Role;
+use parking_lot::RwLock;
+use serde::{Deserialize, Deserializer};
+use tokio::sync::broadcast::error::RecvError;
+
+pub(crate) use self::secret::same;
+use self::{
+    accounts::{Accounts, SESSION, TOKEN, USER},
+    limit::Limit,
+    secret::Passwords,
+};
+pub use self::{
+    actor::{Actor, fits},
+    identity::{Identity, Proof},
+    routes::routes,
+};
 use crate::{
-    api::Cx,
+    api,
     audit::Audit,
     error::{Code, Error},
-    store::Store,
+    store::{Batch, Entry, Store},
 };
 
+/// How long a session lasts unless configured: a working day.
+const SESSION_USUAL: Duration = Duration::from_secs(12 * 3600);
+/// Calls that one person or token may make at once, and then one each [`CALL_EVERY`].
+const CALL_BURST: u32 = 1000;
+const CALL_EVERY: Duration = Duration::from_millis(10);
+/// Logins that may fail from one address at once, and then one each [`LOGIN_EVERY`].
+const LOGIN_BURST: u32 = 10;
+const LOGIN_EVERY: Duration = Duration::from_secs(6);
+/// Logins of one name that may fail at once, from wherever, and then one each [`NAME_EVERY`]: some eight thousand
+/// guesses a day at most, which no password of ten bytes falls to.
+const NAME_BURST: u32 = 30;
+const NAME_EVERY: Duration = Duration::from_secs(10);
+/// Begins the names of people whom an identity provider vouches for; no person with a password is called so.
+const OIDC_PREFIX: &str = "oidc/";
+/// Entries read from the store at a time.
+const SCAN: usize = 1000;
+
 /// `auth:` of the centre's file.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub struct Config {}
-
-/// What a request proves itself by.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Proof {
-    /// By nothing.
-    #[default]
-    Nothing,
-    /// By a browser's session.
-    Session,
-    /// By a token.
-    Token,
+pub struct Config {
+    /// How long a login lasts [default: 12h].
+    #[serde(deserialize_with = "duration")]
+    pub session: Duration,
 }
 
-/// Who a request comes from, as far as it proves that.
-#[derive(Clone, Debug, Default)]
-pub struct Identity {
-    /// Who; none: it must log in.
-    pub actor: Option<Actor>,
-    /// Proven by what.
-    pub proof: Proof,
-    /// What a change of this session must carry.
-    pub csrf: Option<String>,
-}
-
-impl Identity {
-    /// Why there is no actor.
-    pub fn unknown(&self) -> Error {
-        Error::new(
-            Code::Unauthenticated,
-            "nobody is logged in",
-            "log in, or send a token as `authorization: Bearer TOKEN`",
-        )
+impl Default for Config {
+    fn default() -> Self {
+        Self { session: SESSION_USUAL }
     }
+}
+
+/// `12h` as everywhere in Sockmesh's files.
+fn duration<'de, D: Deserializer<'de>>(reader: D) -> Result<Duration, D::Error> {
+    let text = String::deserialize(reader)?;
+    model::value::duration(&text).map_err(|wrong| serde::de::Error::custom(wrong.of(&text)))
 }
 
 /// Accounts, sessions and tokens.
 pub struct Auth {
+    config: Config,
+    /// Browsers come by HTTPS only.
+    secure: bool,
     store: Arc<dyn Store>,
     audit: Arc<Audit>,
+    accounts: RwLock<Accounts>,
+    /// Held by who changes accounts: what a change is checked against holds until it is made.
+    writing: Arc<tokio::sync::Mutex<()>>,
+    passwords: Passwords,
+    calls: Limit,
+    logins: Limit,
+    names: Limit,
 }
 
 impl Auth {
     /// From what it builds on.
-    pub fn new(config: Config, store: Arc<dyn Store>, audit: Arc<Audit>) -> Arc<Self> {
-        let Config {} = config;
-        Arc::new(Self { store, audit })
+    pub fn new(api: &api::Config, config: Config, store: Arc<dyn Store>, audit: Arc<Audit>) -> Arc<Self> {
+        Arc::new(Self {
+            config,
+            secure: api.secure(),
+            store,
+            audit,
+            accounts: RwLock::default(),
+            writing: Arc::default(),
+            passwords: Passwords::default(),
+            calls: Limit::new(CALL_BURST, CALL_EVERY),
+            logins: Limit::new(LOGIN_BURST, LOGIN_EVERY),
+            names: Limit::new(NAME_BURST, NAME_EVERY),
+        })
     }
 
-    /// Reads accounts.
-    pub async fn load(&self) -> anyhow::Result<()> {
-        let _ = (&self.store, &self.audit);
+    /// Reads accounts, and follows what other centres change in them as long as it is there.
+    ///
+    /// # Errors
+    /// The store does not answer, or an account cannot be read.
+    pub async fn load(self: &Arc<Self>) -> anyhow::Result<()> {
+        // Before reading, so that nothing is missed between.
+        let changes = self.store.changes();
+        self.read().await?;
+        if let Some(mut changes) = changes {
+            let auth = Arc::downgrade(self);
+            tokio::spawn(async move {
+                loop {
+                    let change = changes.recv().await;
+                    let Some(auth) = auth.upgrade() else { return };
+                    match change {
+                        Ok(change) => {
+                            let mut accounts = auth.accounts.write();
+                            for entry in &change.put {
+                                if let Err(error) = accounts.put(entry) {
+                                    tracing::error!(error = %format!("{error:#}"), "an account cannot be read");
+                                }
+                            }
+                            for key in &change.delete {
+                                accounts.remove(key, change.stamp.revision);
+                            }
+                        }
+                        Err(RecvError::Lagged(_)) => {
+                            if let Err(error) = auth.read().await {
+                                tracing::error!(error = %format!("{error:#}"), "accounts cannot be read again");
+                            }
+                        }
+                        Err(RecvError::Closed) => return,
+                    }
+                }
+            });
+        }
+        Ok(())
+    }
+
+    async fn read(&self) -> anyhow::Result<()> {
+        let mut accounts = Accounts::default();
+        for prefix in [USER, TOKEN, SESSION] {
+            let mut after: Option<String> = None;
+            loop {
+                let entries = self.store.scan(prefix, after.as_deref(), SCAN).await.context("reading accounts")?;
+                for entry in &entries {
+                    accounts.put(entry)?;
+                }
+                match entries.last() {
+                    Some(last) if entries.len() == SCAN => after = Some(last.key.clone()),
+                    _ => break,
+                }
+            }
+        }
+        *self.accounts.write() = accounts;
         Ok(())
     }
 
     /// Whether anyone may do anything, because no credentials are configured.
     pub fn open(&self) -> bool {
-        true
+        let accounts = self.accounts.read();
+        accounts.users.is_empty() && accounts.tokens.is_empty()
     }
 
     /// Whether a centre with these accounts may listen there.
@@ -94,28 +185,62 @@ impl Auth {
         Ok(())
     }
 
-    /// Who a request comes from.
-    pub fn identify(&self, _headers: &HeaderMap, from: Option<SocketAddr>) -> Identity {
-        let from = from.map(|at| at.ip().to_string()).unwrap_or_default();
-        Identity { actor: Some(Actor::anyone(from)), proof: Proof::Nothing, csrf: None }
-    }
-
     /// Counts a call of `actor`.
     ///
     /// # Errors
     /// It calls too often.
-    pub fn count(&self, _actor: &Actor) -> Result<(), Error> {
-        Ok(())
+    pub fn count(&self, actor: &Actor) -> Result<(), Error> {
+        self.calls.take(&actor.name).map_err(|wait| {
+            Error::new(
+                Code::TooMany,
+                format!("`{}` asks more than {} times a second", actor.name, 1000 / CALL_EVERY.as_millis()),
+                format!("wait {}", seconds(wait)),
+            )
+        })
+    }
+
+    /// Whether someone who is no person could still administrate if all people were gone.
+    fn has_other_admins(&self) -> bool {
+        false
+    }
+
+    /// Makes changes, durably, and then in memory. They are made even if nobody waits any more.
+    async fn write(self: &Arc<Self>, turn: tokio::sync::OwnedMutexGuard<()>, batch: Batch) -> Result<(), Error> {
+        let auth = self.clone();
+        let done = tokio::spawn(async move {
+            let stamp = auth.store.commit(batch.clone()).await?;
+            let mut accounts = auth.accounts.write();
+            for key in batch.delete {
+                accounts.remove(&key, stamp.revision);
+            }
+            for (key, value) in batch.put {
+                let entry = Entry { key, value, revision: stamp.revision };
+                accounts.put(&entry).map_err(|error| Error::new(Code::Internal, format!("{error:#}"), ""))?;
+            }
+            drop(accounts);
+            drop(turn);
+            Ok(())
+        });
+        done.await.unwrap_or_else(|error| {
+            Err(Error::new(Code::Internal, format!("the change ended: {error}"), "look at the centre's log"))
+        })
     }
 }
 
-/// Compares secrets in a time that does not tell how much of them fits.
-pub(crate) fn same(a: &[u8], b: &[u8]) -> bool {
-    use subtle::ConstantTimeEq;
-    a.ct_eq(b).into()
+/// A pause for people, rounded up.
+fn seconds(wait: Duration) -> String {
+    format!("{} s", wait.as_secs_f64().ceil().max(1.0))
 }
 
-/// Its part of the API.
-pub fn routes() -> OpenApiRouter<Cx> {
-    OpenApiRouter::new()
+/// JSON of what is kept.
+fn json(value: &impl serde::Serialize) -> Vec<u8> {
+    serde_json::to_vec(value).expect("accounts are plain structs with text as keys")
 }
+
+/// For the record: roles, never secrets.
+fn roles_detail(roles: &[(String, Role)]) -> serde_json::Value {
+    serde_json::json!({ "roles": roles })
+}
+
+#[cfg(test)]
+mod tests;

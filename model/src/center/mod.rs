@@ -3,6 +3,7 @@
 //! Times of day are milliseconds since 1970 (`_ms`), durations are named with their unit, shares are 0 to 1,
 //! percentages 0 to 100. Fields that are added later have defaults, and readers ignore what they do not know.
 
+mod access;
 mod agent;
 mod alert;
 mod capacity;
@@ -15,6 +16,9 @@ mod view;
 use serde::{Deserialize, Serialize};
 
 pub use self::{
+    access::{
+        EndpointTested, Login, LoginWays, NewToken, NewUser, PasswordChange, TestEndpoint, TokenMade, UserChange,
+    },
     agent::{
         AgentStatus, CommandScope, Edge, Heartbeat, HeartbeatAnswer, Listed, Registration, Registrations,
         RegistrationsAnswer, Report, Sample, Side, Sync, SyncAnswer, TextOf, Watched, WatchedText,

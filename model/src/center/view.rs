@@ -88,6 +88,9 @@ pub struct TokenRow {
     pub at_ms: u64,
     /// When it ends.
     pub until_ms: Option<u64>,
+    /// Whose own it is: it ends with that account; empty: the site's.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub owner: String,
 }
 
 /// `GET /v1/services`: a service in one group.
