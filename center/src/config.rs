@@ -55,7 +55,30 @@ pub struct StoreChoice {
 
 impl Default for StoreChoice {
     fn default() -> Self {
-        Self { kind: "memory".to_owned(), options: Value::Null }
+        Self { kind: "embedded".to_owned(), options: Value::Null }
+    }
+}
+
+impl StoreChoice {
+    /// Reads the short form of the flag: `embedded`, `memory`, or `etcd://HOST:PORT,HOST:PORT/PREFIX` (port and prefix
+    /// may be left out).
+    ///
+    /// # Errors
+    /// Says what is missing in it.
+    pub fn from_flag(text: &str) -> anyhow::Result<Self> {
+        let Some((kind, rest)) = text.split_once("://") else {
+            return Ok(Self { kind: text.to_owned(), options: Value::Null });
+        };
+        let (members, prefix) = rest.split_once('/').map_or((rest, ""), |(members, prefix)| (members, prefix));
+        if members.is_empty() {
+            anyhow::bail!("--store `{text}` names no host; write it like `{kind}://10.0.0.1:2379,10.0.0.2:2379`");
+        }
+        let mut options = serde_yaml::Mapping::new();
+        options.insert("address".into(), members.split(',').map(str::trim).collect::<Vec<_>>().into());
+        if !prefix.is_empty() {
+            options.insert("prefix".into(), format!("/{prefix}").into());
+        }
+        Ok(Self { kind: kind.to_owned(), options: Value::Mapping(options) })
     }
 }
 
@@ -80,6 +103,12 @@ impl Default for Config {
 }
 
 impl Config {
+    /// Everything as usual, but nothing outlives the process: for tests.
+    pub fn in_memory() -> Self {
+        let store = StoreChoice { kind: "memory".to_owned(), options: Value::Null };
+        Self { store, ..Self::default() }
+    }
+
     /// Reads a file.
     ///
     /// # Errors
@@ -87,5 +116,19 @@ impl Config {
     pub fn load(path: &Path) -> anyhow::Result<Self> {
         let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
         serde_yaml::from_str(&text).with_context(|| path.display().to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_store_is_chosen_in_one_word() {
+        let read = |text| StoreChoice::from_flag(text).map_err(|e| e.to_string());
+        assert_eq!(read("memory"), Ok(StoreChoice { kind: "memory".into(), options: Value::Null }));
+        let options = serde_yaml::from_str("{address: ['a:1', b], prefix: /x/y}").unwrap();
+        assert_eq!(read("etcd://a:1,b/x/y"), Ok(StoreChoice { kind: "etcd".into(), options }));
+        assert!(read("etcd:///x").unwrap_err().contains("names no host"));
     }
 }

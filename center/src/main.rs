@@ -8,7 +8,10 @@ use std::{
 };
 
 use anyhow::Context;
-use center::{app::Center, config::Config};
+use center::{
+    app::Center,
+    config::{Config, StoreChoice},
+};
 use clap::Parser;
 use tokio::{
     net::TcpListener,
@@ -29,6 +32,9 @@ struct Flags {
     /// Directory of its data
     #[arg(long, value_name = "DIR")]
     data: Option<PathBuf>,
+    /// What it keeps its data in: `embedded`, `memory`, or `etcd://HOST:PORT,HOST:PORT` [default: embedded]
+    #[arg(long, value_name = "STORE")]
+    store: Option<String>,
 }
 
 fn main() -> ExitCode {
@@ -53,6 +59,9 @@ fn run(flags: Flags) -> anyhow::Result<()> {
     }
     if let Some(data) = flags.data {
         config.data = data;
+    }
+    if let Some(store) = flags.store {
+        config.store = StoreChoice::from_flag(&store)?;
     }
     let runtime =
         tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start the runtime")?;

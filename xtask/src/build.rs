@@ -49,8 +49,8 @@ pub fn all() -> Result<Ebpf> {
             Ebpf::Missing
         }
     };
-    sh::run(&mut sh::cargo(["build", "--release", "--quiet", "--package", "agent"]))
-        .context("building the agent failed: see the compiler's messages above")?;
+    sh::run(&mut sh::cargo(["build", "--release", "--quiet", "--package", "agent", "--package", "center"]))
+        .context("building agent and centre failed: see the compiler's messages above")?;
     Ok(ebpf)
 }
 

@@ -12,6 +12,7 @@ mod lint;
 mod packages;
 mod peers;
 mod sh;
+mod soak;
 mod sys;
 mod test;
 mod toolchain;
@@ -40,6 +41,11 @@ enum Verb {
         /// Also against programs that no package has: they are built once (minutes each) and kept
         #[arg(long)]
         full: bool,
+    },
+    /// Runs the heavy tests: hundreds of kills, a million rows, long runs
+    Soak {
+        /// Only tests whose name contains this
+        filter: Option<String>,
     },
     /// Builds or fetches the programs that `test --full` needs, those that are named or all
     Peers {
@@ -75,6 +81,7 @@ fn main() -> ExitCode {
     let result = match Args::parse().verb {
         Verb::Run(options) => demo::run(&options),
         Verb::Test { filter, full } => test::run(filter.as_deref(), if full { Extent::Full } else { Extent::Usual }),
+        Verb::Soak { filter } => soak::run(filter.as_deref()),
         Verb::Peers { names } => peers::run(&names),
         Verb::Build => build::all().map(|ebpf| {
             let how = if ebpf == build::Ebpf::Built { "with" } else { "without" };

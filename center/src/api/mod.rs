@@ -13,7 +13,9 @@ use axum::{Router, middleware, routing::get};
 use utoipa::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 
-use crate::{alert, app::Center, audit, auth, capacity, command, console, decide, demo, monitor, registry, scale};
+use crate::{
+    alert, app::Center, audit, auth, capacity, command, console, decide, demo, monitor, registry, scale, store,
+};
 
 pub use self::{
     config::{Config, Tls},
@@ -39,6 +41,7 @@ fn described() -> OpenApiRouter<Cx> {
         .merge(scale::routes())
         .merge(decide::routes())
         .merge(alert::routes())
+        .merge(store::routes())
         .merge(audit::routes())
         .merge(auth::routes())
         .merge(demo::routes())

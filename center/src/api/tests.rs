@@ -11,7 +11,7 @@ use tower::ServiceExt;
 use crate::{app::Center, config::Config};
 
 async fn router() -> Router {
-    super::router(Center::build(Config::default()).await.unwrap())
+    super::router(Center::build(Config::in_memory()).await.unwrap())
 }
 
 async fn ask(router: &Router, request: Request<Body>) -> (http::response::Parts, Vec<u8>) {
@@ -60,7 +60,7 @@ async fn paths_methods_names_and_pages_that_are_not_its_own_are_problems() {
 
 #[tokio::test]
 async fn only_this_host_is_served_without_accounts() {
-    let center = Center::build(Config::default()).await.unwrap();
+    let center = Center::build(Config::in_memory()).await.unwrap();
     let listener = tokio::net::TcpListener::bind("0.0.0.0:0").await.unwrap();
     let refused = format!("{:#}", Arc::clone(&center).serve(listener, async {}).await.unwrap_err());
     assert!(refused.contains("user add NAME --role admin") && refused.contains("0.0.0.0"), "{refused}");

@@ -8,7 +8,7 @@ use model::{
     kind::{self, Value},
 };
 use parking_lot::Mutex;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 
 use super::{Batch, BuildCx, Entry, Leadership, Store, StoreError};
 
@@ -17,11 +17,15 @@ pub(super) fn build(options: &Value, cx: &BuildCx) -> anyhow::Result<Arc<dyn Sto
     Ok(Arc::new(Memory::new(&cx.name)))
 }
 
+/// Nobody else writes, ever.
+const EPOCH: u64 = 1;
+
 /// See the module.
 #[derive(Debug)]
 pub struct Memory {
     inner: Mutex<Inner>,
     leadership: watch::Sender<Leadership>,
+    trouble: watch::Sender<Option<String>>,
 }
 
 #[derive(Debug, Default)]
@@ -33,8 +37,8 @@ struct Inner {
 impl Memory {
     /// An empty one.
     pub fn new(name: &str) -> Self {
-        let leadership = Leadership { leads: true, leader: name.to_owned(), epoch: 1 };
-        Self { inner: Mutex::default(), leadership: watch::Sender::new(leadership) }
+        let leadership = Leadership { leads: true, leader: name.to_owned(), epoch: EPOCH };
+        Self { inner: Mutex::default(), leadership: watch::Sender::new(leadership), trouble: watch::Sender::new(None) }
     }
 }
 
@@ -61,6 +65,10 @@ impl Store for Memory {
 
     fn commit(&self, batch: Batch) -> BoxFuture<'_, Result<Stamp, StoreError>> {
         Box::pin(async move {
+            batch.check()?;
+            if batch.fenced.is_some_and(|epoch| epoch != EPOCH) {
+                return Err(StoreError::NotLeader);
+            }
             let mut inner = self.inner.lock();
             for (key, revision) in batch.expect {
                 if inner.entries.get(&key).map_or(0, |(at, _)| *at) != revision {
@@ -75,15 +83,37 @@ impl Store for Memory {
             for (key, value) in batch.put {
                 inner.entries.insert(key, (revision, value));
             }
-            Ok(Stamp { epoch: 1, revision })
+            Ok(Stamp { epoch: EPOCH, revision })
         })
     }
 
     fn stamp(&self) -> Stamp {
-        Stamp { epoch: 1, revision: self.inner.lock().revision }
+        Stamp { epoch: EPOCH, revision: self.inner.lock().revision }
     }
 
     fn leadership(&self) -> watch::Receiver<Leadership> {
         self.leadership.subscribe()
+    }
+
+    fn trouble(&self) -> watch::Receiver<Option<String>> {
+        self.trouble.subscribe()
+    }
+
+    fn snapshot(&self, sink: mpsc::Sender<Vec<Entry>>) -> BoxFuture<'_, Result<Stamp, StoreError>> {
+        Box::pin(async move {
+            let (stamp, all) = {
+                let inner = self.inner.lock();
+                let entry = |(key, (revision, value)): (&String, &(u64, Vec<u8>))| Entry {
+                    key: key.clone(),
+                    value: value.clone(),
+                    revision: *revision,
+                };
+                let all: Vec<_> = inner.entries.iter().map(entry).collect();
+                (Stamp { epoch: EPOCH, revision: inner.revision }, all)
+            };
+            // Nobody may be listening any more.
+            let _ = sink.send(all).await;
+            Ok(stamp)
+        })
     }
 }

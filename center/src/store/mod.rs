@@ -15,21 +15,33 @@
 //! | `user/NAME`, `token/ID`, `session/ID` | accounts | `auth` |
 //! | `audit/ID` | audit | `audit` |
 
+mod api;
+mod embedded;
 mod memory;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
 use model::{center::Stamp, kind};
-use tokio::sync::{broadcast, watch};
+use tokio::sync::{broadcast, mpsc, watch};
 
-pub use self::memory::Memory;
+pub use self::{
+    api::routes,
+    embedded::{Embedded, Restored, restore},
+    memory::Memory,
+};
 
 /// A row of [`KINDS`].
 pub type Kind = kind::Kind<dyn Store, BuildCx>;
 
 /// Stores by name.
-pub const KINDS: &[Kind] = &[Kind { name: "memory", build: memory::build }];
+pub const KINDS: &[Kind] =
+    &[Kind { name: "embedded", build: embedded::build }, Kind { name: "memory", build: memory::build }];
+
+/// Largest batch that is taken: what the largest agent registers at once, many times over.
+pub const BATCH_BYTES: usize = 16 << 20;
 
 /// What a store may need while it is built.
 #[derive(Clone, Debug, Default)]
@@ -60,6 +72,32 @@ pub struct Batch {
     pub put: Vec<(String, Vec<u8>)>,
     /// Keys that go.
     pub delete: Vec<String>,
+    /// Duties of the leader: the epoch of the [`Leadership`] in which the changes were decided. They are made only while
+    /// that still holds, else [`StoreError::NotLeader`]: one that was leader and slept must not write over the next
+    /// one's work. `None` for what any centre may write (registrations, accounts, audit).
+    pub fenced: Option<u64>,
+}
+
+impl Batch {
+    /// Bytes of keys and values, as far as they count.
+    pub fn size(&self) -> usize {
+        let put = self.put.iter().map(|(key, value)| key.len() + value.len()).sum::<usize>();
+        let names = self.delete.iter().chain(self.expect.iter().map(|(key, _)| key)).map(String::len).sum::<usize>();
+        put + names
+    }
+
+    /// Refuses what no store could take.
+    ///
+    /// # Errors
+    /// It is larger than [`BATCH_BYTES`].
+    pub fn check(&self) -> Result<(), StoreError> {
+        match self.size() {
+            size if size > BATCH_BYTES => {
+                Err(StoreError::Failed(format!("{size} bytes at once; at most {BATCH_BYTES} are taken")))
+            }
+            _ => Ok(()),
+        }
+    }
 }
 
 /// What others changed on a shared store.
@@ -119,11 +157,20 @@ pub trait Store: Send + Sync + 'static {
     /// Where it stands.
     fn stamp(&self) -> Stamp;
 
-    /// What other centres change, from the moment of this call; `None`: nobody else can.
+    /// What other centres change, from the moment of this call; `None`: nobody else can. Whoever receives `Lagged`
+    /// reads everything again.
     fn changes(&self) -> Option<broadcast::Receiver<Arc<Changes>>> {
         None
     }
 
     /// Who leads, now and at every change.
     fn leadership(&self) -> watch::Receiver<Leadership>;
+
+    /// Why nothing is written at the moment (a full disk, a lost server), for operators; `None`: all is well. What was
+    /// read stays known, and writing begins again by itself.
+    fn trouble(&self) -> watch::Receiver<Option<String>>;
+
+    /// Every entry as it stands at one moment, in the order of keys and in pieces; answers the stamp of that moment.
+    /// Ends early without an error when nobody receives any more.
+    fn snapshot(&self, sink: mpsc::Sender<Vec<Entry>>) -> BoxFuture<'_, Result<Stamp, StoreError>>;
 }

@@ -34,7 +34,7 @@ pub use self::{
     scale::{NewScale, ScaleEvent, ScaleInstance, ScaleRow},
     view::{
         AgentRow, AuditEntry, CallerRow, Event, Graph, GraphEdge, GraphNode, InstanceRow, Me, Page, Problem, Role,
-        ServicePage, ServiceRow, TokenRow, UserRow,
+        ServicePage, ServiceRow, StoreStatus, TokenRow, UserRow,
     },
 };
 

@@ -282,3 +282,21 @@ pub struct Event {
     /// Alerts that fire.
     pub alerts: u32,
 }
+
+/// `GET /v1/store`: what a centre keeps its data in, and how that is.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct StoreStatus {
+    /// `embedded`, `etcd` or `memory`.
+    pub kind: String,
+    /// See [`Stamp`](super::Stamp).
+    pub epoch: u64,
+    /// See [`Stamp`](super::Stamp).
+    pub revision: u64,
+    /// Whether this centre leads: gives commands' steps, decides, scales, alerts.
+    pub leads: bool,
+    /// Name of the one that does, where it is known.
+    pub leader: String,
+    /// Why nothing is written at the moment, with the remedy.
+    pub trouble: Option<String>,
+}

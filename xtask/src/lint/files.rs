@@ -30,6 +30,8 @@ const HELPERS: &[&str] = &[
     "agent/src/registry/snapshot",
     "center/src/scale/api.rs",
     "center/src/scale/warm.rs",
+    "center/src/store/api.rs",
+    "center/src/store/backup.rs",
 ];
 
 pub fn check(sources: &[Source]) -> Vec<String> {
