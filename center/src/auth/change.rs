@@ -101,7 +101,8 @@ impl Auth {
         delete.sort();
         delete.dedup();
         let key = format!("{SESSION}{}", digest(&cookie));
-        let batch = Batch { expect: vec![(key.clone(), 0)], put: vec![(key, json(&session))], delete };
+        let batch =
+            Batch { expect: vec![(key.clone(), 0)], put: vec![(key, json(&session))], delete, ..Batch::default() };
         self.write(turn, batch).await?;
         Ok((cookie, session))
     }
@@ -147,7 +148,7 @@ impl Auth {
         self.audit.record(actor, "user.add", &name, "ok", roles_detail(&roles)).await?;
         let user = User { name, password, roles };
         let key = format!("{USER}{}", user.name);
-        let batch = Batch { expect: vec![(key.clone(), 0)], put: vec![(key, json(&user))], delete: Vec::new() };
+        let batch = Batch { expect: vec![(key.clone(), 0)], put: vec![(key, json(&user))], ..Batch::default() };
         self.write(turn, batch).await?;
         Ok(row(&user))
     }
@@ -183,7 +184,8 @@ impl Auth {
         }
         self.audit.record(actor, "user.change", name, "ok", detail).await?;
         let key = format!("{USER}{name}");
-        let batch = Batch { expect: vec![(key.clone(), revision)], put: vec![(key, json(&user))], delete };
+        let batch =
+            Batch { expect: vec![(key.clone(), revision)], put: vec![(key, json(&user))], delete, ..Batch::default() };
         self.write(turn, batch).await?;
         Ok(row(&user))
     }
@@ -216,7 +218,11 @@ impl Auth {
         let mut delete = self.accounts.read().sessions_of(&actor.name);
         delete.retain(|key| key.strip_prefix(SESSION) != session);
         let key = format!("{USER}{}", actor.name);
-        self.write(turn, Batch { expect: vec![(key.clone(), revision)], put: vec![(key, json(&user))], delete }).await
+        self.write(
+            turn,
+            Batch { expect: vec![(key.clone(), revision)], put: vec![(key, json(&user))], delete, ..Batch::default() },
+        )
+        .await
     }
 
     /// Removes a person, with sessions and own tokens.
@@ -237,7 +243,7 @@ impl Auth {
         }
         self.audit.record(actor, "user.remove", name, "ok", serde_json::Value::Null).await?;
         let expect = vec![(format!("{USER}{name}"), revision)];
-        self.write(turn, Batch { expect, put: Vec::new(), delete }).await
+        self.write(turn, Batch { expect, delete, ..Batch::default() }).await
     }
 
     /// Tokens, by id: all for admins of all groups, else one's own.
@@ -305,7 +311,7 @@ impl Auth {
         self.audit.record(actor, "token.add", &row.id, "ok", json!(row)).await?;
         let kept = Token { row, digest: digest(&secret) };
         let key = format!("{TOKEN}{}", kept.row.id);
-        let batch = Batch { expect: vec![(key.clone(), 0)], put: vec![(key, json(&kept))], delete: Vec::new() };
+        let batch = Batch { expect: vec![(key.clone(), 0)], put: vec![(key, json(&kept))], ..Batch::default() };
         self.write(turn, batch).await?;
         let token = token(&kept.row.id, &secret);
         Ok(TokenMade { row: kept.row, token })
@@ -327,7 +333,7 @@ impl Auth {
         }
         self.audit.record(actor, "token.remove", id, "ok", serde_json::Value::Null).await?;
         let key = format!("{TOKEN}{id}");
-        self.write(turn, Batch { expect: vec![(key.clone(), revision)], put: Vec::new(), delete: vec![key] }).await
+        self.write(turn, Batch { expect: vec![(key.clone(), revision)], delete: vec![key], ..Batch::default() }).await
     }
 
     fn user(&self, name: &str) -> Result<(User, u64), Error> {
