@@ -25,6 +25,7 @@ use model::center::{AgentRow, CapacityPoint, Figures, Graph, GraphEdge, Histogra
 use parking_lot::Mutex;
 use serde::Deserialize;
 
+pub use self::routes::routes;
 use self::{
     agents::{Agents, Count, Limit},
     edges::Edges,
@@ -33,7 +34,6 @@ use self::{
     series::Grid,
     time::Time,
 };
-pub use self::routes::routes;
 use crate::{error::Error, registry::Registry, store::Store};
 
 /// How often is looked for what may be forgotten.

@@ -9,7 +9,10 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 use super::agents::Limit;
 use crate::{
     api::{Cx, Json, Paging, Query},
-    auth::Actor, clock, error::Error};
+    auth::Actor,
+    clock,
+    error::Error,
+};
 
 /// Span of a series that does not say from when.
 const SPAN_MS: u64 = 10 * 60_000;
