@@ -69,6 +69,9 @@ pub struct Heartbeat {
 pub struct HeartbeatAnswer {
     /// False: the centre holds another generation, or nothing; the agent says its registrations again.
     pub known: bool,
+    /// Generation that the centre holds; 0: none. The agent says its own under a higher one.
+    #[serde(default)]
+    pub generation: u64,
 }
 
 /// A service and what the watcher has of it.
@@ -77,7 +80,8 @@ pub struct HeartbeatAnswer {
 pub struct Watched {
     /// The service; an empty group means all groups.
     pub key: ServiceKey,
-    /// Revision of the list it has; 0: none.
+    /// [`Snapshot::revision`] of the list it has; 0: none. It names the contents: lists of one revision are the same,
+    /// whichever centre said them.
     #[serde(default)]
     pub revision: u64,
 }
@@ -130,7 +134,7 @@ pub struct Sync {
 pub struct Listed {
     /// As it was asked for.
     pub key: ServiceKey,
-    /// All of its instances that callers may use, with the revision of the last change.
+    /// All of its instances that callers may use; the revision names the contents and does not grow.
     pub snapshot: Snapshot,
 }
 
@@ -143,6 +147,19 @@ pub struct TextOf {
     /// Revision of its last change.
     pub revision: u64,
     /// In the form that Motan's clients read; none when there is none (any more).
+    pub text: Option<String>,
+}
+
+/// `PUT /v1/text`: a command text as a whole, for those who write texts instead of giving commands.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct NewText {
+    /// Whose.
+    pub scope: CommandScope,
+    /// Text that is replaced; refused when another one holds by now.
+    pub expected: Option<String>,
+    /// The new one; none takes it away.
     pub text: Option<String>,
 }
 

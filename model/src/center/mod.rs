@@ -20,7 +20,7 @@ pub use self::{
         EndpointTested, Login, LoginWays, NewToken, NewUser, PasswordChange, TestEndpoint, TokenMade, UserChange,
     },
     agent::{
-        AgentStatus, CommandScope, Edge, Heartbeat, HeartbeatAnswer, Listed, Registration, Registrations,
+        AgentStatus, CommandScope, Edge, Heartbeat, HeartbeatAnswer, Listed, NewText, Registration, Registrations,
         RegistrationsAnswer, Report, Sample, Side, Sync, SyncAnswer, TextOf, Watched, WatchedText,
     },
     alert::{Alert, AlertRule, AlertState, Condition, Silence},
@@ -33,8 +33,8 @@ pub use self::{
     histogram::Histogram,
     scale::{NewScale, ScaleEvent, ScaleInstance, ScaleRow},
     view::{
-        AgentRow, AuditEntry, CallerRow, Event, Graph, GraphEdge, GraphNode, InstanceRow, Me, Page, Problem, Role,
-        ServicePage, ServiceRow, StoreStatus, TokenRow, UserRow,
+        AgentRow, AuditEntry, CallerRow, Event, Graph, GraphEdge, GraphNode, InstanceOrder, InstanceRow, Me, Page,
+        Problem, RegistryGroup, RegistryPage, Role, ServicePage, ServiceRow, StoreStatus, TokenRow, UserRow,
     },
 };
 

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{AgentStatus, CommandRecord, Figures, Pool};
+use super::{AgentStatus, CommandRecord, Figures, Pool, Stamp, TextOf};
 use crate::ServiceKey;
 
 /// A part of a list, in the order of its keys.
@@ -148,6 +148,67 @@ pub struct InstanceRow {
     pub capacity: Option<f64>,
     /// Further metadata.
     pub metadata: std::collections::BTreeMap<String, String>,
+}
+
+/// `POST /v1/instance/out`, `/in`, `/weight`, `/drain`: what an operator says of one instance. It holds until it is
+/// taken back (`/in`; `/weight` without a weight), over restarts and new registrations.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct InstanceOrder {
+    /// Service and group.
+    pub key: ServiceKey,
+    /// `IP:PORT`.
+    pub address: String,
+    /// Why, for those who come later; required for `out` and `drain`.
+    #[serde(default)]
+    pub reason: String,
+    /// For `/weight`: the new one, 0 to 100,000; none gives it back its own.
+    #[serde(default)]
+    pub weight: Option<u32>,
+}
+
+/// `GET /v1/registry`: how the registry is.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(default)]
+pub struct RegistryPage {
+    /// Where it stands.
+    pub stamp: Stamp,
+    /// Name of this centre.
+    pub center: String,
+    /// Whether it leads.
+    pub leads: bool,
+    /// Name of the one that leads.
+    pub leader: String,
+    /// Services, in all groups.
+    pub services: u32,
+    /// Instances known.
+    pub instances: u32,
+    /// By state, see [`InstanceRow::state`].
+    pub states: std::collections::BTreeMap<String, u32>,
+    /// Agents that registered something.
+    pub agents: u32,
+    /// Long polls that wait now.
+    pub watchers: u32,
+    /// By group: services and instances.
+    pub groups: Vec<RegistryGroup>,
+    /// Command texts that there are.
+    pub texts: Vec<TextOf>,
+    /// An agent that took a higher stamp than this centre has: it has lost data or was restored from a backup.
+    pub ahead: Option<(String, Stamp)>,
+}
+
+/// A group of [`RegistryPage`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct RegistryGroup {
+    /// Its name.
+    pub group: String,
+    /// Services that have an instance in it.
+    pub services: u32,
+    /// Their instances.
+    pub instances: u32,
 }
 
 /// An application that calls a service.
