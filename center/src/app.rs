@@ -16,7 +16,7 @@ use crate::{
     config::Config,
     decide::Decider,
     monitor::Monitor,
-    registry::Registry,
+    registry::{self, Registry},
     scale::{self, Scalers},
     store,
 };
@@ -57,7 +57,8 @@ impl Center {
         let store = kind::build("store", store::KINDS, &config.store.kind, &config.store.options, &cx)?;
         let audit = Audit::new(store.clone());
         let auth = Auth::new(&config.api, config.auth.clone(), store.clone(), audit.clone());
-        let registry = Registry::new(config.registry.clone(), store.clone(), audit.clone());
+        let registering = registry::Config { center: config.name.clone(), ..config.registry.clone() };
+        let registry = Registry::new(registering, store.clone(), audit.clone());
         let monitor = Monitor::new(config.monitor.clone(), store.clone(), registry.clone());
         let capacity = Capacities::new(registry.clone(), monitor.clone());
         let commands = Commands::new(
@@ -90,7 +91,6 @@ impl Center {
         );
         auth.load().await.context("accounts")?;
         registry.load().await.context("registrations")?;
-        monitor.load().await.context("figures")?;
         commands.load().await.context("commands")?;
         decider.load().await.context("policies")?;
         alerts.load().await.context("alerts")?;
@@ -110,6 +110,12 @@ impl Center {
     ) -> anyhow::Result<()> {
         let at = listener.local_addr().context("serving failed")?;
         self.auth.may_listen(at)?;
+        let registry = self.registry.clone();
+        let stop = async move {
+            stop.await;
+            // Else agents' long polls would hold the end up.
+            registry.close();
+        };
         let service = api::router(self.clone()).into_make_service_with_connect_info::<SocketAddr>();
         axum::serve(listener, service).with_graceful_shutdown(stop).await.context("serving failed")?;
         self.scalers.stop().await;

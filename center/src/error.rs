@@ -102,6 +102,11 @@ impl Error {
         Self::new(Code::Conflict, message, remedy)
     }
 
+    /// A fault of the centre.
+    pub fn internal(message: impl Into<String>, remedy: impl Into<String>) -> Self {
+        Self::new(Code::Internal, message, remedy)
+    }
+
     /// For API and command line.
     pub fn problem(&self) -> Problem {
         Problem { code: self.code.word().to_owned(), message: self.message.clone(), remedy: self.remedy.clone() }

@@ -7,7 +7,7 @@
 //! |---|---|---|
 //! | `meta/...` | epoch, revision, layout | `store` |
 //! | `instance/SERVICE/GROUP/ADDRESS` | registration, what operators said of it | `registry` |
-//! | `agent/NAME` | generation, time to live | `registry` |
+//! | `agent/NAME`, `center/NAME` | generation, time to live; centres that live | `registry` |
 //! | `text/SCOPE` | command text | `command` |
 //! | `command/ID` | command with its history | `command` |
 //! | `pool/SERVICE/GROUP` | policy | `decide` |
