@@ -179,3 +179,55 @@ async fn a_second_process_is_refused_by_name() {
     // The file that names it is still there; the lock is not.
     Embedded::open(&dir.0, "second").unwrap();
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_audit_of_a_million_is_read_by_pages() {
+    use center::{
+        audit::{Audit, Wanted},
+        auth::Actor,
+    };
+    let (dir, all) = (Temp::new("audit"), rounds(5_000, 1_000_000));
+    let store: Arc<dyn Store> = Arc::new(Embedded::open(&dir.0, "me").unwrap());
+    let audit = Audit::new(store.clone());
+    let began = std::time::Instant::now();
+    let mut tasks = tokio::task::JoinSet::new();
+    for task in 0..500 {
+        let audit = audit.clone();
+        tasks.spawn(async move {
+            let actor = Actor { name: format!("operator-{task}"), from: "10.0.0.1:1".to_owned(), ..Actor::default() };
+            let detail = serde_json::json!({ "weight": 50, "reason": "slower than the others of its zone" });
+            for i in 0..all / 500 {
+                let target = format!("idc-a/com.example.Service{task}/10.0.{task}.{i}:8002");
+                audit.record(&actor, "instance.weight", &target, "ok", detail.clone()).await.unwrap();
+            }
+        });
+    }
+    tasks.join_all().await;
+    let written = began.elapsed();
+
+    drop((audit, store));
+    let began = std::time::Instant::now();
+    let store: Arc<dyn Store> = Arc::new(Embedded::open(&dir.0, "me").unwrap());
+    let opened = began.elapsed();
+    let audit = Audit::new(store);
+    let (mut before, mut seen, mut slowest) = (None, 0, Duration::ZERO);
+    let began = std::time::Instant::now();
+    loop {
+        let asked = std::time::Instant::now();
+        let page = audit.find(&Wanted::default(), before, 1000).await.unwrap();
+        slowest = slowest.max(asked.elapsed());
+        for entry in &page.items {
+            assert!(before.is_none_or(|before| entry.id < before), "{} after {before:?}", entry.id);
+            before = Some(entry.id);
+        }
+        seen += page.items.len();
+        if page.next.is_none() {
+            break;
+        }
+    }
+    assert_eq!((seen, before), (all, Some(1)));
+    let (read, size) = (began.elapsed(), std::fs::metadata(dir.0.join("center.redb")).unwrap().len() >> 20);
+    println!(
+        "audit of {all}: written in {written:.1?}, {size} MB, opened in {opened:.1?}, read in {read:.1?}, slowest page {slowest:.1?}"
+    );
+}
