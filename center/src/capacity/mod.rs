@@ -1,5 +1,7 @@
 //! What pools can take and how near to that they are.
 
+pub mod estimate;
+
 use std::sync::Arc;
 
 use crate::{monitor::Monitor, registry::Registry};
