@@ -172,7 +172,7 @@ impl Capacities {
     /// Every service in every group of which anything is known, sorted.
     pub fn keys(&self) -> Vec<(String, String)> {
         let registered = self.registry.keys().into_iter().map(|key| (key.service, key.group));
-        let all: BTreeSet<(String, String)> = registered.collect();
+        let all: BTreeSet<(String, String)> = registered.chain(self.monitor.services()).collect();
         all.into_iter().collect()
     }
 
