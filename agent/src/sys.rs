@@ -2,6 +2,7 @@
 #![allow(unsafe_code, reason = "each call is wrapped safely here so that nothing else needs it")]
 
 pub mod diag;
+mod hour;
 mod memory;
 pub mod socket;
 
@@ -21,7 +22,10 @@ use aya::Pod;
 
 pub mod udp;
 
-pub use self::memory::{give_heap_back, give_memory_back};
+pub use self::{
+    hour::Hour,
+    memory::{give_heap_back, give_memory_back},
+};
 
 // ---- sockets ---------------------------------------------------------------------------------------
 

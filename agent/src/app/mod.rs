@@ -625,7 +625,7 @@ fn open_access_log(config: &Config) -> anyhow::Result<Option<Arc<AccessLogWriter
         std::fs::create_dir_all(folder)
             .with_context(|| format!("access_log.path: cannot make {}", folder.display()))?;
     }
-    let writer = AccessLogWriter::start(path.clone(), config.access_log.buffer_lines)
+    let writer = AccessLogWriter::start(path.clone(), config.access_log.buffer_lines, config.access_log.rotate)
         .with_context(|| format!("access_log.path: cannot open {path:?}"))?;
     Ok(Some(Arc::new(writer)))
 }

@@ -73,7 +73,7 @@ pub(super) struct Motan {
     /// The access log is JSON
     #[arg(long = "log_structured", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = boolean)]
     log_structured: Option<bool>,
-    /// No effect: files are rotated by renaming and SIGHUP
+    /// Whether the access log is put aside every hour, under a name with the hour
     #[arg(long = "rotate_per_hour", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = boolean)]
     rotate_per_hour: Option<bool>,
     /// No effect: no line of the log names source lines
@@ -146,7 +146,9 @@ pub fn arguments(given: Vec<OsString>) -> Vec<OsString> {
 
 impl Motan {
     pub(super) fn flags(&self) -> Flags {
-        let Self { port, eport, hport, mport, mhost, local_ip, log_structured, log_buffer_size, .. } = *self;
+        let Self {
+            port, eport, hport, mport, mhost, local_ip, log_structured, rotate_per_hour, log_buffer_size, ..
+        } = *self;
         let above_zero = |port: Option<u16>| port.filter(|port| *port > 0);
         Flags {
             port: above_zero(port),
@@ -161,6 +163,7 @@ impl Motan {
             application: self.application.clone(),
             log_dir: self.log_dir.clone(),
             log_structured,
+            rotate_per_hour,
             log_buffer_size,
         }
     }

@@ -317,6 +317,12 @@ pub(crate) const ACCESS_LOG: Section = Section {
             Yaml("5000"),
             "Lines waiting for the disk. Further ones are dropped and counted.",
         ),
+        key(
+            "rotate",
+            "`never`, `hourly`",
+            Yaml("never"),
+            "`hourly`: the file of an hour that is over becomes `NAME-YYYYMMDD-HH.log`. Nothing is deleted.",
+        ),
     ],
 };
 

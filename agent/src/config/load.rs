@@ -7,6 +7,7 @@ use std::{
 
 use super::{
     AccessLog, Capture, CaptureMode, Config, ConfigErrors, Iptables, Limits, Ports, Problem, Redirect, RegistryConfig,
+    Rotate,
     checks::{self, Seen},
     enroll, exempt, governance, graphite, http_proxy, keys, kinds,
     motan::{self, Flags, Imported, Sources, Surroundings},
@@ -278,7 +279,10 @@ fn access_log(node: &Node, path: &str, base_dir: &Path, log: &mut AccessLog, rep
     let Some(map) = Map::open(node, path, &[&keys::ACCESS_LOG], Others::Unknown, report) else { return };
     log.path = map.read("path", values::path, report).map(|p| base_dir.join(p));
     map.set("buffer_lines", number(1..=1_000_000), &mut log.buffer_lines, report);
+    map.set("rotate", values::choice(ROTATE), &mut log.rotate, report);
 }
+
+const ROTATE: &[(&str, Rotate)] = &[("never", Rotate::Never), ("hourly", Rotate::Hourly)];
 
 const MODES: &[(&str, CaptureMode)] = &[
     ("auto", CaptureMode::Auto),

@@ -228,6 +228,18 @@ pub struct AccessLog {
     pub path: Option<PathBuf>,
     /// Lines waiting for the disk before further ones are dropped and counted.
     pub buffer_lines: usize,
+    /// When the file is put aside and a new one begun.
+    pub rotate: Rotate,
+}
+
+/// When a log's file is put aside under the name of its hour.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Rotate {
+    /// Others do that, and send SIGHUP.
+    #[default]
+    Never,
+    /// `NAME.log` of an hour that is over becomes `NAME-YYYYMMDD-HH.log`.
+    Hourly,
 }
 
 /// One registry by name.
@@ -492,7 +504,7 @@ impl Default for Limits {
 impl Default for AccessLog {
     fn default() -> Self {
         // motan-go's `log_buffer_size`.
-        Self { path: None, buffer_lines: 5000 }
+        Self { path: None, buffer_lines: 5000, rotate: Rotate::Never }
     }
 }
 

@@ -3,15 +3,17 @@
 use std::{
     fs::{File, OpenOptions},
     io::{self, Write},
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use parking_lot::{Condvar, Mutex};
+
+use crate::{config::Rotate, sys::Hour};
 
 /// How long the first line of a batch waits for others. Short enough for a human at `tail -f`, long
 /// enough that a busy agent writes some hundred lines with one system call.
@@ -67,8 +69,8 @@ impl std::fmt::Debug for AccessLogWriter {
 impl AccessLogWriter {
     /// Opens `path` for appending (`None`: standard output) and starts the writer thread. At most
     /// `buffer_lines` lines wait in memory. Errors when the file cannot be opened; the message names it.
-    pub fn start(path: Option<PathBuf>, buffer_lines: usize) -> io::Result<Self> {
-        let target = Target::open(path)?;
+    pub fn start(path: Option<PathBuf>, buffer_lines: usize, rotate: Rotate) -> io::Result<Self> {
+        let target = Target::open(path, rotate)?;
         let shared = Arc::new(Shared {
             capacity_lines: buffer_lines.max(1),
             on: AtomicBool::new(true),
@@ -185,7 +187,7 @@ impl Shared {
                 (std::mem::take(&mut queue.lines), queue.reopen, queue.stop)
             };
             // Lines from before a reopening belong into the old file.
-            match target.write_all(&batch) {
+            match target.write_all(&batch, Hour::of(SystemTime::now())) {
                 Ok(()) => {
                     self.written.fetch_add(lines as u64, Relaxed);
                     failing = false;
@@ -220,20 +222,30 @@ impl Shared {
 /// Where lines go.
 enum Target {
     Stdout,
-    File(PathBuf, File),
+    File {
+        path: PathBuf,
+        file: File,
+        /// The hour of what is in the file, when it is put aside after that.
+        hour: Option<Hour>,
+    },
 }
 
 impl Target {
-    fn open(path: Option<PathBuf>) -> io::Result<Self> {
+    fn open(path: Option<PathBuf>, rotate: Rotate) -> io::Result<Self> {
         let Some(path) = path else { return Ok(Self::Stdout) };
         let file = append(&path).map_err(|e| {
             io::Error::new(e.kind(), format!("access_log.path {}: cannot open for appending: {e}", path.display()))
         })?;
-        Ok(Self::File(path, file))
+        let hour = match rotate {
+            Rotate::Never => None,
+            // A file that was there holds what was written last, before whatever kept this agent from running.
+            Rotate::Hourly => Some(Hour::of(file.metadata()?.modified().unwrap_or_else(|_| SystemTime::now()))),
+        };
+        Ok(Self::File { path, file, hour })
     }
 
     fn reopen(&mut self) {
-        if let Self::File(path, file) = self {
+        if let Self::File { path, file, .. } = self {
             match append(path) {
                 Ok(new) => *file = new,
                 Err(error) => {
@@ -243,23 +255,51 @@ impl Target {
         }
     }
 
-    fn write_all(&mut self, bytes: &[u8]) -> io::Result<()> {
+    /// Puts the file aside when its hour is over.
+    fn rotate(&mut self, now: Hour) {
+        let Self::File { path, file, hour: Some(hour) } = self else { return };
+        let over = *hour;
+        // Nor when the clock was set back: the earlier hour has its file.
+        if now <= over {
+            return;
+        }
+        *hour = now;
+        if file.metadata().is_ok_and(|meta| meta.len() == 0) {
+            return;
+        }
+        let aside = aside(path, over);
+        if let Err(error) = std::fs::rename(&path, &aside) {
+            tracing::warn!(path = %path.display(), aside = %aside.display(), %error, "access log is not put aside");
+            return;
+        }
+        self.reopen();
+    }
+
+    fn write_all(&mut self, bytes: &[u8], now: Hour) -> io::Result<()> {
+        self.rotate(now);
         match self {
             Self::Stdout => {
                 let mut out = io::stdout().lock();
                 out.write_all(bytes)?;
                 out.flush()
             }
-            Self::File(_, file) => file.write_all(bytes),
+            Self::File { file, .. } => file.write_all(bytes),
         }
     }
+}
+
+/// `access.log` of an hour: `access-20261121-07.log`.
+fn aside(path: &Path, hour: Hour) -> PathBuf {
+    let stem = path.file_stem().unwrap_or_default().to_string_lossy();
+    let extension = path.extension().map(|e| format!(".{}", e.to_string_lossy())).unwrap_or_default();
+    path.with_file_name(format!("{stem}-{hour}{extension}"))
 }
 
 impl std::fmt::Display for Target {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Stdout => f.write_str("standard output"),
-            Self::File(path, _) => path.display().fmt(f),
+            Self::File { path, .. } => path.display().fmt(f),
         }
     }
 }
@@ -287,7 +327,7 @@ mod tests {
     #[test]
     fn writes_whole_lines_and_reopens_after_a_rotation() {
         let (path, old) = (temp("rotate"), temp("rotate-old"));
-        let log = AccessLogWriter::start(Some(path.clone()), 100).unwrap();
+        let log = AccessLogWriter::start(Some(path.clone()), 100, Rotate::Never).unwrap();
         log.line(b"one");
         log.line(b"two");
         assert!(log.flush(SOON));
@@ -308,12 +348,38 @@ mod tests {
     }
 
     #[test]
+    fn the_file_of_an_hour_that_is_over_is_put_aside() {
+        let path = temp("hourly.log");
+        let at = |hour| Hour { year: 2026, month: 11, day: 21, hour };
+        let mut target = Target::open(Some(path.clone()), Rotate::Hourly).unwrap();
+        let Target::File { hour, .. } = &mut target else { unreachable!() };
+        *hour = Some(at(7));
+        target.write_all(b"one\n", at(7)).unwrap();
+        target.write_all(b"two\n", at(9)).unwrap();
+        target.write_all(b"three\n", at(8)).unwrap();
+        let seven = aside(&path, at(7));
+        assert_eq!(aside(Path::new("/var/x-access.log"), at(7)), Path::new("/var/x-access-20261121-07.log"));
+        assert_eq!(std::fs::read_to_string(&seven).unwrap(), "one\n");
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "two\nthree\n", "the clock was set back");
+        // What an earlier run left is of its own hour.
+        let before = SystemTime::now() - Duration::from_secs(7200);
+        File::options().append(true).open(&path).unwrap().set_modified(before).unwrap();
+        let mut target = Target::open(Some(path.clone()), Rotate::Hourly).unwrap();
+        target.write_all(b"four\n", Hour::of(SystemTime::now())).unwrap();
+        assert_eq!(std::fs::read_to_string(aside(&path, Hour::of(before))).unwrap(), "two\nthree\n");
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "four\n");
+        for file in [seven, aside(&path, Hour::of(before)), path] {
+            let _ = std::fs::remove_file(file);
+        }
+    }
+
+    #[test]
     fn drops_and_counts_when_the_disk_stands_still() {
         // A FIFO nobody reads is a disk that hangs as soon as the pipe's 64 KiB are full.
         let path = temp("fifo");
         mknodat(CWD, &path, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
         let reader = rustix::fs::open(&path, OFlags::RDONLY | OFlags::NONBLOCK, Mode::empty()).unwrap();
-        let log = AccessLogWriter::start(Some(path.clone()), 100).unwrap();
+        let log = AccessLogWriter::start(Some(path.clone()), 100, Rotate::Never).unwrap();
         let line = [b'x'; 4095];
         let mut sent = 0u64;
         while log.dropped() < 50 {
@@ -342,7 +408,7 @@ mod tests {
 
     #[test]
     fn an_unwritable_path_is_named() {
-        let error = AccessLogWriter::start(Some("/nonexistent/access.log".into()), 1).unwrap_err();
+        let error = AccessLogWriter::start(Some("/nonexistent/access.log".into()), 1, Rotate::Never).unwrap_err();
         assert!(error.to_string().contains("access_log.path /nonexistent/access.log"), "{error}");
     }
 }

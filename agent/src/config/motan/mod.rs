@@ -65,6 +65,8 @@ pub struct Flags {
     pub application: Option<String>,
     /// `-log_dir`.
     pub log_dir: Option<PathBuf>,
+    /// `-rotate_per_hour`.
+    pub rotate_per_hour: Option<bool>,
     /// `-log_structured`.
     pub log_structured: Option<bool>,
     /// `-log_buffer_size`, lines.
@@ -361,6 +363,9 @@ impl<'a> Importer<'a> {
         if folder != "stdout" {
             let path = format!("{folder}/{}-access.log", self.around.program);
             log.word("path", place("log_dir"), self.absolute(&path));
+            if agent.boolean("rotate_per_hour", report).or(self.flags.rotate_per_hour).unwrap_or(true) {
+                log.plain("rotate", place("rotate_per_hour"), "hourly");
+            }
         }
         let lines = agent.positive("log_buffer_size", report).or(self.flags.log_buffer_size.map(u64::from));
         if let Some(lines) = lines {
@@ -622,6 +627,7 @@ pub(super) fn override_native(config: &mut super::Config, flags: &Flags) -> Resu
         ("-application", flags.application.is_some()),
         ("-log_dir", flags.log_dir.is_some()),
         ("-log_structured", flags.log_structured.is_some()),
+        ("-rotate_per_hour", flags.rotate_per_hour.is_some()),
         ("-log_buffer_size", flags.log_buffer_size.is_some()),
         ("-port", port.is_some() && config.ports.forward.is_none()),
         ("-eport", eport.is_some() && config.ports.reverse.is_none()),

@@ -114,7 +114,7 @@ pub const AGENT: Part = Part {
         row("log_async", Mended, "false", "the access log is always written in the background"),
         row("log_structured", Supported, "true", "the access log is JSON"),
         row("log_buffer_size", Supported, "77", "`access_log.buffer_lines`"),
-        row("rotate_per_hour", Refused, "false", "files are not rotated: rename them and send SIGHUP (logrotate)"),
+        row("rotate_per_hour", Supported, "false", "`access_log.rotate`"),
         row("log_filter_caller", Refused, "true", "no line of the log names source lines"),
         row("unixSock", Supported, "a.sock", "`listen` of every referer, instead of the TCP port"),
         row("managementUnixSock", Supported, "m.sock", "`ports.admin_socket`, instead of the TCP port"),
@@ -398,7 +398,7 @@ pub const FLAGS: Part = Part {
         row("-log_buffer_size", Supported, "", "`log_buffer_size` goes before it, as in motan-go"),
         row("-log_level", Supported, "", "`log_level` goes before it, as in motan-go"),
         row("-log_structured", Supported, "", "`log_structured` goes before it, as in motan-go"),
-        row("-rotate_per_hour", Refused, "", "files are not rotated: rename them and send SIGHUP (logrotate)"),
+        row("-rotate_per_hour", Supported, "", "`rotate_per_hour` goes before it, as in motan-go"),
         row("-log_filter_caller", Refused, "", "no line of the log names source lines"),
     ],
 };

@@ -354,7 +354,7 @@ mod tests {
     #[test]
     fn lines_go_to_the_writer_and_options_are_checked() {
         let path = std::env::temp_dir().join(format!("sockmesh-access-{}", std::process::id()));
-        let writer = Arc::new(AccessLogWriter::start(Some(path.clone()), 10).unwrap());
+        let writer = Arc::new(AccessLogWriter::start(Some(path.clone()), 10, crate::config::Rotate::Never).unwrap());
         let cx = BuildCx { access_log: Some(writer.clone()), ..BuildCx::default() };
         let json: Value = serde_yaml::from_str("{format: json}").unwrap();
         build(&json, &cx).unwrap().on_end(&sample());
