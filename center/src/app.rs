@@ -91,6 +91,7 @@ impl Center {
         );
         auth.load().await.context("accounts")?;
         registry.load().await.context("registrations")?;
+        monitor.load().await.context("figures")?;
         commands.load().await.context("commands")?;
         decider.load().await.context("policies")?;
         alerts.load().await.context("alerts")?;

@@ -1,13 +1,43 @@
 //! What is seen: figures of services, groups, instances and callers over time, who calls whom, how agents are.
 //! From what agents send, from Graphite or from Prometheus.
+//!
+//! In the order of data: `intake` checks a report, `rows` finds the rows that it counts in, `ring` and `slot` hold
+//! their windows, `series` and `points` read them.
 
-use std::sync::Arc;
+mod agents;
+mod edges;
+mod intake;
+mod points;
+#[allow(dead_code, reason = "the file of a day reads them")]
+mod ring;
+mod routes;
+#[allow(dead_code, reason = "the file of a day reads them")]
+mod rows;
+#[allow(dead_code, reason = "the file of a day reads them")]
+mod series;
+#[allow(dead_code, reason = "the file of a day reads them")]
+mod slot;
+mod time;
 
-use crate::{error::Error, registry::Registry, store::Store};
-use model::center::{AgentRow, CapacityPoint, Figures, Graph, Histogram, Of, Report, Series};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use model::center::{AgentRow, CapacityPoint, Figures, Graph, GraphEdge, Histogram, Of, Report, Series, Side};
+use parking_lot::Mutex;
 use serde::Deserialize;
 
-use utoipa_axum::router::OpenApiRouter;
+pub use self::routes::routes;
+use self::{
+    agents::{Agents, Count, Limit},
+    edges::Edges,
+    ring::Stretch,
+    rows::Table,
+    series::Grid,
+    time::Time,
+};
+use crate::{error::Error, registry::Registry, store::Store};
+
+/// How often is looked for what may be forgotten.
+const SWEEP: Duration = Duration::from_secs(10);
 
 /// `monitor:` of the centre's file.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
@@ -18,60 +48,283 @@ pub struct Config {}
 pub struct Monitor {
     store: Arc<dyn Store>,
     registry: Arc<Registry>,
+    time: Time,
+    seen: Mutex<Seen>,
+    /// Registrations by agent, and the revision of the registry that they were counted at.
+    registered: Mutex<(u64, Arc<BTreeMap<String, u32>>)>,
+}
+
+#[derive(Debug, Default)]
+struct Seen {
+    table: Table,
+    edges: Edges,
+    agents: Agents,
+    /// Reports counted.
+    reports: u64,
+    /// Reports that were wrong, too many, or came twice.
+    refused: u64,
+}
+
+const fn other(side: Side) -> Side {
+    match side {
+        Side::Outbound => Side::Inbound,
+        Side::Inbound => Side::Outbound,
+    }
 }
 
 impl Monitor {
     /// From what it builds on.
     pub fn new(config: Config, store: Arc<dyn Store>, registry: Arc<Registry>) -> Arc<Self> {
         let Config {} = config;
-        Arc::new(Self { store, registry })
+        let (time, seen, registered) = (Time::new(), Mutex::default(), Mutex::default());
+        Arc::new(Self { store, registry, time, seen, registered })
     }
 
-    /// Takes in what an agent saw.
-    pub fn report(&self, _report: Report) {
-        let _ = (&self.store, &self.registry);
+    /// Begins what goes on beside requests. Ends with the last handle.
+    ///
+    /// # Errors
+    /// An option is wrong.
+    pub async fn load(self: &Arc<Self>) -> anyhow::Result<()> {
+        let weak = Arc::downgrade(self);
+        tokio::spawn(async move {
+            loop {
+                tokio::time::sleep(SWEEP).await;
+                let Some(monitor) = weak.upgrade() else { return };
+                monitor.sweep();
+            }
+        });
+        Ok(())
     }
 
-    /// Figures of the last ten seconds.
-    pub fn lately(&self, _of: &Of) -> Figures {
-        Figures::default()
+    fn sweep(&self) {
+        let now = self.time.now();
+        let mut seen = self.seen.lock();
+        seen.table.sweep(now);
+        seen.edges.sweep(now);
+        seen.agents.sweep();
     }
 
-    /// Seconds that [`Monitor::lately`] looks back, and the times of the calls that ended within; for weighted load.
-    pub fn times(&self, _of: &Of) -> (f64, Histogram) {
-        (10.0, Histogram::default())
+    /// Takes in what an agent saw; one that is wrong is left out.
+    pub fn report(&self, report: Report) {
+        if let Err(error) = self.take(&report, Limit::None) {
+            tracing::debug!(agent = report.agent, %error, "report refused");
+        }
     }
 
-    /// Applications that call a service lately, and how their bytes travel.
-    pub fn callers(&self, _service: &str, _group: &str) -> Vec<(String, Figures, String)> {
-        Vec::new()
+    /// Takes in all of a report or nothing.
+    fn take(&self, report: &Report, limit: Limit) -> Result<(), Error> {
+        let checked = intake::check(report);
+        let now = self.time.now();
+        let window = Duration::from_secs_f64(if checked.is_ok() { report.window_seconds } else { 0.0 });
+        let from = now.saturating_sub(u64::try_from(window.as_millis()).unwrap_or(u64::MAX));
+        let mut seen = self.seen.lock();
+        let count = checked.and_then(|()| seen.agents.heard(report, limit));
+        match count {
+            Ok(Count::Yes) => {
+                seen.table.add(report, from, now);
+                seen.edges.add(&report.edges, from, now);
+                seen.reports += 1;
+                Ok(())
+            }
+            Ok(Count::Twice) => {
+                seen.refused += 1;
+                Ok(())
+            }
+            Err(error) => {
+                seen.refused += 1;
+                Err(error)
+            }
+        }
     }
 
-    /// Figures over time; `step_ms` 0 lets the span decide.
+    /// Figures of the last ten seconds, of the side that is asked for, or of the other one when nobody tells of that.
+    pub fn lately(&self, of: &Of) -> Figures {
+        self.stretch(of).map(|stretch| series::figures(&stretch)).unwrap_or_default()
+    }
+
+    /// Times of the calls of the last ten seconds, and how many seconds these are; sides as [`Monitor::lately`].
+    pub fn times(&self, of: &Of) -> (f64, Histogram) {
+        let stretch = self.stretch(of).unwrap_or_default();
+        let times = stretch.times();
+        // So that a count divided by it is a rate, whatever part of the agents was heard last.
+        let seconds = if stretch.rate > 0.0 { stretch.counts.calls as f64 / stretch.rate } else { stretch.seconds };
+        (seconds, times)
+    }
+
+    fn stretch(&self, of: &Of) -> Option<Stretch> {
+        let now = self.time.now();
+        let seen = self.seen.lock();
+        let of_other = || seen.table.lately(&Of { side: other(of.side), ..of.clone() }, now);
+        seen.table.lately(of, now).or_else(of_other)
+    }
+
+    /// Services in groups of which agents told, registered or not, sorted.
+    pub fn services(&self) -> Vec<(String, String)> {
+        let seen = self.seen.lock();
+        seen.table.services().into_iter().map(|(s, g)| (s.to_owned(), g.to_owned())).collect()
+    }
+
+    /// Applications that call a service lately, and how their bytes travel; those with the most calls first.
+    pub fn callers(&self, service: &str, group: &str) -> Vec<(String, Figures, String)> {
+        let now = self.time.now();
+        let seen = self.seen.lock();
+        let edges = seen.edges.now(now, |ends| &*ends.service == service && &*ends.group == group);
+        let way = |caller: &str| {
+            let of_caller = edges.iter().filter(|edge| &*edge.ends.caller == caller);
+            of_caller.max_by(|a, b| a.rate.total_cmp(&b.rate)).map(|edge| edge.way.clone()).unwrap_or_default()
+        };
+        let mut all: BTreeMap<String, Figures> = BTreeMap::new();
+        for side in [Side::Outbound, Side::Inbound] {
+            let keep = seen.table.keep(&Of { caller: "any".to_owned(), ..Of::default() });
+            for (caller, row) in seen.table.callers(service, group, side) {
+                if let Some(stretch) = row.lately(now, keep).filter(|stretch| stretch.counts.calls > 0) {
+                    all.entry(caller.to_owned()).or_insert_with(|| series::figures(&stretch));
+                }
+            }
+        }
+        for edge in &edges {
+            let figures = Figures { rate: edge.rate, success: edge.success, ..Figures::default() };
+            all.entry(edge.ends.caller.to_string()).or_insert(figures);
+        }
+        let mut all: Vec<_> = all.into_iter().map(|(caller, f)| (caller.clone(), f, way(&caller))).collect();
+        all.sort_by(|a, b| b.1.rate.total_cmp(&a.1.rate));
+        all
+    }
+
+    /// Figures over time; `step_ms` 0 lets the span decide. Windows are longer than was asked for where that does not
+    /// reach back so far.
     ///
     /// # Errors
     /// The source that is configured does not answer, and agents' own figures do not reach back so far.
-    pub async fn series(&self, of: &Of, _from_ms: u64, _to_ms: u64, _step_ms: u64) -> Result<Series, Error> {
-        Ok(Series { of: of.clone(), source: "agents".to_owned(), ..Series::default() })
+    pub async fn series(&self, of: &Of, from_ms: u64, to_ms: u64, step_ms: u64) -> Result<Series, Error> {
+        if !of.instance.is_empty() && !of.caller.is_empty() {
+            let remedy = "ask for one of both";
+            return Err(Error::bad("figures of one caller at one instance are not kept", remedy));
+        }
+        Ok(self.agents_series(of, from_ms, to_ms, step_ms))
     }
 
-    /// Operating points of the instances of a service in a group, oldest first; `slow_ms` weighs what is slow.
-    pub fn points(&self, _service: &str, _group: &str, _slow_ms: f64) -> Vec<CapacityPoint> {
-        Vec::new()
+    fn agents_series(&self, of: &Of, from_ms: u64, to_ms: u64, step_ms: u64) -> Series {
+        let (now, offset) = (self.time.now(), self.time.offset());
+        let mono = |ms: u64| ms.saturating_add_signed(-offset);
+        let seen = self.seen.lock();
+        let grid = Grid::new(mono(from_ms), mono(to_ms), step_ms, now, seen.table.keep(of));
+        let (first, last) = grid.ring();
+        let of_side = |of: &Of| {
+            let mut known = false;
+            let mut builder = series::Builder::new(grid);
+            for row in seen.table.rows(of) {
+                let windows = row.windows(grid.level, first, last, now);
+                known |= !windows.is_empty();
+                builder.add(windows);
+            }
+            (known, builder)
+        };
+        let (known, builder) = of_side(of);
+        if !known {
+            let of = Of { side: other(of.side), ..of.clone() };
+            let (known, builder) = of_side(&of);
+            if known {
+                return builder.build(&of, "agents", offset);
+            }
+        }
+        builder.build(of, "agents", offset)
     }
 
-    /// Who calls whom, of the last minute.
+    /// Operating points of the instances of a service in a group, oldest first; `slow_ms` weighs what is slow, as
+    /// [`Band`](model::center::Band) does. As each instance's own agent sees it, or where that tells nothing, its callers'.
+    pub fn points(&self, service: &str, group: &str, slow_ms: f64) -> Vec<CapacityPoint> {
+        let (now, offset) = (self.time.now(), self.time.offset());
+        let seen = self.seen.lock();
+        let instances = seen.table.instances(service, group);
+        let of = |(instance, row): (&str, &ring::Rings)| points::of(instance, row, now, slow_ms, offset);
+        let mut all: Vec<_> = instances.into_iter().flat_map(of).collect();
+        drop(seen);
+        all.sort_by_key(|point| point.at_ms);
+        all
+    }
+
+    /// Who calls whom, of the last minute: applications call services, and services are served by applications.
     pub fn graph(&self) -> Graph {
-        Graph::default()
+        self.graph_of(|_| true)
     }
 
-    /// All agents.
+    /// The same, of services in groups that `fits`.
+    fn graph_of(&self, fits: impl Fn(&str) -> bool) -> Graph {
+        let now = self.time.now();
+        let seen = self.seen.lock();
+        let mut graph = edges::Builder::default();
+        let lately = |side, service: &str, group: &str| {
+            let (service, group) = (service.to_owned(), group.to_owned());
+            let of = Of { side, service, group, ..Of::default() };
+            seen.table.lately(&of, now).map(|stretch| series::figures(&stretch))
+        };
+        let figures = |service: &str, group: &str| {
+            let of_side = |side| lately(side, service, group);
+            of_side(Side::Outbound).or_else(|| of_side(Side::Inbound)).unwrap_or_default()
+        };
+        for edge in seen.edges.now(now, |ends| fits(&ends.group)) {
+            let (service, group) = (&edge.ends.service, &edge.ends.group);
+            let from = graph.application(&edge.ends.caller);
+            let to = graph.service(service, group, || figures(service, group));
+            let (rate, success, way) = (edge.rate, edge.success, edge.way);
+            graph.edge(GraphEdge { from, to, rate, success, protocol: edge.ends.protocol.to_string(), way });
+        }
+        for (service, group) in seen.table.services().into_iter().filter(|(_, group)| fits(group)) {
+            let Some(served) = lately(Side::Inbound, service, group).filter(|f| f.rate > 0.0) else { continue };
+            let providers = seen.table.providers(service, group);
+            for provider in &providers {
+                let from = graph.service(service, group, || figures(service, group));
+                let to = graph.application(provider);
+                let rate = served.rate / providers.len() as f64;
+                let (protocol, way) = ("serves".to_owned(), String::new());
+                graph.edge(GraphEdge { from, to, rate, success: served.success, protocol, way });
+            }
+        }
+        graph.build()
+    }
+
+    /// All agents, by name.
     pub fn agents(&self) -> Vec<AgentRow> {
-        Vec::new()
+        let registered = self.registered();
+        let wanted = self.store.stamp().revision;
+        let seen = self.seen.lock();
+        let row = |name: &str, agent: &agents::Seen| AgentRow {
+            agent: name.to_owned(),
+            status: agent.status.clone(),
+            heard_ms_ago: u64::try_from(agent.heard.elapsed().as_millis()).unwrap_or(u64::MAX),
+            lost: agent.lost(),
+            registrations: registered.get(name).copied().unwrap_or(0),
+            // An agent hears of the centre's revision only when something changes that it watches.
+            wanted_revision: if agent.status.seen.revision > 0 { agent.status.seen.revision.min(wanted) } else { 0 },
+            applied_revision: agent.status.seen.revision,
+        };
+        let mut rows: Vec<_> = seen.agents.0.iter().map(|(name, agent)| row(name, agent)).collect();
+        drop(seen);
+        rows.sort_by(|a, b| a.agent.cmp(&b.agent));
+        rows
+    }
+
+    /// How many instances each agent registered.
+    fn registered(&self) -> Arc<BTreeMap<String, u32>> {
+        let revision = *self.registry.changes().borrow();
+        {
+            let known = self.registered.lock();
+            if known.0 == revision && revision > 0 {
+                return known.1.clone();
+            }
+        }
+        let mut counts = BTreeMap::new();
+        for key in self.registry.keys() {
+            for row in self.registry.rows(&key) {
+                *counts.entry(row.agent).or_default() += 1;
+            }
+        }
+        let counts = Arc::new(counts);
+        *self.registered.lock() = (revision, counts.clone());
+        counts
     }
 }
 
-/// Its part of the API.
-pub fn routes() -> OpenApiRouter<crate::api::Cx> {
-    OpenApiRouter::new()
-}
+#[cfg(test)]
+mod tests;
