@@ -1,6 +1,6 @@
 //! Wiring: builds every part from the configuration, joins them, serves until it is told to stop.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::sync::Arc;
 
 use anyhow::Context;
 use model::kind;
@@ -18,7 +18,7 @@ use crate::{
     monitor::Monitor,
     registry::{self, Registry},
     scale::{self, Scalers},
-    store,
+    serve, store,
 };
 
 /// One governance centre: all of its parts.
@@ -107,7 +107,7 @@ impl Center {
     pub async fn serve(
         self: Arc<Self>,
         listener: TcpListener,
-        stop: impl Future<Output = ()> + Send + 'static,
+        stop: impl Future<Output = ()> + Send,
     ) -> anyhow::Result<()> {
         let at = listener.local_addr().context("serving failed")?;
         self.auth.may_listen(at)?;
@@ -117,8 +117,13 @@ impl Center {
             // Else agents' long polls would hold the end up.
             registry.close();
         };
-        let service = api::router(self.clone()).into_make_service_with_connect_info::<SocketAddr>();
-        axum::serve(listener, service).with_graceful_shutdown(stop).await.context("serving failed")?;
+        if !at.ip().is_loopback() && !self.config.api.secure() {
+            tracing::warn!(address = %at, "passwords and tokens travel unencrypted; set `api: tls`, or `api: url` when \
+                something in front speaks HTTPS");
+        }
+        let certificate = self.config.api.tls.clone().map(serve::Certificate::load).transpose()?;
+        tracing::info!(address = %at, "serving");
+        serve::serve(api::router(self.clone()), listener, certificate, serve::Patience::default(), stop).await?;
         self.scalers.stop().await;
         Ok(())
     }

@@ -25,11 +25,13 @@ pub mod decide;
 
 pub mod alert;
 
+pub mod accounts;
 pub mod audit;
 pub mod auth;
 
 pub mod api;
 pub mod console;
+pub mod serve;
 
 pub mod demo;
 

@@ -9,10 +9,11 @@ use std::{
 
 use anyhow::Context;
 use center::{
+    accounts::{self, TokenVerb, UserVerb},
     app::Center,
     config::{Config, StoreChoice},
 };
-use clap::Parser;
+use clap::{Parser, Subcommand};
 use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
@@ -24,17 +25,30 @@ use tracing_subscriber::EnvFilter;
 #[command(name = "sockmesh-center", version)]
 struct Flags {
     /// The centre's file; every key has a default
-    #[arg(short, long, value_name = "FILE")]
+    #[arg(short, long, global = true, value_name = "FILE")]
     config: Option<PathBuf>,
     /// Where to listen [default: 127.0.0.1:7480]
     #[arg(long, value_name = "ADDR")]
     listen: Option<SocketAddr>,
     /// Directory of its data
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, global = true, value_name = "DIR")]
     data: Option<PathBuf>,
     /// What it keeps its data in: `embedded`, `memory`, or `etcd://HOST:PORT,HOST:PORT` [default: embedded]
-    #[arg(long, value_name = "STORE")]
+    #[arg(long, global = true, value_name = "STORE")]
     store: Option<String>,
+    #[command(subcommand)]
+    verb: Option<Verb>,
+}
+
+/// What to do instead of serving.
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Add, change, remove and list people
+    #[command(subcommand)]
+    User(UserVerb),
+    /// Make, remove and list tokens for agents and programs
+    #[command(subcommand)]
+    Token(TokenVerb),
 }
 
 fn main() -> ExitCode {
@@ -65,6 +79,16 @@ fn run(flags: Flags) -> anyhow::Result<()> {
     }
     let runtime =
         tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start the runtime")?;
+    if let Some(verb) = flags.verb {
+        let text = match verb {
+            Verb::User(verb) => runtime.block_on(accounts::user(&config, &verb)),
+            Verb::Token(verb) => runtime.block_on(accounts::token(&config, &verb)),
+        }?;
+        // Whoever reads may stop early.
+        let _ = std::io::stdout().lock().write_all(text.as_bytes());
+        return Ok(());
+    }
+    raise_file_limit();
     runtime.block_on(async {
         let listen = config.listen;
         let listener = TcpListener::bind(listen)
@@ -72,7 +96,6 @@ fn run(flags: Flags) -> anyhow::Result<()> {
             .with_context(|| format!("cannot listen on {listen}; is a centre running there? Choose with --listen"))?;
         let center = Center::build(config).await?;
         let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-        tracing::info!(address = %listener.local_addr()?, "serving");
         let stop = async move {
             tokio::select! {
                 _ = term.recv() => {}
@@ -81,4 +104,13 @@ fn run(flags: Flags) -> anyhow::Result<()> {
         };
         center.serve(listener, stop).await
     })
+}
+
+/// Each agent keeps some connections open, and the usual limit is 1,024 files.
+fn raise_file_limit() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }) {
+        tracing::warn!(%error, "cannot raise the limit of open files");
+    }
 }

@@ -6,6 +6,7 @@
 
 use std::{
     net::{IpAddr, SocketAddr},
+    panic::AssertUnwindSafe,
     time::Duration,
 };
 
@@ -14,6 +15,7 @@ use axum::{
     middleware::Next,
     response::{IntoResponse, Response},
 };
+use futures_util::FutureExt;
 use http::{
     HeaderMap, HeaderName, HeaderValue, Method,
     header::{self, HOST, ORIGIN},
@@ -52,11 +54,21 @@ pub async fn guard(State(center): State<Cx>, mut request: Request, next: Next) -
             DefaultBodyLimit::max(body).apply(&mut request);
             request.extensions_mut().insert(identity);
             request.extensions_mut().insert(Caller(from));
-            let answer = tokio::time::timeout(REQUEST_TIME, next.run(request)).await;
-            answer.unwrap_or_else(|_| {
-                let message = format!("{method} {path} was not done within {REQUEST_TIME:?}");
-                Error::new(Code::Unavailable, message, "repeat it; look at the centre's log").into_response()
-            })
+            // No lock of ours is poisoned by a panic, and the next request finds everything as it was.
+            let handled = AssertUnwindSafe(next.run(request)).catch_unwind();
+            let answer = match tokio::time::timeout(REQUEST_TIME, handled).await {
+                Ok(Ok(answer)) => Ok(answer),
+                Ok(Err(_)) => Err(Error::new(
+                    Code::Internal,
+                    format!("{method} {path} failed by a fault of the centre"),
+                    "its log says where; please report it",
+                )),
+                Err(_) => {
+                    let message = format!("{method} {path} was not done within {REQUEST_TIME:?}");
+                    Err(Error::new(Code::Unavailable, message, "repeat it; look at the centre's log"))
+                }
+            };
+            answer.unwrap_or_else(IntoResponse::into_response)
         }
     };
     // Who tried what is not theirs is on record, whichever handler refused it.

@@ -349,10 +349,7 @@ impl Auth {
         if kept || self.has_other_admins() {
             return Ok(());
         }
-        Err(Error::conflict(
-            "nobody would be left who can change accounts",
-            "let another person be an admin of `*` first",
-        ))
+        Err(Error::conflict("nobody could change accounts then", "make a person an admin of all groups (`*`) first"))
     }
 }
 

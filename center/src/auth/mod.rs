@@ -18,7 +18,7 @@ use parking_lot::RwLock;
 use serde::{Deserialize, Deserializer};
 use tokio::sync::broadcast::error::RecvError;
 
-pub(crate) use self::secret::same;
+pub(crate) use self::secret::{random, same};
 use self::{
     accounts::{Accounts, SESSION, TOKEN, USER},
     limit::Limit,

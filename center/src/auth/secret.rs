@@ -23,7 +23,7 @@ const WORKERS: usize = 2;
 const WAITING: usize = 32;
 
 /// Random bytes from the system, written as text without padding.
-pub(super) fn random(bytes: usize) -> String {
+pub(crate) fn random(bytes: usize) -> String {
     URL_SAFE_NO_PAD.encode(random_bytes(bytes))
 }
 

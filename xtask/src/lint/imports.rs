@@ -74,6 +74,8 @@ const CENTER: Package = Package {
         ("alert", &["registry", "monitor", "decide"]),
         ("console", &[]),
         ("demo", &[]),
+        ("serve", &[]),
+        ("accounts", &["config"]),
     ],
     all: &["app", "config", "main", "lib"],
 };
