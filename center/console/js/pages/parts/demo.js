@@ -1,0 +1,31 @@
+// The demo's load, where a demo runs.
+
+import { html, useEffect, useRef, useState } from '../../../vendor/htm-preact-standalone.js';
+import { get, put } from '../../api.js';
+import { t } from '../../i18n.js';
+import { attempt } from '../../ui.js';
+
+/// Asked once for the whole page: most centres are no demo.
+let asked = null;
+
+export function Demo() {
+  const [demo, set] = useState(null);
+  const timer = useRef(null);
+  useEffect(() => {
+    asked ??= get('v1/demo').catch(() => null);
+    let here = true;
+    asked.then((answer) => here && answer?.max && set(answer));
+    return () => { here = false; };
+  }, []);
+  if (!demo) return null;
+  const turn = (load) => {
+    const next = { ...demo, load };
+    set(next);
+    asked = Promise.resolve(next);
+    clearTimeout(timer.current);
+    timer.current = setTimeout(() => attempt(() => put('v1/demo', { load })), 150);
+  };
+  return html`<div class="demo"><label for="demo-load">${t('Load of the demo')}</label>
+    <input id="demo-load" type="range" min="0" max=${demo.max} step="0.1" value=${demo.load} onInput=${(e) => turn(Number(e.target.value))} />
+    <output class="num" for="demo-load">× ${demo.load.toFixed(1)}</output></div>`;
+}
