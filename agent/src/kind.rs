@@ -35,6 +35,10 @@ pub struct BuildCx {
     pub switchers: crate::switcher::Switchers,
     /// How many methods all services together may count by themselves.
     pub rows: Arc<crate::metrics::RowBudget>,
+    /// Name of this agent in the site: `HOST/NAME`.
+    pub agent: crate::call::Text,
+    /// How the governance centre is reached.
+    pub center: Option<Arc<registries::Center>>,
 }
 
 impl BuildCx {
@@ -44,6 +48,8 @@ impl BuildCx {
             application: self.application.as_str().into(),
             management: self.management,
             base_dir: self.base_dir.clone(),
+            agent: self.agent.as_str().into(),
+            center: self.center.clone(),
         }
     }
 }

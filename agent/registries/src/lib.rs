@@ -24,6 +24,7 @@ mod zookeeper;
 
 use std::{
     collections::{BTreeMap, HashSet},
+    fmt,
     path::PathBuf,
     sync::Arc,
 };
@@ -54,6 +55,26 @@ pub struct BuildCx {
     pub management: u16,
     /// Directory that relative paths in the configuration are relative to.
     pub base_dir: PathBuf,
+    /// Name of this agent in the site: `HOST/NAME`.
+    pub agent: Arc<str>,
+    /// How the governance centre is reached, where the agent's file has a section for it.
+    pub center: Option<Arc<Center>>,
+}
+
+/// How the governance centre is reached.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct Center {
+    /// `HOST:PORT` of each one; any of them that answers is enough.
+    pub addresses: Vec<String>,
+    /// Proves who this agent is.
+    pub token: Option<String>,
+}
+
+impl fmt::Debug for Center {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let token = self.token.as_ref().map(|_| "...");
+        f.debug_struct("Center").field("addresses", &self.addresses).field("token", &token).finish()
+    }
 }
 
 /// A source of endpoint lists. Runs on the control runtime.

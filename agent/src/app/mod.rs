@@ -204,6 +204,8 @@ impl App {
             management: admin.port(),
             access_log: access_log.clone(),
             exporters: Some(exporters.clone()),
+            agent: config.agent(),
+            center: config.access(),
             ..BuildCx::default()
         };
         let switchers = cx.switchers.clone();

@@ -210,6 +210,7 @@ pub(super) fn needs_restart(old: &Config, new: &Config) -> Vec<&'static str> {
         ("zone", old.zone == new.zone),
         ("snapshots", old.snapshots == new.snapshots),
         ("hold_back", old.hold_back == new.hold_back),
+        ("center", old.center == new.center),
         ("start_unavailable", old.start_unavailable == new.start_unavailable),
     ];
     pairs.into_iter().filter(|(_, same)| !same).map(|(name, _)| name).collect()

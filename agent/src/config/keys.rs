@@ -83,6 +83,7 @@ pub(crate) const TOP: Section = Section {
         key("access_log", "mapping", Says("see below"), "Where the lines of the filter `access_log` go."),
         key("graphite", "list of mappings", Yaml("[]"), "Servers that are sent figures each interval."),
         key("series", "mapping", Says("see below"), "How many series there may be in `/metrics` and towards Graphite."),
+        key("center", "mapping", Says("none"), "The governance centre that this agent reports to."),
         key("pidfile", "path", Says("none"), "File that holds the number of the process while the agent runs."),
         key(
             "runtime_dir",
@@ -351,6 +352,23 @@ pub(crate) const GRAPHITE: Section = Section {
             Yaml("10000"),
             "`plain`: lines that wait while the server does not take them. Beyond it the oldest are dropped and counted.",
         ),
+    ],
+};
+
+/// `center`.
+pub(crate) const CENTER: Section = Section {
+    path: "center",
+    about: "The governance centre that this agent reports to. To register services there as well, give them a registry of the kind `center`.",
+    keys: &[
+        key(
+            "address",
+            "`HOST:PORT` or a list of them",
+            Required,
+            "Where centres listen. Each of them is told what this agent counts; without a port it is 7480.",
+        ),
+        key("token", "text", Says("none"), "Proves to the centre who this agent is."),
+        key("token_file", "path", Says("none"), "File that holds the token, instead of `token`."),
+        key("report", "duration, 500ms to 30s", Yaml("2s"), "How often it is told what this agent counts. 0s: never."),
     ],
 };
 
@@ -745,6 +763,7 @@ pub(crate) const SECTIONS: &[&Section] = &[
     &ACCESS_LOG,
     &GRAPHITE,
     &SERIES,
+    &CENTER,
     &HOLD_BACK,
     &REGISTRY,
     &HTTP_PROXY,

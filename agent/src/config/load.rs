@@ -7,7 +7,7 @@ use std::{
 
 use super::{
     AccessLog, Capture, CaptureMode, Config, ConfigErrors, Iptables, Limits, Ports, Problem, Redirect, RegistryConfig,
-    Rotate,
+    Rotate, center,
     checks::{self, Seen},
     enroll, exempt, governance, graphite, http_proxy, keys, kinds,
     motan::{self, Flags, Imported, Sources, Surroundings},
@@ -44,6 +44,17 @@ pub struct Base {
 }
 
 impl Config {
+    /// Name of this agent in the site: `HOST/NAME`.
+    pub fn agent(&self) -> Text {
+        let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+        format!("{host}/{}", self.name).as_str().into()
+    }
+
+    /// How the governance centre is reached, for registries.
+    pub fn access(&self) -> Option<std::sync::Arc<registries::Center>> {
+        self.center.as_ref().map(|center| center.access.clone().into())
+    }
+
     /// Reads and checks the file at `path`; warnings go to the log. Blocks on the disk.
     ///
     /// # Errors
@@ -197,6 +208,9 @@ pub(super) fn top(node: &Node, base_dir: &Path, report: &mut Report) -> Option<C
     if let Some(node) = map.get("series") {
         graphite::series(node, &map.key("series"), &mut config.series, report);
     }
+    if let Some(node) = map.get("center") {
+        config.center = center::center(node, &map.key("center"), base_dir, report);
+    }
     ports(map.get("ports").unwrap_or(&NOTHING), &map.key("ports"), &mut config.ports, &mut seen, report);
     if let Some(node) = map.get("capture") {
         capture(node, &map.key("capture"), &mut config.capture, report);
@@ -209,6 +223,8 @@ pub(super) fn top(node: &Node, base_dir: &Path, report: &mut Report) -> Option<C
         zone: config.zone.clone(),
         service: Text::default(),
         base_dir: base_dir.to_owned(),
+        agent: config.agent(),
+        center: config.access(),
         ..BuildCx::default()
     };
     config.pidfile = map.read("pidfile", values::path, report).map(|p| base_dir.join(p));

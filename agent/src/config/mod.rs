@@ -4,6 +4,7 @@
 //! read one against the other, `load` and `services` fill the structs below, `checks` compares parts
 //! with each other. Another file format would fill the same structs.
 
+mod center;
 mod checks;
 mod enroll;
 mod exempt;
@@ -32,6 +33,7 @@ use std::{
 };
 
 pub use self::{
+    center::Center,
     enroll::{Enroll, Who},
     exempt::{Exempt, Network},
     governance::{Advertise, HoldBack},
@@ -73,6 +75,8 @@ pub struct Config {
     pub graphite: Vec<Graphite>,
     /// How many series there may be.
     pub series: Series,
+    /// The governance centre, if there is one.
+    pub center: Option<Center>,
     /// How long a stop may take before the rest is cut.
     pub drain: Duration,
     /// Address of this host that callers of its services are told; found out when `None`.
@@ -569,6 +573,7 @@ impl Default for Config {
             access_log: AccessLog::default(),
             graphite: Vec::new(),
             series: Series::default(),
+            center: None,
             drain: Duration::from_secs(10),
             advertise: None,
             zone: Text::default(),

@@ -137,6 +137,7 @@ fn around(path: &str, key: &str, value: Option<&str>) -> String {
             let who: &[_] = if matches!(key, "redirect" | "join") { &[("uid", "7")] } else { &[] };
             format!("capture: {{enroll: [{{{}}}]}}", with(who))
         }
+        "center" => format!("center: {{{}}}", with(&[("address", "c")])),
         "graphite[]" => format!("services: []\ngraphite: [{{{}}}]", with(&[("address", "'c:2003'")])),
         "registries.*" => format!("registries: {{r: {{{}}}}}", with(&[("kind", "file"), ("path", "f")])),
         "referers[]" | "cluster" => referer(&[]),
