@@ -1,8 +1,11 @@
 //! A small HTTP/1.1 client for what the agent itself asks of others: registries, collectors, other agents.
 //! Not for calls of programs, which run through `protocol`.
 
+mod tls;
+
 use std::{
     fmt::{self, Write as _},
+    path::Path,
     time::Duration,
 };
 
@@ -12,16 +15,23 @@ use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, header::HOST};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
-use tokio::net::TcpStream;
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpStream,
+};
+
+use self::tls::Tls;
 
 /// Largest answer that is read.
 const ANSWER_BYTES: usize = 64 * 1024 * 1024;
 
-/// Someone who is asked again and again: `http://HOST:PORT` with an optional path before every request's own.
+/// Someone who is asked again and again: `http://HOST:PORT` with an optional path before every request's own, or
+/// `https://`, with the certificates that the host trusts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Peer {
     authority: String,
     base: String,
+    tls: Option<Tls>,
 }
 
 /// What came back.
@@ -49,17 +59,20 @@ impl Answer {
 
 impl fmt::Display for Peer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "http://{}{}", self.authority, self.base)
+        let scheme = if self.tls.is_some() { "https" } else { "http" };
+        write!(f, "{scheme}://{}{}", self.authority, self.base)
     }
 }
 
 impl Peer {
-    /// Reads `http://HOST:PORT[/PATH]` or `HOST:PORT`; `port` is taken where none is written.
+    /// Reads `http://HOST:PORT[/PATH]`, the same with `https`, or `HOST:PORT`; `port` is taken where none is written.
+    /// The first `https` of a process reads the host's trusted certificates.
     pub fn parse(text: &str, port: u16) -> anyhow::Result<Self> {
-        let rest = match text.split_once("://") {
-            Some(("http", rest)) => rest,
-            Some((scheme, _)) => bail!("`{text}`: `{scheme}` is not supported, write `http://HOST:PORT`"),
-            None => text,
+        let (rest, tls) = match text.split_once("://") {
+            Some(("http", rest)) => (rest, None),
+            Some(("https", rest)) => (rest, Some(Tls::host()?)),
+            Some((scheme, _)) => bail!("`{text}`: `{scheme}` is not supported, write `http://HOST:PORT` or `https://`"),
+            None => (text, None),
         };
         let (authority, base) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
         let has_port = authority.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok());
@@ -67,7 +80,18 @@ impl Peer {
         if authority.starts_with(':') {
             bail!("`{text}` names no host, write `http://HOST:PORT`");
         }
-        Ok(Self { authority, base: base.trim_end_matches('/').to_owned() })
+        Ok(Self { authority, base: base.trim_end_matches('/').to_owned(), tls })
+    }
+
+    /// Believes the certificates of this PEM file instead of those that the host trusts. Nothing without `https`.
+    ///
+    /// # Errors
+    /// It cannot be read, or holds none: names the file.
+    pub fn trusting(mut self, certificates: &Path) -> anyhow::Result<Self> {
+        if self.tls.is_some() {
+            self.tls = Some(Tls::of(certificates)?);
+        }
+        Ok(self)
     }
 
     /// Its host, a name or an address, without port and brackets.
@@ -107,6 +131,20 @@ impl Peer {
         body: Bytes,
     ) -> anyhow::Result<Answer> {
         let io = TcpStream::connect(&self.authority).await.context("cannot connect")?;
+        match &self.tls {
+            None => self.speak(io, method, path, headers, body).await,
+            Some(tls) => self.speak(tls.connect(self.host(), io).await?, method, path, headers, body).await,
+        }
+    }
+
+    async fn speak(
+        &self,
+        io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        method: &Method,
+        path: &str,
+        headers: &[(&'static str, &str)],
+        body: Bytes,
+    ) -> anyhow::Result<Answer> {
         let (mut sender, connection) = http1::handshake(TokioIo::new(io)).await?;
         let mut request = Request::builder().method(method).uri(format!("{}{path}", self.base));
         for (name, value) in headers {
@@ -169,7 +207,7 @@ mod tests {
         assert_eq!(shown("http://c:1/v1/").unwrap(), "http://c:1/v1");
         assert_eq!(shown("http://[::1]:1").unwrap(), "http://[::1]:1");
         assert_eq!(Peer::parse("http://[::1]:1", 1).unwrap().host(), "::1");
-        assert!(shown("https://c").unwrap_err().contains("`https` is not supported"));
+        assert!(shown("ftp://c").unwrap_err().contains("`ftp` is not supported"));
         assert!(shown("http://").unwrap_err().contains("names no host"));
     }
 
@@ -212,5 +250,44 @@ mod tests {
         assert_eq!(answer.success().unwrap_err().to_string(), "answered 500 Internal Server Error: busy");
         let gone = peer.get("/v1?secret=1", Duration::from_secs(5)).await.unwrap_err();
         assert_eq!(gone.to_string(), format!("GET http://{at}/v1"));
+    }
+
+    #[tokio::test]
+    async fn https_is_spoken_with_who_is_trusted_and_nobody_else() {
+        use std::sync::Arc;
+
+        let made = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
+        let key = rustls::pki_types::PrivateKeyDer::try_from(made.signing_key.serialize_der()).unwrap();
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let config = rustls::ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
+        let config = config.unwrap().with_no_client_auth();
+        let config = config.with_single_cert(vec![made.cert.der().clone()], key).unwrap();
+        let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        tokio::spawn(async move {
+            loop {
+                let (io, _) = listener.accept().await.unwrap();
+                let Ok(mut io) = acceptor.accept(io).await else { continue };
+                let _ = io.read(&mut [0; 1024]).await.unwrap();
+                io.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nhi").await.unwrap();
+            }
+        });
+        let file = std::env::temp_dir().join(format!("sockmesh-trusted-{}.pem", std::process::id()));
+        std::fs::write(&file, made.cert.pem()).unwrap();
+        let trusting = Tls::of(&file).unwrap();
+        let peer =
+            |host: &str| Peer { authority: format!("{host}:{port}"), base: String::new(), tls: Some(trusting.clone()) };
+        assert_eq!(peer("localhost").get("/", Duration::from_secs(5)).await.unwrap().body, "hi");
+        assert!(peer("localhost").to_string().starts_with("https://localhost"));
+        // A name that the certificate is not for, and a host that trusts others.
+        peer("127.0.0.1").get("/", Duration::from_secs(5)).await.unwrap_err();
+        let other = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
+        std::fs::write(&file, other.cert.pem()).unwrap();
+        let stranger = peer("localhost").trusting(&file).unwrap();
+        stranger.get("/", Duration::from_secs(5)).await.unwrap_err();
+        std::fs::write(&file, "nothing").unwrap();
+        assert!(format!("{:#}", peer("localhost").trusting(&file).unwrap_err()).contains("sockmesh-trusted"));
+        std::fs::remove_file(&file).unwrap();
     }
 }
