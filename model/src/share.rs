@@ -99,13 +99,13 @@ pub struct Chosen<T> {
 /// The endpoints that `orders` leave to a caller of `own_group` at address `host`. Nothing that is ordered leaves
 /// nobody: groups without endpoints give way to the own one, rules and drains that would empty the list do not
 /// count. `members` lists the endpoints of some groups, `address` is the `IP:PORT` of one, `version` its version.
-pub fn choose<T>(
+pub fn choose<'a, T>(
     orders: &Orders<'_>,
     own_group: &str,
     host: &str,
     members: impl Fn(&[&str]) -> Vec<T>,
-    address: impl Fn(&T) -> &str,
-    version: impl Fn(&T) -> &str,
+    address: impl Fn(&T) -> &'a str,
+    version: impl Fn(&T) -> &'a str,
 ) -> Chosen<T> {
     let own = [own_group];
     let ordered: Vec<&str> = orders.groups.iter().map(|g| g.group.as_str()).collect();

@@ -1,15 +1,43 @@
 //! Orders: switches of traffic, routes, canaries, degrade, switchers, drains; with author, reason, steps, guard,
 //! time of validity, history and undo.
+//!
+//! Each command in force is a layer of the command texts of the groups it concerns (`layers`); one that ends takes
+//! its layer away and leaves the others. Only the centre that leads changes anything.
 
-use std::sync::Arc;
+mod asked;
+mod foresee;
+mod give;
+mod guard;
+mod kept;
+mod layers;
+mod meant;
+mod preview;
+mod routes;
+mod run;
+mod site;
+#[cfg(test)]
+mod tests;
 
-use crate::{
-    audit::Audit, auth::Actor, capacity::Capacities, error::Error, monitor::Monitor, registry::Registry, store::Store,
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
 };
-use model::center::{CommandRecord, NewCommand, Preview};
+
+use model::center::{CommandRecord, CommandScope, CommandState, NewCommand, Preview};
+use parking_lot::Mutex;
 use serde::Deserialize;
 
-use utoipa_axum::router::OpenApiRouter;
+pub use self::routes::routes;
+use self::{asked::About, kept::Kept, run::Runs, site::Site};
+use crate::{
+    audit::Audit,
+    auth::Actor,
+    capacity::Capacities,
+    error::{Code, Error},
+    monitor::Monitor,
+    registry::Registry,
+    store::Store,
+};
 
 /// `commands:` of the centre's file.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
@@ -19,10 +47,21 @@ pub struct Config {}
 /// All commands, in force and past.
 pub struct Commands {
     store: Arc<dyn Store>,
-    registry: Arc<Registry>,
-    monitor: Arc<Monitor>,
-    capacity: Arc<Capacities>,
+    site: Arc<dyn Site>,
     audit: Arc<Audit>,
+    state: Mutex<State>,
+    /// Held by whoever changes texts: one after the other.
+    busy: tokio::sync::Mutex<()>,
+    runs: Mutex<Runs>,
+}
+
+/// What is known without asking the store.
+#[derive(Debug, Default)]
+struct State {
+    /// In force or proposed, by number.
+    open: BTreeMap<u64, Kept>,
+    highest: u64,
+    revision: u64,
 }
 
 impl Commands {
@@ -36,52 +75,191 @@ impl Commands {
         audit: Arc<Audit>,
     ) -> Arc<Self> {
         let Config {} = config;
-        Arc::new(Self { store, registry, monitor, capacity, audit })
+        Self::on(store, Arc::new(site::Parts { registry, monitor, capacity }), audit)
+    }
+
+    fn on(store: Arc<dyn Store>, site: Arc<dyn Site>, audit: Arc<Audit>) -> Arc<Self> {
+        Arc::new(Self {
+            store,
+            site,
+            audit,
+            state: Mutex::default(),
+            busy: tokio::sync::Mutex::default(),
+            runs: Mutex::default(),
+        })
     }
 
     /// Reads what is kept, and goes on with what was in the middle of its steps.
+    ///
+    /// # Errors
+    /// The store cannot be read.
     pub async fn load(self: &Arc<Self>) -> anyhow::Result<()> {
-        let _ = (&self.store, &self.registry, &self.monitor, &self.capacity, &self.audit);
+        self.read().await?;
+        run::start(self);
         Ok(())
     }
 
-    /// What a command would do.
+    /// Takes in what the store holds.
+    async fn read(&self) -> Result<(), Error> {
+        let (open, highest) = kept::open(&self.store).await?;
+        let mut state = self.state.lock();
+        state.open = open.into_iter().map(|kept| (kept.record.id, kept)).collect();
+        state.highest = state.highest.max(highest);
+        state.revision = self.store.stamp().revision;
+        Ok(())
+    }
+
+    /// What a command would do, whole, with all of its steps taken.
     ///
     /// # Errors
     /// It cannot be done: no such service, no such group, a percentage that is none.
-    pub async fn preview(&self, _actor: &Actor, _wanted: &NewCommand) -> Result<Preview, Error> {
-        Err(Error::not_found("no commands yet", ""))
+    pub async fn preview(&self, actor: &Actor, wanted: &NewCommand) -> Result<Preview, Error> {
+        self.foresee(actor, wanted)
     }
 
     /// Puts a command into force (its first step), or keeps it as a proposal when `propose`. Durable and told to agents
-    /// when it resolves.
+    /// when it resolves. Dropping the future does not stop it halfway.
     ///
     /// # Errors
     /// As [`Commands::preview`]; a conflict when somebody changed the same scope since the author looked.
     pub async fn give(
         self: &Arc<Self>,
-        _actor: &Actor,
-        _wanted: NewCommand,
-        _propose: bool,
+        actor: &Actor,
+        wanted: NewCommand,
+        propose: bool,
     ) -> Result<CommandRecord, Error> {
-        Err(Error::not_found("no commands yet", ""))
+        let what = if propose { "command.propose" } else { "command.create" };
+        let (target, detail) = (wanted.action.told(), serde_json::to_value(&wanted).unwrap_or_default());
+        let (this, by) = (self.clone(), actor.clone());
+        let done = whole(async move { this.take(&by, wanted, propose).await }).await;
+        self.refused(actor, what, &target, detail, &done).await;
+        done
     }
 
-    /// Takes a command back; later changes of others in the same text stay.
+    /// Puts a proposal into force.
+    ///
+    /// # Errors
+    /// As [`Commands::give`]; there is no such proposal.
+    pub async fn confirm(self: &Arc<Self>, actor: &Actor, id: u64) -> Result<CommandRecord, Error> {
+        let (this, by) = (self.clone(), actor.clone());
+        let done = whole(async move { this.accept(&by, id).await }).await;
+        self.refused(actor, "command.confirm", &id.to_string(), serde_json::Value::Null, &done).await;
+        done
+    }
+
+    /// Takes the next step at once.
+    ///
+    /// # Errors
+    /// There is no such command, or it has no more steps.
+    pub async fn next(self: &Arc<Self>, actor: &Actor, id: u64) -> Result<CommandRecord, Error> {
+        let (this, by) = (self.clone(), actor.clone());
+        let done = whole(async move { this.step(&by, id).await }).await;
+        self.refused(actor, "command.step", &id.to_string(), serde_json::Value::Null, &done).await;
+        done
+    }
+
+    /// Takes a command back, or turns a proposal down; later changes of others in the same text stay.
     ///
     /// # Errors
     /// There is none of this number, or it has ended.
-    pub async fn undo(&self, _actor: &Actor, id: u64, _why: &str) -> Result<CommandRecord, Error> {
-        Err(Error::not_found(format!("no command {id}"), "look at the history for those there are"))
+    pub async fn undo(self: &Arc<Self>, actor: &Actor, id: u64, why: &str) -> Result<CommandRecord, Error> {
+        let (this, by, reason) = (self.clone(), actor.clone(), why.chars().take(2000).collect::<String>());
+        let done = whole(async move { this.end(&by, id, &reason).await }).await;
+        let detail = serde_json::json!({ "reason": why.chars().take(2000).collect::<String>() });
+        self.refused(actor, "command.undo", &id.to_string(), detail, &done).await;
+        done
     }
 
     /// Commands in force or proposed for a service, newest first; an empty name means all.
-    pub fn active(&self, _service: &str) -> Vec<CommandRecord> {
-        Vec::new()
+    pub fn active(&self, service: &str) -> Vec<CommandRecord> {
+        let state = self.state.lock();
+        let concerned = |kept: &&Kept| service.is_empty() || meant::concerns(kept, service);
+        state.open.values().rev().filter(concerned).map(|kept| kept.record.clone()).collect()
+    }
+
+    /// Grows with every change of a command.
+    pub fn revision(&self) -> u64 {
+        self.state.lock().revision
+    }
+
+    /// A command, also one that has ended.
+    ///
+    /// # Errors
+    /// There is none, or the store does not answer.
+    pub async fn one(&self, id: u64) -> Result<CommandRecord, Error> {
+        if let Some(kept) = self.state.lock().open.get(&id) {
+            return Ok(kept.record.clone());
+        }
+        kept::one(&self.store, id).await?.map(|kept| kept.record).ok_or_else(|| unknown(id))
+    }
+
+    /// Commands with a number below `before`, newest first, and where the next page begins.
+    ///
+    /// # Errors
+    /// The store does not answer.
+    pub async fn history(
+        &self,
+        before: Option<u64>,
+        limit: usize,
+        wanted: impl Fn(&CommandRecord) -> bool,
+    ) -> Result<(Vec<CommandRecord>, Option<u64>), Error> {
+        kept::page(&self.store, before, limit, wanted).await
+    }
+
+    /// Puts on record what was refused; what was done is on record already. Who may not is recorded by whoever asked.
+    async fn refused<T: Sync>(
+        &self,
+        actor: &Actor,
+        what: &str,
+        target: &str,
+        detail: serde_json::Value,
+        done: &Result<T, Error>,
+    ) {
+        let Err(error) = done else { return };
+        if error.code == Code::Forbidden {
+            return;
+        }
+        if let Err(lost) = self.audit.record(actor, what, target, &error.to_string(), detail).await {
+            tracing::warn!(actor = %actor.name, what, target, %lost, "a refusal could not be recorded");
+        }
+    }
+
+    /// Whether this centre may change anything now.
+    fn leads(&self) -> Result<(), Error> {
+        let leadership = self.store.leadership();
+        let now = leadership.borrow();
+        if now.leads {
+            return Ok(());
+        }
+        let who = if now.leader.is_empty() { "another centre" } else { &now.leader };
+        let remedy = "ask that one, or repeat in a few seconds";
+        Err(Error::new(Code::ReadOnly, format!("{who} leads at the moment, and gives commands"), remedy))
+    }
+
+    /// All names of services, sorted.
+    fn services(&self) -> Vec<String> {
+        let names: BTreeSet<String> = self.site.keys().into_iter().map(|key| key.service).collect();
+        names.into_iter().collect()
     }
 }
 
-/// Its part of the API.
-pub fn routes() -> OpenApiRouter<crate::api::Cx> {
-    OpenApiRouter::new()
+/// Runs to its end even when nobody waits any more.
+async fn whole<T: Send + 'static>(work: impl Future<Output = Result<T, Error>> + Send + 'static) -> Result<T, Error> {
+    tokio::spawn(work).await.unwrap_or_else(|lost| {
+        let message = format!("the command was broken off: {lost}");
+        Err(Error::new(Code::Internal, message, "look at the centre's log, and at the command's state"))
+    })
+}
+
+fn unknown(id: u64) -> Error {
+    Error::not_found(format!("no command {id}"), "look at the history for those there are")
+}
+
+fn scope(group: &str) -> CommandScope {
+    CommandScope::Group(group.to_owned())
+}
+
+/// Whether a record is in force.
+fn holds(state: CommandState) -> bool {
+    matches!(state, CommandState::Stepping | CommandState::Active)
 }

@@ -310,11 +310,11 @@ pub fn decide<'a>(agent: &'a Commands, group: &'a Commands, service: &str) -> De
 
 /// The endpoints that `rules` leave to a caller at `own`, by their hosts; each rule is applied to what the one
 /// before left. The rule that would leave nothing is told, and then none of them counts.
-pub fn route<'a, T>(
+pub fn route<'a, 'h, T>(
     rules: &'a [RouteRule],
     own: &str,
     endpoints: Vec<T>,
-    host: impl Fn(&T) -> &str,
+    host: impl Fn(&T) -> &'h str,
 ) -> (Vec<T>, Option<&'a RouteRule>) {
     let concerned: Vec<_> = rules.iter().filter(|rule| rule.concerns(own)).collect();
     let stays = |endpoint: &T, rules: &[&RouteRule]| rules.iter().all(|rule| rule.keeps(host(endpoint)));

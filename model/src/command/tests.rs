@@ -70,7 +70,7 @@ fn rules_apply_in_order_and_never_leave_nothing() {
     let rules: Vec<_> =
         ["10.* to 10.1.*", "* to !10.1.0.1"].into_iter().map(|r| RouteRule::parse(r).unwrap()).collect();
     let left = |own: &str, hosts: &[&'static str]| {
-        let (left, emptied) = route(&rules, own, hosts.to_vec(), |h| h);
+        let (left, emptied) = route(&rules, own, hosts.to_vec(), |h| *h);
         (left, emptied.map(ToString::to_string))
     };
     assert_eq!(left("10.0.0.1", &["10.1.0.1", "10.1.0.2", "10.2.0.1"]), (vec!["10.1.0.2"], None));
