@@ -13,7 +13,14 @@ import { Services } from './pages/services.js';
 
 const MENU = [
   ['services', 'Services', 's'],
+  ['graph', 'Graph', 'g'],
+  ['capacity', 'Capacity', 'c'],
   ['commands', 'Commands', 'h'],
+  ['alerts', 'Alerts', 'a'],
+  ['agents', 'Agents', 'n'],
+  ['registry', 'Registry', 'r'],
+  ['audit', 'Audit', 'u'],
+  ['access', 'Access', 'p'],
 ];
 
 /// Pages besides the first are read when they are opened.
@@ -23,6 +30,13 @@ const PAGES = {
   switch: () => import('./pages/switch.js').then((m) => m.Switch),
   commands: () => import('./pages/commands.js').then((m) => m.Commands),
   command: () => import('./pages/commands.js').then((m) => m.Command),
+  graph: () => import('./pages/graph.js').then((m) => m.Graph),
+  agents: () => import('./pages/agents.js').then((m) => m.Agents),
+  alerts: () => import('./pages/alerts.js').then((m) => m.Alerts),
+  capacity: () => import('./pages/capacity.js').then((m) => m.Capacity),
+  registry: () => import('./pages/registry.js').then((m) => m.Registry),
+  audit: () => import('./pages/audit.js').then((m) => m.Audit),
+  access: () => import('./pages/access.js').then((m) => m.Access),
 };
 /// Entry of the menu that a page belongs to.
 const UNDER = { service: 'services', switch: 'commands', command: 'commands' };
@@ -74,7 +88,8 @@ const KEYS = [
   ['/', 'Filter'],
   ['j  k', 'Next and previous row'],
   ['Enter', 'Open the row'],
-  ['g s', 'Services'], ['g h', 'Commands'],
+  ['g s', 'Services'], ['g g', 'Graph'], ['g c', 'Capacity'], ['g h', 'Commands'], ['g a', 'Alerts'],
+  ['g n', 'Agents'], ['g r', 'Registry'], ['g u', 'Audit'], ['g p', 'Access'],
   ['m', 'Move traffic'],
   ['t', 'Light or dark'],
   ['?', 'This list'],

@@ -16,7 +16,7 @@ class Row extends Component {
   render({ row, extra, columns, tone, open }) {
     return html`<tr class=${tone}>${columns.map((column, i) => {
       const cell = column.cell(row, extra, open);
-      const kind = column.right ? 'right' : '';
+      const kind = column.right ? 'right' : column.wrap ? 'wrap' : '';
       return i === 0 && column.head !== false
         ? html`<th scope="row" class=${kind}>${cell}</th>`
         : html`<td class=${`${kind} ${column.tone?.(row, extra) ?? ''}`}>${cell}</td>`;
@@ -68,7 +68,7 @@ export function Table({ name, caption, columns, rows, rowKey, extra, tone, first
     return () => watch.disconnect();
   }, [shown, sorted.length]);
   if (rows.length === 0) return empty ?? null;
-  return html`<div class="table" tabindex=${sorted.length > 8 ? undefined : undefined}><table>
+  return html`<div class="table"><table>
     <caption class="unseen">${caption}</caption>
     <thead><tr>${columns.map((column) => html`<th scope="col" class=${column.right ? 'right' : ''} title=${column.title}
       aria-sort=${sort?.key === column.key ? (sort.down ? 'descending' : 'ascending') : undefined}>

@@ -36,9 +36,9 @@ const WORDS = {
   lower_bound: 'at least', low: 'low', medium: 'medium', high: 'high',
 };
 const TONES = {
-  warning: 'warn', fatal: 'bad', normal: 'ok', available: 'ok', out: 'warn', draining: 'warn', lost: 'bad',
+  warning: 'warn', fatal: 'bad', available: 'quiet', out: 'warn', draining: 'warn', lost: 'bad',
   unavailable: 'warn', stepping: 'info', active: 'info', proposed: 'ask', failed: 'bad', firing: 'bad', page: 'bad',
-  ticket: 'warn', high: 'ok', medium: 'ok', low: 'warn',
+  ticket: 'warn', high: 'ok', low: 'warn',
 };
 
 /// The word of a state in the person's language.

@@ -71,6 +71,34 @@ fn nothing_comes_from_elsewhere_and_nothing_stands_in_the_page() {
     );
 }
 
+/// The sentences in calls of `t('…')` and `tn(n, '…', '…')`, and those in tables of words that `t` is given.
+fn sentences(text: &str, into: &mut BTreeSet<String>) {
+    for (at, _) in text.match_indices("t('") {
+        let before = text[..at].chars().next_back().unwrap_or(' ');
+        if before.is_alphanumeric() || before == '_' || before == '.' {
+            continue;
+        }
+        let rest = &text[at + 3..];
+        into.insert(rest[..rest.find('\'').unwrap()].to_owned());
+    }
+}
+
+#[test]
+fn every_sentence_is_there_in_chinese() {
+    let zh = include_str!("../../console/js/zh.js");
+    let has =
+        |sentence: &str| zh.contains(&format!("  '{sentence}': '")) || zh.contains(&format!("  \"{sentence}\": '"));
+    let mut wanted = BTreeSet::new();
+    for (name, text) in texts().filter(|(name, _)| name.ends_with(".js") && *name != "js/zh.js") {
+        let before = wanted.len();
+        sentences(text, &mut wanted);
+        assert!(wanted.len() >= before, "{name}");
+    }
+    let missing: Vec<&String> = wanted.iter().filter(|sentence| !has(sentence)).collect();
+    assert!(missing.is_empty(), "js/zh.js lacks {missing:#?}");
+    assert!(wanted.len() > 100, "the scan found only {}", wanted.len());
+}
+
 #[test]
 fn a_file_is_told_unchanged_to_who_has_it() {
     let first = file("index.html", &HeaderMap::new());

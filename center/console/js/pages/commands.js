@@ -17,7 +17,7 @@ const columns = (reload) => [
   { key: 'id', label: '#', sort: (r) => r.id, cell: (r) => html`<a class="num" href=${href('command', { id: r.id })}>#${r.id}</a>` },
   { key: 'state', label: t('State'), sort: (r) => r.state, cell: (r) => html`<${Badge} state=${r.state} />` },
   { key: 'service', label: t('Service'), sort: (r) => serviceOf(r.asked.action), cell: (r) => serviceOf(r.asked.action) || html`<span class="faint">–</span>` },
-  { key: 'what', label: t('What'), cell: (r) => sentence(r.asked.action) },
+  { key: 'what', wrap: true, label: t('What'), cell: (r) => sentence(r.asked.action) },
   { key: 'reason', label: t('Reason'), cell: (r) => html`<span class="clip wide-clip" title=${r.asked.reason}>${r.asked.reason}</span>` },
   { key: 'author', label: t('By'), sort: (r) => r.author, cell: (r) => r.author },
   { key: 'at', label: t('Given'), right: true, sort: (r) => r.at_ms, cell: (r) => clock(r.at_ms) },

@@ -1,7 +1,7 @@
 // The first page where accounts are configured.
 
 import { html, useEffect, useState } from '../../vendor/htm-preact-standalone.js';
-import { post } from '../api.js';
+import { get, post } from '../api.js';
 import { choose, current, t } from '../i18n.js';
 import { Field, Problem } from '../ui.js';
 
@@ -9,6 +9,8 @@ export function Login({ onDone }) {
   const [form, set] = useState({ name: '', password: '' });
   const [error, fail] = useState(null);
   const [busy, work] = useState(false);
+  const [ways, setWays] = useState(null);
+  useEffect(() => { get('v1/login').then(setWays, () => {}); }, []);
   useEffect(() => { document.title = `${t('Log in')} · Sockmesh`; }, []);
   const enter = async (event) => {
     event.preventDefault();
@@ -29,6 +31,6 @@ export function Login({ onDone }) {
     <${Field} label=${t('Password')} kind="password" value=${form.password} set=${(password) => set({ ...form, password })} required autocomplete="current-password" />
     <${Problem} error=${error} />
     <button class="primary wide-button" disabled=${busy}>${t('Log in')}</button>
-    <p class="login-more"><a href="v1/oidc/start">${t('Log in with the company’s account')}</a>
+    <p class="login-more">${ways?.oidc ? html`<a href="v1/oidc/start">${t('Log in with {name}', { name: ways.oidc })}</a>` : html`<span></span>`}
       <button type="button" class="plain" onClick=${() => { choose(current() === 'zh' ? 'en' : 'zh'); set({ ...form }); }}>${current() === 'zh' ? 'English' : '中文'}</button></p></div></form></main>`;
 }

@@ -58,10 +58,17 @@ function instanceColumns({ turn, ask, service, group, may }) {
       r.state === 'out' || r.state === 'draining' ? { label: t('Bring back'), act: () => ask({ what: 'in', row: r }) } : { label: t('Take out…'), act: () => ask({ what: 'out', row: r }) },
       { label: t('Change weight…'), act: () => ask({ what: 'weight', row: r }) },
       r.state === 'available' && { label: t('Drain…'), act: () => ask({ what: 'drain', row: r }) },
+      { label: t('Test whether it answers'), act: () => test(service, group, r.address) },
       { label: t('Canary of its version…'), disabled: !r.version, act: () => go('switch', { kind: 'canary', service, from: group, version: r.version }) },
     ]} />` },
   ];
 }
+
+/// Whether the centre itself can connect to it.
+const test = (service, group, instance) => attempt(async () => {
+  const told = await post('v1/test', { service, group, instance });
+  say(told.reachable ? t('{name} took a connection in {time} ms', { name: instance, time: ms(told.connect_ms) }) : `${instance}: ${told.error ?? t('no answer')}`, told.reachable ? '' : 'bad');
+});
 
 /// Asks before an operator's word about one instance.
 function InstanceOrder({ order, service, group, version, onClose, reload }) {

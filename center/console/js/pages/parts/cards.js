@@ -63,7 +63,7 @@ export function Deeds({ command, reload }) {
   if (!session.may('operator', groupOf(command.asked.action))) return null;
   const { state } = command;
   const act = async (values) => {
-    await post(`v1/commands/${command.id}/${deed}`, deed === 'undo' ? { why: values.why } : {});
+    await post(`v1/commands/${command.id}/${deed}`, deed === 'undo' ? { reason: values.why } : {});
     await reload?.();
   };
   const texts = deed && VERBS()[deed];
