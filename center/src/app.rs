@@ -125,6 +125,7 @@ impl Center {
         tracing::info!(address = %at, "serving");
         serve::serve(api::router(self.clone()), listener, certificate, serve::Patience::default(), stop).await?;
         self.scalers.stop().await;
+        self.store.stop().await;
         Ok(())
     }
 }

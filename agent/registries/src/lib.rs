@@ -4,12 +4,12 @@
 //!
 //! Kinds that read the agent's own files stand in the agent.
 
+pub mod etcd;
 pub mod fetch;
 pub mod publish;
 
 mod consul;
 mod dns;
-mod etcd;
 mod followed;
 mod keep;
 mod mesh;

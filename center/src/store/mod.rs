@@ -17,6 +17,7 @@
 
 mod api;
 mod embedded;
+mod etcd;
 mod memory;
 #[cfg(test)]
 mod tests;
@@ -29,7 +30,8 @@ use tokio::sync::{broadcast, mpsc, watch};
 
 pub use self::{
     api::routes,
-    embedded::{Embedded, Restored, restore},
+    embedded::{Embedded, restore},
+    etcd::{Etcd, restore as restore_etcd},
     memory::Memory,
 };
 
@@ -37,8 +39,11 @@ pub use self::{
 pub type Kind = kind::Kind<dyn Store, BuildCx>;
 
 /// Stores by name.
-pub const KINDS: &[Kind] =
-    &[Kind { name: "embedded", build: embedded::build }, Kind { name: "memory", build: memory::build }];
+pub const KINDS: &[Kind] = &[
+    Kind { name: "embedded", build: embedded::build },
+    Kind { name: "etcd", build: etcd::build },
+    Kind { name: "memory", build: memory::build },
+];
 
 /// Largest batch that is taken: what the largest agent registers at once, many times over.
 pub const BATCH_BYTES: usize = 16 << 20;
@@ -111,6 +116,30 @@ pub struct Changes {
     pub delete: Vec<String>,
 }
 
+/// What a restore did.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Restored {
+    /// Entries written.
+    pub entries: u64,
+    /// Where the store stands now.
+    pub stamp: Stamp,
+    /// Where the store that was there before went.
+    pub kept: Option<std::path::PathBuf>,
+}
+
+/// What a restored store is ahead by: more epochs and revisions than anyone can have made since the backup, and few
+/// enough that a thousand restores stay numbers which every reader of JSON can hold.
+const EPOCHS_AHEAD: u64 = 1 << 20;
+const REVISIONS_AHEAD: u64 = 1 << 36;
+
+/// A stamp above both of these and above everything that can have come after them.
+fn above(one: Stamp, other: Stamp) -> Stamp {
+    Stamp {
+        epoch: one.epoch.max(other.epoch).saturating_add(EPOCHS_AHEAD),
+        revision: one.revision.max(other.revision).saturating_add(REVISIONS_AHEAD),
+    }
+}
+
 /// Why a batch was not taken.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum StoreError {
@@ -157,8 +186,9 @@ pub trait Store: Send + Sync + 'static {
     /// Where it stands.
     fn stamp(&self) -> Stamp;
 
-    /// What other centres change, from the moment of this call; `None`: nobody else can. Whoever receives `Lagged`
-    /// reads everything again.
+    /// What other centres change, from the moment of this call (audit left out); `None`: nobody else can. Whoever
+    /// receives `Lagged` reads everything again. After a lost connection one's own changes may be among them, and
+    /// changes come once more: an entry that is not newer than the one that is known is left alone.
     fn changes(&self) -> Option<broadcast::Receiver<Arc<Changes>>> {
         None
     }
@@ -173,4 +203,9 @@ pub trait Store: Send + Sync + 'static {
     /// Every entry as it stands at one moment, in the order of keys and in pieces; answers the stamp of that moment.
     /// Ends early without an error when nobody receives any more.
     fn snapshot(&self, sink: mpsc::Sender<Vec<Entry>>) -> BoxFuture<'_, Result<Stamp, StoreError>>;
+
+    /// Gives up the lead, where another centre can take it, before the process ends.
+    fn stop(&self) -> BoxFuture<'_, ()> {
+        Box::pin(async {})
+    }
 }

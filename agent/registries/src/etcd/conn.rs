@@ -232,7 +232,13 @@ impl Conn {
         let mut listed = Listed { kvs: Vec::new(), revision: 0 };
         let mut from = key.to_vec();
         loop {
-            let request = RangeRequest { key: from, range_end: end.to_vec(), limit: PAGE, revision: listed.revision };
+            let request = RangeRequest {
+                key: from,
+                range_end: end.to_vec(),
+                limit: PAGE,
+                revision: listed.revision,
+                ..RangeRequest::default()
+            };
             let page: RangeResponse = self.ask("/etcdserverpb.KV/Range", request).await?;
             if listed.revision == 0 {
                 listed.revision = page.header.map_or(0, |header| header.revision);

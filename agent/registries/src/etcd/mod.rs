@@ -4,6 +4,8 @@
 //! registrations. Lists are read at one revision and followed from the next; whatever breaks that chain (another
 //! connection, a compaction, events that come faster than they are taken) begins it anew.
 
+pub mod client;
+
 mod commands;
 mod conn;
 mod link;

@@ -37,6 +37,12 @@ pub(super) struct RangeRequest {
     /// 0: now.
     #[prost(int64, tag = "4")]
     pub revision: i64,
+    /// Without the values.
+    #[prost(bool, tag = "8")]
+    pub keys_only: bool,
+    /// Only keys whose last change was there or later.
+    #[prost(int64, tag = "10")]
+    pub min_mod_revision: i64,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -207,6 +213,15 @@ pub(super) struct LeaseGrantResponse {
     #[prost(int64, tag = "3")]
     pub ttl: i64,
 }
+
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct LeaseRevokeRequest {
+    #[prost(int64, tag = "1")]
+    pub id: i64,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct LeaseRevokeResponse {}
 
 #[derive(Clone, PartialEq, Message)]
 pub(super) struct LeaseKeepAliveRequest {

@@ -3,7 +3,7 @@
 use std::{
     fs::{self, File},
     panic::{AssertUnwindSafe, catch_unwind},
-    path::{Path, PathBuf},
+    path::Path,
 };
 
 use anyhow::{Context, bail};
@@ -11,7 +11,7 @@ use model::center::Stamp;
 use redb::{Database, DatabaseError, ReadableTable, StorageError, TableDefinition};
 
 use super::{FILE, lock::Lock};
-use crate::store::{Batch, Entry};
+use crate::store::{Batch, Entry, Restored, above};
 
 /// Keys, with the revision of the last change and the value.
 pub(super) const ENTRIES: TableDefinition<'_, &str, (u64, &[u8])> = TableDefinition::new("entries");
@@ -22,10 +22,6 @@ pub(super) const META: TableDefinition<'_, &str, u64> = TableDefinition::new("me
 pub(super) const LAYOUT: u64 = 1;
 /// Pages kept in memory. Everything that is asked for often stands in memory already.
 const CACHE_BYTES: usize = 32 << 20;
-
-/// What a restored store is ahead of its backup by: more epochs and revisions than anyone can have made since.
-const EPOCHS_AHEAD: u64 = 1 << 20;
-const REVISIONS_AHEAD: u64 = 1 << 36;
 
 /// Opens the database; called again after an error of the disk.
 pub(super) type Opener = Box<dyn Fn() -> Result<Database, DatabaseError> + Send>;
@@ -54,17 +50,6 @@ pub(super) fn check_layout(layout: u64) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What a restore did.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Restored {
-    /// Entries written.
-    pub entries: u64,
-    /// Where the store stands now.
-    pub stamp: Stamp,
-    /// Where the store that was there before went.
-    pub kept: Option<PathBuf>,
-}
-
 /// Makes the store in `dir` from `entries` taken at `stamp`. A store that is there already is only replaced with
 /// `force`, and kept beside; then the new one stands above everything that agents may have seen, so that they follow.
 /// The store that was there is untouched until the new one is whole and on the disk.
@@ -88,8 +73,7 @@ pub fn restore(
     if force {
         // Best known is what stands there; where it cannot be read, the distance alone must do.
         let before = if there { standing(&path) } else { Stamp::default() };
-        now.epoch = now.epoch.max(before.epoch).saturating_add(EPOCHS_AHEAD);
-        now.revision = now.revision.max(before.revision).saturating_add(REVISIONS_AHEAD);
+        now = above(stamp, before);
     }
     let fresh = dir.join(format!("{FILE}.restoring"));
     // One that was broken off.

@@ -28,7 +28,7 @@ use model::{
 };
 use tokio::sync::{mpsc, oneshot, watch};
 
-pub use self::file::{Restored, restore};
+pub use self::file::restore;
 use self::{
     file::{ENTRIES, Opener},
     lock::Lock,
