@@ -1,26 +1,89 @@
 //! What policy decides: moving traffic away from pools above their line and back again, growing and shrinking them.
+//!
+//! Each look goes over all services: [`plan`] says what to do, this does it, one thing at a time for each service. That
+//! a pool is changed is kept before it is changed, so that a centre that takes over knows.
 
-use std::sync::Arc;
+mod api;
+mod keep;
+mod plan;
+mod world;
 
-use crate::{audit::Audit, capacity::Capacities, command::Commands, registry::Registry, scale::Scalers, store::Store};
-use model::center::{Pool, PoolPolicy};
+#[cfg(test)]
+mod tests;
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+    time::Duration,
+};
+
+use model::center::{Action, NewCommand, Pool, PoolPolicy};
+use parking_lot::Mutex;
 use serde::Deserialize;
+use tokio::time::{Instant, MissedTickBehavior};
 
-use utoipa_axum::router::OpenApiRouter;
+pub use self::api::routes;
+use self::{
+    plan::{Act, Standing, View},
+    world::{Parts, World},
+};
+use crate::{
+    audit::Audit,
+    auth::Actor,
+    capacity::{Capacities, Policies, policy},
+    clock,
+    command::Commands,
+    error::Error,
+    registry::Registry,
+    scale::Scalers,
+    store::{Leadership, Store},
+};
+
+/// What failed is tried again after this.
+const RETRY: Duration = Duration::from_secs(10);
+
+/// Nothing that is done takes longer.
+const PATIENCE: Duration = Duration::from_secs(90);
+
+/// Most policies that are kept.
+const POLICIES: usize = 40_000;
+
+/// Largest options of a driver in a policy, bytes.
+const OPTIONS: usize = 64 << 10;
 
 /// `pools:` of the centre's file.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub struct Config {}
+pub struct Config {
+    /// How often is looked at all pools.
+    #[serde(deserialize_with = "model::kind::duration")]
+    pub every: Duration,
+    /// Policies; those written over the API go before them.
+    pub policies: Vec<PoolPolicy>,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self { every: Duration::from_secs(2), policies: Vec::new() }
+    }
+}
 
 /// Policies of pools, and what is done about them.
 pub struct Decider {
+    config: Config,
     store: Arc<dyn Store>,
-    registry: Arc<Registry>,
-    capacity: Arc<Capacities>,
-    commands: Arc<Commands>,
-    scalers: Arc<Scalers>,
+    world: Arc<dyn World>,
     audit: Arc<Audit>,
+    policies: Mutex<Written>,
+    standings: Mutex<HashMap<(String, String), Standing>>,
+}
+
+/// Policies by where they were written.
+#[derive(Default)]
+struct Written {
+    kept: BTreeMap<(String, String), PoolPolicy>,
+    /// The file's, and the kept ones over them.
+    all: Arc<Policies>,
 }
 
 impl Decider {
@@ -28,34 +91,376 @@ impl Decider {
     pub fn new(
         config: Config,
         store: Arc<dyn Store>,
-        registry: Arc<Registry>,
+        _registry: Arc<Registry>,
         capacity: Arc<Capacities>,
         commands: Arc<Commands>,
         scalers: Arc<Scalers>,
         audit: Arc<Audit>,
     ) -> Arc<Self> {
-        let Config {} = config;
-        Arc::new(Self { store, registry, capacity, commands, scalers, audit })
+        Self::on(config, store, Arc::new(Parts { capacity, commands, scalers }), audit)
     }
 
-    /// Reads policies, and decides from now on while this centre leads.
+    fn on(config: Config, store: Arc<dyn Store>, world: Arc<dyn World>, audit: Arc<Audit>) -> Arc<Self> {
+        let (policies, standings) = (Mutex::default(), Mutex::default());
+        Arc::new(Self { config, store, world, audit, policies, standings })
+    }
+
+    /// Reads policies, and decides from now on while this centre leads. Ends with the last handle.
+    ///
+    /// # Errors
+    /// A policy of the file cannot be obeyed, or the store cannot be read.
     pub async fn load(self: &Arc<Self>) -> anyhow::Result<()> {
-        let _ = (&self.store, &self.registry, &self.commands, &self.scalers, &self.audit);
+        for (i, one) in self.config.policies.iter().enumerate() {
+            policy::check(one).map_err(|error| anyhow::anyhow!("pools: policies[{i}]: {error}"))?;
+        }
+        anyhow::ensure!(!self.config.every.is_zero(), "pools: every: 0 is no pause; write 2s");
+        self.read_policies().await?;
+        let (weak, every) = (Arc::downgrade(self), self.config.every);
+        let mut leadership = self.store.leadership();
+        let mut others = self.store.changes();
+        tokio::spawn(async move {
+            let mut looks = tokio::time::interval(every);
+            looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            let mut epoch = None;
+            loop {
+                looks.tick().await;
+                let Some(decider) = weak.upgrade() else { return };
+                if changed(&mut others) {
+                    if let Err(error) = decider.read_policies().await {
+                        tracing::warn!(%error, "policies of pools could not be read again");
+                    }
+                }
+                let now = leadership.borrow_and_update().clone();
+                decider.led(&now, &mut epoch).await;
+            }
+        });
         Ok(())
+    }
+
+    /// One look, if this centre leads. Whoever begins to lead begins with what was kept.
+    async fn led(self: &Arc<Self>, now: &Leadership, epoch: &mut Option<u64>) {
+        if !now.leads {
+            if epoch.take().is_some() {
+                self.standings.lock().clear();
+            }
+            return;
+        }
+        if *epoch != Some(now.epoch) {
+            match keep::decisions(&self.store).await {
+                Ok(kept) => self.begin(kept),
+                Err(error) => {
+                    tracing::warn!(%error, "earlier decisions could not be read; nothing is decided before");
+                    return;
+                }
+            }
+            *epoch = Some(now.epoch);
+        }
+        self.look(now.epoch).await;
+    }
+
+    fn begin(&self, kept: Vec<keep::Decision>) {
+        let mut standings = self.standings.lock();
+        standings.clear();
+        for one in kept {
+            let standing = Standing::after(one.moment(), one.changes);
+            standings.insert((one.service, one.group), standing);
+        }
+    }
+
+    async fn read_policies(&self) -> Result<(), Error> {
+        let kept = keep::policies(&self.store).await?;
+        self.obey(|written| written.kept = kept);
+        Ok(())
+    }
+
+    /// Changes what was written, and lets everyone obey it.
+    fn obey(&self, change: impl FnOnce(&mut Written)) {
+        let mut written = self.policies.lock();
+        change(&mut written);
+        let mut all = Policies::default();
+        for one in self.config.policies.iter().chain(written.kept.values()) {
+            all.set(one.clone());
+        }
+        written.all = Arc::new(all);
+        self.world.govern(written.all.clone());
     }
 
     /// The policy of a pool; the usual one when nobody wrote one.
     pub fn policy(&self, service: &str, group: &str) -> PoolPolicy {
-        PoolPolicy { service: service.to_owned(), group: group.to_owned(), ..PoolPolicy::default() }
+        let all = self.policies();
+        all.of(service, group)
+    }
+
+    /// All policies that were written.
+    pub fn policies(&self) -> Arc<Policies> {
+        self.policies.lock().all.clone()
+    }
+
+    /// Replaces the policy of a pool; without a service or a group it is that of all without one of their own.
+    ///
+    /// # Errors
+    /// It cannot be obeyed, or the store did not take it.
+    pub async fn set_policy(&self, actor: &Actor, policy: PoolPolicy) -> Result<(), Error> {
+        let target = format!("{}/{}", policy.group, policy.service);
+        let checked = policy::check(&policy).and_then(|()| {
+            let written = self.policies.lock();
+            let name = (policy.service.clone(), policy.group.clone());
+            if written.kept.len() >= POLICIES && !written.kept.contains_key(&name) {
+                return Err(Error::bad(
+                    format!("there are {POLICIES} policies"),
+                    "write one for all groups or services",
+                ));
+            }
+            if policy.options.to_string().len() > OPTIONS {
+                return Err(Error::bad("`options` is too large", format!("write at most {OPTIONS} bytes")));
+            }
+            Ok(())
+        });
+        let outcome = checked.as_ref().err().map_or_else(|| "ok".to_owned(), ToString::to_string);
+        let detail = serde_json::to_value(&policy).unwrap_or_default();
+        self.audit.record(actor, "pool.policy", &target, &outcome, detail).await?;
+        checked?;
+        keep::put_policy(&self.store, &policy.service, &policy.group, Some(&policy)).await?;
+        self.obey(|written| {
+            written.kept.insert((policy.service.clone(), policy.group.clone()), policy);
+        });
+        Ok(())
+    }
+
+    /// Forgets a policy that was written over the API; one of the file, or a wider one, holds again.
+    ///
+    /// # Errors
+    /// There is none, or the store did not take it.
+    pub async fn forget_policy(&self, actor: &Actor, service: &str, group: &str) -> Result<(), Error> {
+        let name = (service.to_owned(), group.to_owned());
+        if !self.policies.lock().kept.contains_key(&name) {
+            return Err(Error::not_found(
+                format!("no policy of `{service}` in group `{group}` was written over the API"),
+                "look at /v1/pools for those there are; those of the centre's file are changed there",
+            ));
+        }
+        let target = format!("{group}/{service}");
+        self.audit.record(actor, "pool.policy.forget", &target, "ok", serde_json::Value::Null).await?;
+        keep::put_policy(&self.store, service, group, None).await?;
+        self.obey(|written| {
+            written.kept.remove(&name);
+        });
+        Ok(())
     }
 
     /// The pool as it is now, with what is advised.
     pub fn pool(&self, service: &str, group: &str) -> Option<Pool> {
-        self.capacity.pool(&self.policy(service, group))
+        let mut pool = self.world.pool(&self.policy(service, group))?;
+        let standings = self.standings.lock();
+        let standing = standings.get(&(service.to_owned(), group.to_owned()));
+        pool.advice = standing.filter(|s| !s.advice.is_empty()).map(|s| s.advice.join("; "));
+        Some(pool)
+    }
+
+    /// Looks at all pools once, and begins what is to be done.
+    async fn look(self: &Arc<Self>, epoch: u64) {
+        let blind = self.world.blind();
+        let policies = self.policies();
+        let keys = self.world.keys();
+        {
+            // Pools that are gone are forgotten once their period is over: they may come back.
+            let day = Duration::from_secs(24 * 3600);
+            let gone = |name: &(String, String)| keys.binary_search(name).is_err();
+            let old = |s: &Standing| !s.busy && s.changed.is_none_or(|at| at.elapsed() > day);
+            self.standings.lock().retain(|name, standing| !gone(name) || !old(standing));
+        }
+        for groups in keys.chunk_by(|a, b| a.0 == b.0) {
+            let views: Vec<View> = groups
+                .iter()
+                .filter_map(|(service, group)| {
+                    let policy = policies.of(service, group);
+                    let pool = self.world.pool(&policy)?;
+                    Some(View { unheard: self.world.unheard(&policy), pool })
+                })
+                .collect();
+            if !views.is_empty() {
+                self.decide(&groups[0].0, views, blind.as_deref(), epoch);
+            }
+            tokio::task::yield_now().await;
+        }
+    }
+
+    /// Decides on one service.
+    fn decide(self: &Arc<Self>, service: &str, views: Vec<View>, blind: Option<&str>, epoch: u64) {
+        let commands = self.world.commands(service);
+        let names: Vec<_> = views.iter().map(|v| (v.pool.service.clone(), v.pool.group.clone())).collect();
+        let mut all = self.standings.lock();
+        let mut standings: Vec<Standing> =
+            names.iter().map(|name| all.get(name).cloned().unwrap_or_default()).collect();
+        if standings.iter().any(|standing| standing.busy) {
+            return;
+        }
+        let author = self.world.author();
+        let acts = plan::plan(service, &views, &mut standings, &commands, &author, blind, Instant::now());
+        if !acts.is_empty() {
+            standings.iter_mut().for_each(|standing| standing.busy = true);
+        }
+        all.extend(names.iter().cloned().zip(standings));
+        drop(all);
+        if acts.is_empty() {
+            return;
+        }
+        let this = self.clone();
+        tokio::spawn(async move {
+            for act in acts {
+                let done = tokio::time::timeout(PATIENCE, this.carry_out(&views, &act, epoch)).await;
+                let done =
+                    done.unwrap_or_else(|_| Err(Error::internal("it took too long", "look at the centre's log")));
+                this.settle(&views, &act, done);
+            }
+            let mut all = this.standings.lock();
+            names.iter().for_each(|name| {
+                if let Some(standing) = all.get_mut(name) {
+                    standing.busy = false;
+                }
+            });
+        });
+    }
+
+    /// Does it. Answers whether anything was changed.
+    async fn carry_out(&self, views: &[View], act: &Act, epoch: u64) -> Result<bool, Error> {
+        match act {
+            Act::Move { from, to, percent, propose, reason } => {
+                let (from, to) = (&views[*from].pool, &views[*to].pool);
+                let action = Action::Move {
+                    service: from.service.clone(),
+                    from: from.group.clone(),
+                    to: to.group.clone(),
+                    percent: *percent,
+                };
+                if !propose {
+                    self.keep(&[from, to], &format!("{percent} % of {} to {}", from.group, to.group), epoch).await?;
+                }
+                let wanted = NewCommand {
+                    action,
+                    reason: reason.clone(),
+                    for_ms: None,
+                    steps: Vec::new(),
+                    step_ms: None,
+                    guard: None,
+                    expected: None,
+                };
+                let given = self.world.give(wanted, *propose).await?;
+                tracing::info!(
+                    service = from.service,
+                    from = from.group,
+                    to = to.group,
+                    percent,
+                    proposed = propose,
+                    command = given.id,
+                    "decided to move traffic"
+                );
+                Ok(!propose)
+            }
+            Act::Undo { id, pools, reason } => {
+                let changed: Vec<&Pool> = pools.iter().map(|i| &views[*i].pool).collect();
+                if !changed.is_empty() {
+                    self.keep(&changed, &format!("command {id} taken back"), epoch).await?;
+                }
+                self.world.undo(*id, reason).await?;
+                tracing::info!(command = id, reason, "decided to take a command back");
+                Ok(!changed.is_empty())
+            }
+            Act::Scale { pool, wanted, reason } => {
+                let pool = &views[*pool].pool;
+                let size = self.world.size(&pool.policy).await?;
+                // Those that were asked for and are not there yet count, whoever else runs instances of this pool.
+                let coming = pool.instances.max(size);
+                let wanted = if *wanted > pool.instances {
+                    size + wanted.saturating_sub(coming)
+                } else {
+                    size.saturating_sub(coming.saturating_sub(*wanted))
+                };
+                let wanted = wanted.clamp(pool.policy.min, pool.policy.max);
+                if wanted == size {
+                    return Ok(false);
+                }
+                let changes = self.keep(&[pool], &format!("from {size} to {wanted} instances"), epoch).await?;
+                let key = format!("{}@{}-{epoch}-{changes}-{wanted}", pool.service, pool.group);
+                self.world.scale(&pool.policy, wanted, &key, reason).await?;
+                tracing::info!(service = pool.service, group = pool.group, size, wanted, "decided to scale");
+                Ok(true)
+            }
+        }
+    }
+
+    /// Keeps that these pools are changed now. Answers how often the first was.
+    async fn keep(&self, pools: &[&Pool], what: &str, epoch: u64) -> Result<u64, Error> {
+        let made: Vec<keep::Decision> = {
+            let all = self.standings.lock();
+            let row = |pool: &&Pool| {
+                let standing = all.get(&(pool.service.clone(), pool.group.clone()));
+                keep::Decision {
+                    service: pool.service.clone(),
+                    group: pool.group.clone(),
+                    at_ms: clock::now_ms(),
+                    changes: standing.map_or(0, |standing| standing.changes) + 1,
+                    what: what.to_owned(),
+                }
+            };
+            pools.iter().map(row).collect()
+        };
+        keep::put_decisions(&self.store, epoch, &made).await?;
+        Ok(made.first().map_or(0, |one| one.changes))
+    }
+
+    /// Remembers what became of it.
+    fn settle(&self, views: &[View], act: &Act, done: Result<bool, Error>) {
+        let now = Instant::now();
+        let mut all = self.standings.lock();
+        let mut of = |i: usize, change: &dyn Fn(&mut Standing)| {
+            let pool = &views[i].pool;
+            if let Some(standing) = all.get_mut(&(pool.service.clone(), pool.group.clone())) {
+                change(standing);
+            }
+        };
+        match done {
+            Ok(changed) => {
+                for i in act.pools() {
+                    of(i, &|standing| {
+                        (standing.trouble, standing.retry) = (None, None);
+                        if changed {
+                            standing.changed = Some(now);
+                            standing.changes += 1;
+                        } else {
+                            standing.retry = Some(now + RETRY);
+                            standing.trouble = Some("instances that were asked for are not there yet".to_owned());
+                        }
+                    });
+                }
+            }
+            Err(error) => {
+                tracing::warn!(?act, %error, "what was decided could not be done");
+                let trouble = format!("what was decided could not be done: {error}");
+                for i in act.pools().into_iter().chain(act.about()) {
+                    of(i, &|standing| {
+                        standing.trouble = Some(trouble.clone());
+                        standing.retry = Some(now + RETRY);
+                    });
+                }
+            }
+        }
     }
 }
 
-/// Its part of the API.
-pub fn routes() -> OpenApiRouter<crate::api::Cx> {
-    OpenApiRouter::new()
+/// Whether other centres wrote policies, or may have.
+fn changed(others: &mut Option<tokio::sync::broadcast::Receiver<Arc<crate::store::Changes>>>) -> bool {
+    use tokio::sync::broadcast::error::TryRecvError;
+    let Some(receiver) = others else { return false };
+    let mut any = false;
+    loop {
+        match receiver.try_recv() {
+            Ok(changes) => {
+                let keys = changes.put.iter().map(|entry| &entry.key).chain(&changes.delete);
+                any |= keys.into_iter().any(|key| key.starts_with(keep::POLICIES));
+            }
+            Err(TryRecvError::Lagged(_)) => any = true,
+            Err(TryRecvError::Empty | TryRecvError::Closed) => return any,
+        }
+    }
 }

@@ -1,0 +1,111 @@
+//! What deciding sees of the rest of the centre, and what it does there.
+
+use std::sync::Arc;
+
+use futures_util::future::BoxFuture;
+use model::center::{CommandRecord, NewCommand, Pool, PoolPolicy};
+
+use crate::{
+    auth::Actor,
+    capacity::{Capacities, Policies},
+    command::Commands,
+    error::Error,
+    scale::Scalers,
+};
+
+/// Pools, commands and drivers.
+pub(super) trait World: Send + Sync + 'static {
+    /// Every service in every group, sorted.
+    fn keys(&self) -> Vec<(String, String)>;
+    /// The pool as it is now.
+    fn pool(&self, policy: &PoolPolicy) -> Option<Pool>;
+    /// Whether instances of the pool are not heard of.
+    fn unheard(&self, policy: &PoolPolicy) -> bool;
+    /// Why figures are not to be trusted.
+    fn blind(&self) -> Option<String>;
+    /// Estimates obey these policies from now on.
+    fn govern(&self, policies: Arc<Policies>);
+    /// Commands in force or proposed for a service, newest first.
+    fn commands(&self, service: &str) -> Vec<CommandRecord>;
+    /// Author of the centre's own commands.
+    fn author(&self) -> String;
+    /// Puts a command into force, or proposes it.
+    fn give(&self, wanted: NewCommand, propose: bool) -> BoxFuture<'_, Result<CommandRecord, Error>>;
+    /// Takes a command back.
+    fn undo<'a>(&'a self, id: u64, reason: &'a str) -> BoxFuture<'a, Result<(), Error>>;
+    /// How many instances the pool's driver runs or was last asked for.
+    fn size<'a>(&'a self, policy: &'a PoolPolicy) -> BoxFuture<'a, Result<u32, Error>>;
+    /// Asks the pool's driver for so many.
+    fn scale<'a>(
+        &'a self,
+        policy: &'a PoolPolicy,
+        size: u32,
+        key: &'a str,
+        reason: &'a str,
+    ) -> BoxFuture<'a, Result<(), Error>>;
+}
+
+/// The centre's own parts.
+pub(super) struct Parts {
+    pub capacity: Arc<Capacities>,
+    pub commands: Arc<Commands>,
+    pub scalers: Arc<Scalers>,
+}
+
+impl World for Parts {
+    fn keys(&self) -> Vec<(String, String)> {
+        self.capacity.keys()
+    }
+
+    fn pool(&self, policy: &PoolPolicy) -> Option<Pool> {
+        self.capacity.pool(policy)
+    }
+
+    fn unheard(&self, policy: &PoolPolicy) -> bool {
+        self.capacity.unheard(policy)
+    }
+
+    fn blind(&self) -> Option<String> {
+        self.capacity.blind()
+    }
+
+    fn govern(&self, policies: Arc<Policies>) {
+        self.capacity.govern(policies);
+    }
+
+    fn commands(&self, service: &str) -> Vec<CommandRecord> {
+        self.commands.active(service)
+    }
+
+    fn author(&self) -> String {
+        Actor::center().name
+    }
+
+    fn give(&self, wanted: NewCommand, propose: bool) -> BoxFuture<'_, Result<CommandRecord, Error>> {
+        Box::pin(async move {
+            let actor = Actor::center();
+            // The centre stacks its own switches; whatever anyone else changes from here on is a conflict.
+            let seen = self.commands.preview(&actor, &wanted).await?;
+            let wanted = NewCommand { expected: Some(seen.revision), ..wanted };
+            self.commands.give(&actor, wanted, propose).await
+        })
+    }
+
+    fn undo<'a>(&'a self, id: u64, reason: &'a str) -> BoxFuture<'a, Result<(), Error>> {
+        Box::pin(async move { self.commands.undo(&Actor::center(), id, reason).await.map(|_| ()) })
+    }
+
+    fn size<'a>(&'a self, policy: &'a PoolPolicy) -> BoxFuture<'a, Result<u32, Error>> {
+        Box::pin(self.scalers.size(policy))
+    }
+
+    fn scale<'a>(
+        &'a self,
+        policy: &'a PoolPolicy,
+        size: u32,
+        key: &'a str,
+        reason: &'a str,
+    ) -> BoxFuture<'a, Result<(), Error>> {
+        Box::pin(async move { self.scalers.set_by(&Actor::center(), policy, size, key, reason).await })
+    }
+}
