@@ -125,10 +125,10 @@ impl Decider {
             loop {
                 looks.tick().await;
                 let Some(decider) = weak.upgrade() else { return };
-                if changed(&mut others) {
-                    if let Err(error) = decider.read_policies().await {
-                        tracing::warn!(%error, "policies of pools could not be read again");
-                    }
+                if changed(&mut others)
+                    && let Err(error) = decider.read_policies().await
+                {
+                    tracing::warn!(%error, "policies of pools could not be read again");
                 }
                 let now = leadership.borrow_and_update().clone();
                 decider.led(&now, &mut epoch).await;

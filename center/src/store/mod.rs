@@ -10,7 +10,7 @@
 //! | `agent/NAME`, `center/NAME` | generation, time to live; centres that live | `registry` |
 //! | `text/SCOPE` | command text | `command` |
 //! | `command/ID` | command with its history | `command` |
-//! | `pool/SERVICE/GROUP` | policy | `decide` |
+//! | `pool/SERVICE/GROUP`, `decision/SERVICE/GROUP` | policy; when a pool was changed last | `decide` |
 //! | `rule/NAME`, `silence/ID`, `alert/ID` | alerts | `alert` |
 //! | `user/NAME`, `token/ID`, `session/ID` | accounts | `auth` |
 //! | `audit/ID` | audit | `audit` |
