@@ -36,7 +36,7 @@ pub fn redirect(ctx: &SockAddrContext, workload: Workload) -> u32 {
         return Origin::REDIRECT;
     }
     match verdict(ctx) {
-        Executable::ON => Origin::REDIRECT,
+        Executable::ON => Origin::REDIRECT | Origin::BY_PROGRAM,
         Executable::OFF => Origin::REFUSED_PROGRAM,
         _ => {
             count(Outcome::UnknownProgram);

@@ -1,6 +1,7 @@
 //! `setsockopt()`: who asks for something that only TCP keeps stays on TCP from now on, this socket at once.
 //!
-//! Refuses and changes nothing. With `redirect: on` nothing is done either: the operator wants it so.
+//! Refuses and changes nothing. With `redirect: on`, of the host or of the entry that enrolls the program, nothing is
+//! done either: the operator wants it so.
 
 use aya_ebpf::{
     bindings::{BPF_NOEXIST, bpf_sock},
@@ -53,7 +54,14 @@ fn look(ctx: &SockoptContext) {
     }
     count(Outcome::OptionAsked);
     judge(asked);
-    if control_slot(control::REDIRECT) == Some(redirect::AUTO) {
+    let origin = origin_of(sk);
+    let by_program = match origin.is_null() {
+        // A server's end: no entry is about it.
+        true => control_slot(control::REDIRECT) == Some(redirect::AUTO),
+        // SAFETY: not null; the socket is locked by this call.
+        false => unsafe { (*origin).flags & Origin::BY_PROGRAM != 0 },
+    };
+    if by_program {
         keep_on_tcp(sk);
     }
 }

@@ -47,7 +47,17 @@ struct Outcome {
 
 /// The bed's one program file is known to be fit for redirect; then it runs and sets `option` to `value`.
 async fn ask(mode: Redirect, level: i32, option: i32, value: &str) -> Outcome {
-    let bed = Bed::with(&["240.0.0.1:80"], |c| c.redirect = mode).await;
+    ask_in(mode, None, level, option, value).await
+}
+
+/// `entry` is what the entry says that enrolls the program.
+async fn ask_in(host: Redirect, entry: Option<Redirect>, level: i32, option: i32, value: &str) -> Outcome {
+    let mode = entry.unwrap_or(host);
+    let bed = Bed::with(&["240.0.0.1:80"], |c| {
+        c.redirect = host;
+        c.enroll.iter_mut().for_each(|enroll| enroll.redirect = entry);
+    })
+    .await;
     let redirect = bed.ebpf().redirect().unwrap();
     redirect.trust().unwrap();
     // One that does nothing, so that the program file is known.
@@ -122,6 +132,17 @@ async fn on_means_on() {
     need!("on_means_on", "python3");
     let seen = ask(Redirect::On, libc::SOL_SOCKET, libc::SO_RCVLOWAT, "2").await;
     assert_eq!(seen.ways, (Way::Redirect, Way::Redirect));
+}
+
+#[tokio::test]
+async fn an_entry_goes_before_the_host() {
+    need!("an_entry_goes_before_the_host", "python3");
+    let (level, option) = (libc::SOL_SOCKET, libc::SO_RCVLOWAT);
+    let seen = ask_in(Redirect::Auto, Some(Redirect::On), level, option, "2").await;
+    assert_eq!(seen.ways, (Way::Redirect, Way::Redirect));
+    let seen = ask_in(Redirect::On, Some(Redirect::Auto), level, option, "2").await;
+    assert_eq!(seen.verdict, (Executable::OFF, Asked::LowWater as u32));
+    assert_eq!(seen.ways, (Way::Asked, Way::Asked));
 }
 
 /// Sets options with values of all lengths, before connecting, connected, and of another kind of socket.

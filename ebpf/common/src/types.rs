@@ -103,6 +103,8 @@ impl Origin {
     pub const REFUSED_PROGRAM: u32 = 4;
     /// Not redirected, because its workload is enrolled so.
     pub const REFUSED_WORKLOAD: u32 = 8;
+    /// With [`Origin::REDIRECT`]: because of the verdict on the program file, which options that it sets may change.
+    pub const BY_PROGRAM: u32 = 16;
     /// The kernel way: `to` is an endpoint.
     pub const KERNEL: u32 = 1 << 8;
     /// The two sockets may be joined if the endpoint is on this host.
