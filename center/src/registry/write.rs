@@ -112,7 +112,8 @@ impl Registry {
         let mut fresh = HashSet::new();
         for registration in &wanted.registrations {
             let place = Place::new(&registration.key, &registration.instance.address);
-            let mut refuse = |why: String| refused.push((place.to_string(), why));
+            let name = format!("{}@{}", registration.key, registration.instance.address);
+            let mut refuse = |why: String| refused.push((name.clone(), why));
             if said.contains(&place) {
                 refuse("it is said twice; say each address of a service and group once".to_owned());
                 continue;

@@ -48,7 +48,7 @@ pub struct Registrations {
 pub struct RegistrationsAnswer {
     /// State of the centre with them in it.
     pub stamp: Stamp,
-    /// Those not taken: `service@address` and why.
+    /// Those not taken: the key as it is shown (`group/service:version`), `@`, the address; and why.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub refused: Vec<(String, String)>,
 }
