@@ -25,6 +25,8 @@ pub struct BuildCx {
     pub service: crate::call::Text,
     /// Directory that relative paths in the configuration are relative to.
     pub base_dir: std::path::PathBuf,
+    /// Directory for what must not be forgotten over restarts: that of the snapshot files.
+    pub state: Option<std::path::PathBuf>,
     /// Where access log lines go; `None` where nothing is served (a check of a configuration).
     pub access_log: Option<Arc<crate::metrics::AccessLogWriter>>,
     /// Where spans go; `None` where nothing is served.
@@ -48,6 +50,7 @@ impl BuildCx {
             application: self.application.as_str().into(),
             management: self.management,
             base_dir: self.base_dir.clone(),
+            state: self.state.clone(),
             agent: self.agent.as_str().into(),
             center: self.center.clone(),
         }

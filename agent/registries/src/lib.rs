@@ -8,6 +8,7 @@ pub mod etcd;
 pub mod fetch;
 pub mod publish;
 
+mod center;
 mod consul;
 mod dns;
 mod followed;
@@ -38,6 +39,7 @@ pub type Kind = kind::Kind<dyn Registry, BuildCx>;
 
 /// Registries by name.
 pub const KINDS: &[Kind] = &[
+    Kind { name: "center", build: center::build },
     Kind { name: "consul", build: consul::build },
     Kind { name: "dns", build: dns::build },
     Kind { name: "etcd", build: etcd::build },
@@ -59,6 +61,8 @@ pub struct BuildCx {
     pub agent: Arc<str>,
     /// How the governance centre is reached, where the agent's file has a section for it.
     pub center: Option<Arc<Center>>,
+    /// Directory for what a kind must not forget over restarts; without one nothing is kept.
+    pub state: Option<PathBuf>,
 }
 
 /// How the governance centre is reached.

@@ -201,6 +201,7 @@ impl App {
             application: config.application.clone(),
             zone: config.zone.clone(),
             base_dir: config.base_dir.clone(),
+            state: config.snapshots.clone(),
             management: admin.port(),
             access_log: access_log.clone(),
             exporters: Some(exporters.clone()),

@@ -425,7 +425,7 @@ pub(crate) const REGISTRY: Section = Section {
     about: "One source of endpoint lists, under a name of your choice. Other keys are options of the kind: `direct` has `instances` (a list of endpoints), `file` has `path` (a YAML or JSON file, watched).",
     keys: &[key(
         "kind",
-        "`consul`, `direct`, `dns`, `etcd`, `file`, `mesh`, `nacos`, `zookeeper`",
+        "`center`, `consul`, `direct`, `dns`, `etcd`, `file`, `mesh`, `nacos`, `zookeeper`",
         Required,
         "Which kind of registry.",
     )],
