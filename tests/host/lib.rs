@@ -12,6 +12,7 @@ pub mod agent;
 pub mod backend;
 pub mod caller;
 pub mod carbon;
+pub mod center;
 pub mod cgroup;
 pub mod cmd;
 pub mod consul;
@@ -33,6 +34,7 @@ pub mod zookeeper;
 pub use self::{
     agent::Agent,
     backend::Backend,
+    center::Center,
     cgroup::Cgroup,
     cmd::{Cmd, Proc},
     load::Load,
