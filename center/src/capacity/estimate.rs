@@ -87,6 +87,27 @@ fn beside(seen: Capacity, stated: f64) -> Capacity {
     }
 }
 
+/// What an instance takes whose own limit was not seen, as instances of the same service in other groups are known to:
+/// the least of these, told as extrapolated, unless more was seen going well here.
+pub fn beside_others(own: Option<Capacity>, others: impl Iterator<Item = (String, Capacity)>) -> Option<Capacity> {
+    let least = others.min_by(|a, b| a.1.per_instance.total_cmp(&b.1.per_instance));
+    let Some((group, other)) = least else { return own };
+    let here = own.as_ref().map_or(0.0, |own| own.highest_seen);
+    if own.as_ref().is_some_and(|own| own.per_instance >= other.per_instance) {
+        return own;
+    }
+    Some(Capacity {
+        per_instance: other.per_instance,
+        confidence: Confidence::Low,
+        // Of any instance of the service.
+        highest_seen: other.highest_seen.max(here),
+        basis: format!(
+            "as in group {group}: {}; here up to {here:.0}/s were seen going well, no limit yet",
+            other.basis
+        ),
+    })
+}
+
 /// The estimate from all windows, unless the newer ones show a lower limit: a new version may take less.
 fn lately(windows: &[Window], slow_ms: f64) -> Option<Capacity> {
     let all = fit(windows, slow_ms)?;

@@ -16,7 +16,7 @@ use std::{
 
 use model::{
     ServiceKey,
-    center::{Band, Capacity, CapacityPoint, Of, Pool, PoolPolicy, Side, WhatIf},
+    center::{Band, Capacity, CapacityPoint, Confidence, Of, Pool, PoolPolicy, Side, WhatIf},
 };
 use parking_lot::Mutex;
 use tokio::time::Instant;
@@ -45,6 +45,8 @@ pub struct Capacities {
     monitor: Arc<Monitor>,
     policies: Mutex<Arc<Policies>>,
     known: Mutex<Known>,
+    /// Groups by service, and when they were looked for.
+    groups: Mutex<Option<(Instant, Arc<HashMap<String, Vec<String>>>)>>,
 }
 
 #[derive(Default)]
@@ -68,7 +70,13 @@ struct Estimate {
 impl Capacities {
     /// From what it builds on.
     pub fn new(registry: Arc<Registry>, monitor: Arc<Monitor>) -> Arc<Self> {
-        Arc::new(Self { registry, monitor, policies: Mutex::default(), known: Mutex::default() })
+        Arc::new(Self {
+            registry,
+            monitor,
+            policies: Mutex::default(),
+            known: Mutex::default(),
+            groups: Mutex::default(),
+        })
     }
 
     /// Estimates obey these policies from now on: what is slow, what an instance is known to take.
@@ -87,9 +95,38 @@ impl Capacities {
         self.policies.lock().clone()
     }
 
-    /// What one instance of the pool can take.
+    /// What one instance of the pool can take: as it was seen there, else as in other groups of the service.
     pub fn estimate(&self, service: &str, group: &str) -> Option<Capacity> {
-        self.known(&self.policy(service, group)).capacity.clone()
+        self.capacity(&self.policy(service, group))
+    }
+
+    fn capacity(&self, policy: &PoolPolicy) -> Option<Capacity> {
+        let own = self.known(policy).capacity.clone();
+        if own.as_ref().is_some_and(|own| own.confidence >= Confidence::Medium) {
+            return own;
+        }
+        let groups = self.groups();
+        let others = groups.get(&policy.service).into_iter().flatten().filter(|group| **group != policy.group);
+        let seen = others.filter_map(|group| {
+            let capacity = self.known(&self.policy(&policy.service, group)).capacity.clone()?;
+            (capacity.confidence >= Confidence::Medium).then_some((group.clone(), capacity))
+        });
+        estimate::beside_others(own, seen)
+    }
+
+    fn groups(&self) -> Arc<HashMap<String, Vec<String>>> {
+        if let Some((at, groups)) = &*self.groups.lock()
+            && at.elapsed() < FRESH
+        {
+            return groups.clone();
+        }
+        let mut all: HashMap<String, Vec<String>> = HashMap::new();
+        for (service, group) in self.keys() {
+            all.entry(service).or_default().push(group);
+        }
+        let all = Arc::new(all);
+        *self.groups.lock() = Some((Instant::now(), all.clone()));
+        all
     }
 
     /// Operating points of the pool's instances, oldest first, the newest `limit`.
@@ -140,18 +177,23 @@ impl Capacities {
         let key = ServiceKey { service: service.clone(), group: group.clone(), version: String::new() };
         // Without a group the registry tells of all.
         let rows: Vec<_> = self.registry.rows(&key).into_iter().filter(|row| row.group == group).collect();
-        let of = Of { side: Side::Outbound, service, group, ..Of::default() };
-        let figures = self.monitor.lately(&of);
+        // Some callers may have no agent, and some instances none: whoever saw more of the load tells it.
+        let seen = |side| {
+            let of = Of { side, service: service.clone(), group: group.clone(), ..Of::default() };
+            let figures = self.monitor.lately(&of);
+            let (seconds, times) = self.monitor.times(&of);
+            (figures, Band::of(&times, seconds, policy.slow_ms))
+        };
+        let (out, into) = (seen(Side::Outbound), seen(Side::Inbound));
+        let (figures, bands) = if Band::load(&into.1) > 1.05 * Band::load(&out.1) { into } else { out };
         if rows.is_empty() && figures.success.is_none() {
             return None;
         }
-        let known = self.known(policy);
         let usable = rows.iter().filter(|row| row.state == "available" && row.weight > 0).count();
         // Where instances are registered elsewhere, those count that are seen serving.
-        let instances = if rows.is_empty() { known.serving } else { u32::try_from(usable).unwrap_or(u32::MAX) };
-        let (seconds, times) = self.monitor.times(&of);
-        let bands = Band::of(&times, seconds, policy.slow_ms);
-        let capacity = known.capacity.clone();
+        let instances =
+            if rows.is_empty() { self.known(policy).serving } else { u32::try_from(usable).unwrap_or(u32::MAX) };
+        let capacity = self.capacity(policy);
         Some(pool::of(policy, pool::Seen { instances, rate: figures.rate, bands, capacity }))
     }
 

@@ -286,6 +286,25 @@ fn what_a_policy_states_counts_until_the_limit_is_seen() {
 }
 
 #[test]
+fn a_group_that_was_never_full_is_as_its_siblings() {
+    let capacity = |per_instance, confidence| Capacity {
+        per_instance,
+        confidence,
+        highest_seen: per_instance,
+        basis: "seen".to_owned(),
+    };
+    let others = || [("b".to_owned(), 90.0), ("c".to_owned(), 80.0)].map(|(g, c)| (g, capacity(c, Confidence::High)));
+    let own = Some(capacity(20.0, Confidence::LowerBound));
+    let found = beside_others(own.clone(), others().into_iter()).unwrap();
+    assert_eq!((found.per_instance, found.confidence), (80.0, Confidence::Low));
+    assert!(found.basis.starts_with("as in group c: seen; here up to 20/s"), "{found:?}");
+    assert_eq!(beside_others(own.clone(), std::iter::empty()), own);
+    let more = Some(capacity(85.0, Confidence::LowerBound));
+    assert_eq!(beside_others(more.clone(), others().into_iter()), more, "more was seen here");
+    assert_eq!(beside_others(None, others().into_iter()).unwrap().per_instance, 80.0);
+}
+
+#[test]
 fn nothing_usable_is_nothing() {
     assert_eq!(estimate(&[], SLOW_MS, None), None);
     let odd = |rate: f64, p99_ms: f64, errors: f64| CapacityPoint {

@@ -6,7 +6,7 @@ use futures_util::future::BoxFuture;
 use model::center::{Capacity, CommandRecord, CommandState, Confidence};
 use parking_lot::MutexGuard;
 
-use super::*;
+use super::super::*;
 use crate::{capacity::pool, store::Memory};
 
 const SERVICE: &str = "com.shop.Cart";
