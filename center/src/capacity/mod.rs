@@ -39,6 +39,9 @@ const POOLS: usize = 40_000;
 /// Points count as of now for this long.
 const NOW_MS: u64 = 120_000;
 
+/// Groups by service.
+type Groups = HashMap<String, Vec<String>>;
+
 /// Estimates, from operating points.
 pub struct Capacities {
     registry: Arc<Registry>,
@@ -46,7 +49,7 @@ pub struct Capacities {
     policies: Mutex<Arc<Policies>>,
     known: Mutex<Known>,
     /// Groups by service, and when they were looked for.
-    groups: Mutex<Option<(Instant, Arc<HashMap<String, Vec<String>>>)>>,
+    groups: Mutex<Option<(Instant, Arc<Groups>)>>,
 }
 
 #[derive(Default)]
@@ -114,13 +117,13 @@ impl Capacities {
         estimate::beside_others(own, seen)
     }
 
-    fn groups(&self) -> Arc<HashMap<String, Vec<String>>> {
+    fn groups(&self) -> Arc<Groups> {
         if let Some((at, groups)) = &*self.groups.lock()
             && at.elapsed() < FRESH
         {
             return groups.clone();
         }
-        let mut all: HashMap<String, Vec<String>> = HashMap::new();
+        let mut all = Groups::new();
         for (service, group) in self.keys() {
             all.entry(service).or_default().push(group);
         }
