@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, HashSet},
-    net::{IpAddr, SocketAddr},
+    net::IpAddr,
     sync::Arc,
     time::Duration,
 };
@@ -10,7 +10,8 @@ use std::{
 use futures_util::{StreamExt, stream::FuturesUnordered};
 use model::{
     Instance, ServiceKey, Snapshot,
-    command::{self, Command, Commands, GroupShare, RouteRule, Source},
+    command::{self, Canary, Command, Commands, GroupShare, RouteRule, Source},
+    share,
 };
 use tokio::{
     sync::watch,
@@ -84,6 +85,8 @@ struct Plan {
     by: Option<String>,
     groups: Vec<GroupShare>,
     routes: Vec<RouteRule>,
+    canary: Option<Canary>,
+    drained: Vec<String>,
     degraded: Option<String>,
     troubles: Vec<String>,
 }
@@ -92,6 +95,7 @@ struct Plan {
 struct Applied {
     lists: Vec<Arc<Snapshot>>,
     routes: Vec<RouteRule>,
+    drained: Vec<String>,
     steering: Steering,
 }
 
@@ -193,6 +197,14 @@ impl Follower {
             }
             None => {}
         }
+        if let Some((source, canary)) = decision.canary {
+            also(&mut plan.by, format!("{}: {}", whose(source, &names[source as usize]), canary.told()));
+            plan.canary = Some(canary.clone());
+        }
+        if !decision.drained.is_empty() {
+            also(&mut plan.by, format!("drained: {}", decision.drained.join(", ")));
+            plan.drained = decision.drained;
+        }
         if self.next.as_ref().is_some_and(|(next, _)| *next == plan) {
             return;
         }
@@ -238,37 +250,38 @@ impl Follower {
         let snapshots: BTreeMap<_, _> =
             self.lists.iter_mut().map(|(group, list)| (group.clone(), list.borrow_and_update().clone())).collect();
         let own = self.own_group();
-        let own_alone = [own.as_str()];
-        let ordered: Vec<_> = self.plan.groups.iter().map(|g| g.group.as_str()).collect();
-        let mut used = if ordered.is_empty() { &own_alone[..] } else { &ordered };
-        let mut troubles = self.plan.troubles.clone();
-        let mut groups = self.plan.groups.clone();
+        let host = self.shared.own.map(|ip| ip.to_string()).unwrap_or_default();
         let upstream = self.cluster.config.upstream.as_ref();
         let spoken = upstream.map_or(self.cluster.info.protocol, |upstream| &upstream.name);
-        let speaks = |(instance, _): &(&Instance, &str)| registry::speaks(instance, spoken);
-        let is_empty = |used: &[&str]| !merged(used, &snapshots, &own).any(|one| speaks(&one));
-        if is_empty(used) && !is_empty(&own_alone) {
-            troubles.push(format!("no endpoint in {}: the own group serves", used.join(", ")));
-            used = &own_alone;
-            groups.clear();
-        }
-        let host = self.shared.own.map(|ip| ip.to_string()).unwrap_or_default();
-        let all: Vec<_> = merged(used, &snapshots, &own).filter(speaks).collect();
-        let (chosen, emptied) = command::route(&self.plan.routes, &host, all, |(i, _)| host_of(&i.address));
-        if let Some(rule) = emptied {
-            troubles.push(format!("the rule `{rule}` would leave no endpoint: no rule counts"));
-        }
+        let members = |groups: &[&str]| {
+            let mut all = merged(groups, &snapshots, &own);
+            all.retain(|(instance, _)| registry::speaks(instance, spoken));
+            all
+        };
+        let Plan { groups, routes, canary, drained, .. } = &self.plan;
+        let orders = share::Orders { groups, routes, drained, canary: canary.as_ref() };
+        let chosen = share::choose(&orders, &own, &host, members, |one| &one.0.address, |one| &one.0.version);
+        let (groups, canary) = (chosen.groups, canary.clone());
+        let used: Vec<&str> = match groups.as_slice() {
+            [] => vec![own.as_str()],
+            groups => groups.iter().map(|g| g.group.as_str()).collect(),
+        };
+        let lists: Vec<_> = used.iter().filter_map(|group| snapshots.get(*group).cloned()).collect();
+        let mut troubles = self.plan.troubles.clone();
+        troubles.extend(chosen.troubles);
+        let chosen = chosen.kept;
         let stale = snapshots.values().filter_map(|s| s.stale.clone());
         let mut reasons: Vec<_> = stale.chain(troubles.iter().cloned()).collect();
         reasons.dedup();
         let reason = (!reasons.is_empty()).then(|| reasons.join("; "));
         self.shared.stale.set(&self.cluster.info.key, reason.as_deref());
-        let steering = Steering { by: self.plan.by.clone(), groups, degraded: self.plan.degraded.clone(), troubles };
-        let lists: Vec<_> = used.iter().filter_map(|group| snapshots.get(*group).cloned()).collect();
+        let steering =
+            Steering { by: self.plan.by.clone(), groups, canary, degraded: self.plan.degraded.clone(), troubles };
         let same = |was: &Arc<Snapshot>, is: &Arc<Snapshot>| Arc::ptr_eq(was, is) || was.instances == is.instances;
         if let Some(applied) = &mut self.applied
             && applied.steering == steering
             && applied.routes == self.plan.routes
+            && applied.drained == self.plan.drained
             && applied.lists.len() == lists.len()
             && applied.lists.iter().zip(&lists).all(|(was, is)| same(was, is))
         {
@@ -285,7 +298,8 @@ impl Follower {
             for endpoint in self.cluster.apply(&snapshot) {
                 self.probes.spawn(endpoint::probe_forever(endpoint));
             }
-            self.applied = Some(Applied { lists, routes: self.plan.routes.clone(), steering });
+            let Plan { routes, drained, .. } = &self.plan;
+            self.applied = Some(Applied { lists, routes: routes.clone(), drained: drained.clone(), steering });
         }
     }
 
@@ -349,28 +363,30 @@ fn told(source: Source, name: &str, command: &Command) -> String {
     format!("{}{index} (`{pattern}`){groups}{}", whose(source, name), rules.concat())
 }
 
+fn also(by: &mut Option<String>, more: String) {
+    match by {
+        Some(by) => *by += &format!("; {more}"),
+        None => *by = Some(more),
+    }
+}
+
 /// All endpoints of these groups, each with its group. Those that name none are taken once.
 fn merged<'a>(
-    groups: &'a [&'a str],
+    groups: &[&str],
     snapshots: &'a BTreeMap<String, Arc<Snapshot>>,
-    own: &'a str,
-) -> impl Iterator<Item = (&'a Instance, &'a str)> {
+    own: &str,
+) -> Vec<(&'a Instance, &'a str)> {
     let mut nameless = HashSet::new();
-    let all = groups.iter().filter_map(|group| Some((*group, snapshots.get(*group)?)));
-    let all = all.flat_map(|(group, snapshot)| snapshot.instances.iter().map(move |i| (i, group)));
-    all.filter_map(move |(instance, group)| {
+    let all = groups.iter().filter_map(|group| snapshots.get_key_value(*group));
+    let all = all.flat_map(|(group, snapshot)| snapshot.instances.iter().map(move |i| (i, group.as_str())));
+    let taken = all.filter_map(|(instance, group)| {
         if !instance.group.is_empty() {
             return Some((instance, instance.group.as_str()));
         }
         let of = if group == own { "" } else { group };
         nameless.insert(instance.address.as_str()).then_some((instance, of))
-    })
-}
-
-fn host_of(address: &str) -> &str {
-    let Ok(parsed) = address.parse::<SocketAddr>() else { return address };
-    let host = address.rsplit_once(':').map_or(address, |(host, _)| host);
-    if parsed.is_ipv6() { host.trim_start_matches('[').trim_end_matches(']') } else { host }
+    });
+    taken.collect()
 }
 
 #[cfg(test)]

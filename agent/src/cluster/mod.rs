@@ -26,7 +26,7 @@ use crate::{
     filter::{self, CallCx, ClusterInfo, Direction, Filter},
     ha::{self, Attempt, Attempts, HaStrategy, Sent},
     kind::{self, BuildCx},
-    lb::{self, EndpointSet, LoadBalancer},
+    lb::{self, EndpointSet, LoadBalancer, Traits},
     metrics::ServiceStats,
     stream::{OwnSockets, Stream},
 };
@@ -163,12 +163,21 @@ impl Cluster {
                 }
             }
         }
-        let picker = match self.steering.load().shares() {
-            Some(shares) => lb::grouped(&*self.lb, &endpoints, &shares),
-            None => self.lb.picker(&endpoints),
-        };
+        let picker = self.picker(&endpoints, &self.steering.load());
         self.set.store(Arc::new(EndpointSet { revision: snapshot.revision, endpoints, picker }));
         fresh
+    }
+
+    /// What picks among `endpoints` under `steering`.
+    fn picker(&self, endpoints: &[Arc<Endpoint>], steering: &Steering) -> Box<dyn lb::Picker> {
+        let lb = match &steering.canary {
+            Some(canary) => Arc::new(lb::Canaried::new(self.lb.clone(), canary.clone())),
+            None => self.lb.clone(),
+        };
+        match steering.shares() {
+            Some(shares) => lb::grouped(&*lb, endpoints, &shares),
+            None => lb.picker(endpoints),
+        }
     }
 
     /// Its filters with their names, outermost first.
@@ -251,7 +260,7 @@ impl Cluster {
         attempts.retries = method.and_then(|m| m.retries).unwrap_or(self.config.retries);
         attempts.idempotent = self.may_repeat(&req.call);
         attempts.max_in_flight = self.config.max_in_flight;
-        attempts.hash = self.lb.hash(req);
+        attempts.traits = Traits { hash: self.lb.hash(req), marked: self.steering.load().marks(req) };
         let deadline = req.call.deadline;
         let result = tokio::time::timeout_at(deadline + DEADLINE_GRACE, self.ha.call(&attempts, req)).await;
         let (count, last) = (attempts.count(), attempts.last().map(|e| e.addr));

@@ -14,7 +14,7 @@ use crate::{
     call::Text,
     config,
     endpoint::{DialOptions, Endpoint},
-    lb::{self, EndpointSet},
+    lb::EndpointSet,
 };
 
 /// What one endpoint would get.
@@ -35,11 +35,8 @@ impl Cluster {
     pub fn preview(&self, instances: &[Instance], groups: &[GroupShare], picks: usize) -> Vec<Load> {
         let now = self.endpoints();
         let endpoints: Vec<_> = instances.iter().filter_map(|i| self.copy(i, &now)).map(Arc::new).collect();
-        let steering = Steering { groups: groups.to_vec(), ..Steering::default() };
-        let picker = match steering.shares() {
-            Some(shares) => lb::grouped(&*self.lb, &endpoints, &shares),
-            None => self.lb.picker(&endpoints),
-        };
+        let canary = self.steering().canary.clone();
+        let picker = self.picker(&endpoints, &Steering { groups: groups.to_vec(), canary, ..Steering::default() });
         let set = EndpointSet { revision: 0, endpoints, picker };
         let busy = now.endpoints.iter().map(|e| e.in_flight() as usize).sum::<usize>().clamp(1, 10_000);
         let mut counts = vec![0usize; set.endpoints.len()];

@@ -1,8 +1,11 @@
-//! What commands make of a cluster: shares of groups, and calls that are answered at once.
+//! What commands make of a cluster: shares of groups, a version that is tried, calls that are answered at once.
 
-use model::command::{GroupShare, is_weighted};
+use model::{
+    command::{Canary, GroupShare},
+    share,
+};
 
-use crate::call::{CallError, ErrorKind};
+use crate::call::{CallError, ErrorKind, Head, Request};
 
 /// What callers are told while a service is degraded; clients compare this text.
 const DEGRADED: &str = "cluster not available, maybe caused by degrade";
@@ -14,6 +17,8 @@ pub struct Steering {
     pub by: Option<String>,
     /// Groups in use; the own one when empty.
     pub groups: Vec<GroupShare>,
+    /// A version that is tried.
+    pub canary: Option<Canary>,
     /// Why calls are answered at once with an error; `None` when they are not.
     pub degraded: Option<String>,
     /// What is ordered and not done, and why.
@@ -23,9 +28,17 @@ pub struct Steering {
 impl Steering {
     /// Groups with their shares; `None` when all endpoints are one pool.
     pub(super) fn shares(&self) -> Option<Vec<(&str, u32)>> {
-        // Beside groups with a weight, one without counts 1.
-        is_weighted(&self.groups)
-            .then(|| self.groups.iter().map(|g| (g.group.as_str(), g.weight.unwrap_or(1))).collect())
+        share::shares(&self.groups)
+    }
+
+    /// Whether `req` carries the header of a canary.
+    pub(super) fn marks(&self, req: &Request) -> bool {
+        let Some((name, value)) = self.canary.as_ref().and_then(|canary| canary.header.as_ref()) else { return false };
+        match &req.head {
+            Head::Motan2(head) => head.meta.get(name).is_some_and(|it| *it == **value),
+            Head::Http(head) => head.headers.get_all(name).iter().any(|it| it == value.as_str()),
+            Head::None => false,
+        }
     }
 
     /// The answer to every call while degraded.

@@ -15,7 +15,7 @@ use crate::{
     call::{Body, Call, CallError, ErrorKind, Head, Request, Response, Retry, Status},
     endpoint::{Connector, Endpoint},
     filter::{CallCx, Filter, Trying, Verdict, note},
-    lb::{EndpointSet, PickCx},
+    lb::{EndpointSet, PickCx, Traits},
     metrics::{Candidate, Step, micros},
 };
 
@@ -37,8 +37,8 @@ pub struct Attempts<'a> {
     pub idempotent: bool,
     /// In-flight limit of one endpoint.
     pub max_in_flight: usize,
-    /// What the balancer said of the call, see [`crate::lb::LoadBalancer::hash`].
-    pub hash: Option<u64>,
+    /// What of the call itself decides where it goes.
+    pub traits: Traits,
     /// Endpoints tried so far.
     tried: Mutex<SmallVec<[usize; 8]>>,
     sent: AtomicU32,
@@ -114,7 +114,7 @@ impl<'a> Attempts<'a> {
             retries: 0,
             idempotent: false,
             max_in_flight: usize::MAX,
-            hash: None,
+            traits: Traits::default(),
             tried: Mutex::new(SmallVec::new()),
             sent: AtomicU32::new(0),
             reached: AtomicU32::new(0),
@@ -149,7 +149,7 @@ impl<'a> Attempts<'a> {
 
     fn pick(&self) -> Result<usize, CallError> {
         let mut tried = self.tried.lock();
-        let picked = self.set.pick(&tried, self.max_in_flight, self.hash);
+        let picked = self.set.pick(&tried, self.max_in_flight, self.traits);
         if self.cx.trail.is_full() {
             self.cx.trail.push(self.candidates(&tried, picked));
         }
@@ -286,8 +286,8 @@ impl<'a> Attempts<'a> {
     }
 
     fn candidates(&self, tried: &[usize], picked: Option<usize>) -> Step {
-        let Self { set, max_in_flight, hash, .. } = *self;
-        let cx = PickCx { endpoints: &set.endpoints, tried, max_in_flight, hash };
+        let Self { set, max_in_flight, traits: Traits { hash, marked }, .. } = *self;
+        let cx = PickCx { endpoints: &set.endpoints, tried, max_in_flight, hash, marked };
         let order = picked.into_iter().chain((0..set.endpoints.len()).filter(|i| Some(*i) != picked));
         let candidate = |i: usize| {
             let Endpoint { addr, group, zone, weight, .. } = &*set.endpoints[i];

@@ -1,6 +1,7 @@
 //! Picking an endpoint: work is done when the set changes, so that a pick is a few loads.
 
 mod active_weight;
+mod canary;
 mod configurable_weight;
 mod consistent_hash;
 mod groups;
@@ -16,7 +17,7 @@ use std::sync::Arc;
 
 use anyhow::anyhow;
 
-pub use self::{groups::grouped, subset::Subset};
+pub use self::{canary::Canaried, groups::grouped, subset::Subset};
 use crate::{
     call::Request,
     endpoint::Endpoint,
@@ -83,6 +84,23 @@ pub struct PickCx<'a> {
     pub max_in_flight: usize,
     /// What [`LoadBalancer::hash`] said of the call.
     pub hash: Option<u64>,
+    /// See [`Traits::marked`].
+    pub marked: bool,
+}
+
+/// What of a call itself decides where it goes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Traits {
+    /// What [`LoadBalancer::hash`] said of it.
+    pub hash: Option<u64>,
+    /// It carries the header of a canary.
+    pub marked: bool,
+}
+
+impl From<Option<u64>> for Traits {
+    fn from(hash: Option<u64>) -> Self {
+        Self { hash, marked: false }
+    }
 }
 
 /// Random draws before the search for an eligible endpoint goes through the list.
@@ -148,21 +166,22 @@ impl EndpointSet {
     /// Picks for one attempt. When nothing is eligible the least bad untried endpoint is taken rather
     /// than none: a wrong health verdict on all of them must not stop a service that works.
     /// `None` only when every endpoint was tried, is weighed 0 or is at its in-flight limit.
-    pub fn pick(&self, tried: &[usize], max_in_flight: usize, hash: Option<u64>) -> Option<usize> {
-        let cx = PickCx { endpoints: &self.endpoints, tried, max_in_flight, hash };
+    pub fn pick(&self, tried: &[usize], max_in_flight: usize, traits: impl Into<Traits>) -> Option<usize> {
+        let Traits { hash, marked } = traits.into();
+        let cx = PickCx { endpoints: &self.endpoints, tried, max_in_flight, hash, marked };
         let possible = || (0..self.endpoints.len()).filter(|&i| cx.possible(i));
         self.picker.pick(&cx).or_else(|| possible().min_by_key(|&i| self.endpoints[i].health.badness()))
     }
 
     /// Whether [`EndpointSet::pick`] would find one. Asks without picking, which would move a round robin on.
     pub fn has_one(&self, tried: &[usize], max_in_flight: usize) -> bool {
-        let cx = PickCx { endpoints: &self.endpoints, tried, max_in_flight, hash: None };
+        let cx = PickCx { endpoints: &self.endpoints, tried, max_in_flight, hash: None, marked: false };
         (0..self.endpoints.len()).any(|i| cx.possible(i))
     }
 
     /// Whether it would find one that is in rotation.
     pub fn has_good(&self, tried: &[usize], max_in_flight: usize) -> bool {
-        let cx = PickCx { endpoints: &self.endpoints, tried, max_in_flight, hash: None };
+        let cx = PickCx { endpoints: &self.endpoints, tried, max_in_flight, hash: None, marked: false };
         (0..self.endpoints.len()).any(|i| cx.eligible(i))
     }
 }
@@ -275,7 +294,7 @@ mod tests {
         let set = set(&*by_name("random"), &[10, 0, 10, 10, 10]);
         eject(&set.endpoints[2]);
         set.endpoints[3].stats.in_flight.store(7, std::sync::atomic::Ordering::Relaxed);
-        let cx = PickCx { endpoints: &set.endpoints, tried: &[0], max_in_flight: 7, hash: None };
+        let cx = PickCx { endpoints: &set.endpoints, tried: &[0], max_in_flight: 7, hash: None, marked: false };
         let said: Vec<_> = (0..5).map(|i| cx.refusal(i).unwrap_or("eligible")).collect();
         assert_eq!(said, ["tried already", "weight 0", "connections failed", "at its in-flight limit", "eligible"]);
     }

@@ -61,7 +61,8 @@ mod tests {
         assert!(subset.contains(2) && !subset.contains(3));
         let mut tried = Vec::new();
         loop {
-            let cx = PickCx { endpoints: &endpoints, tried: &tried, max_in_flight: usize::MAX, hash: None };
+            let cx =
+                PickCx { endpoints: &endpoints, tried: &tried, max_in_flight: usize::MAX, hash: None, marked: false };
             let Some(index) = subset.pick(&cx) else { break };
             tried.push(index);
         }

@@ -252,7 +252,23 @@ async fn a_start_waits_for_lists_and_commands() {
     it.until("heard", |it| *it.heard.borrow()).await;
 }
 
-#[test]
-fn hosts_of_addresses() {
-    assert_eq!((host_of("10.0.0.1:80"), host_of("[fd00::1]:80"), host_of("x")), ("10.0.0.1", "fd00::1", "x"));
+#[tokio::test(start_paused = true)]
+async fn drains_and_canaries() {
+    let it = bench(two_groups(), &[]);
+    let extra = |extra: &str| format!(r#"{{"clientCommandList":[],"sockmesh":[{extra}]}}"#);
+    let drain = |instance: &str| format!(r#"{{"kind":"drain","service":"bars.BarService","instance":"{instance}"}}"#);
+    it.says.command(&group(OWN), Some(&extra(&drain("127.0.0.1:1"))));
+    it.until("one is out", |it| it.used() == "bars/127.0.0.2:1").await;
+    assert_eq!(it.cluster.steering().by.as_deref(), Some("drained: 127.0.0.1:1"));
+    let both = format!("{},{}", drain("127.0.0.1:1"), drain("127.0.0.2:1"));
+    it.says.command(&group(OWN), Some(&extra(&both)));
+    it.until("not all", |it| it.used() == "bars/127.0.0.1:1 bars/127.0.0.2:1").await;
+    assert!(it.stale.get(&it.cluster.info.key).unwrap().contains("none of the drains counts"));
+    let canary = r#"{"kind":"canary","service":"bars.BarService","version":"9","percent":10}"#;
+    it.says.command(&group(OWN), Some(&extra(canary)));
+    it.until("known", |it| it.cluster.steering().canary.is_some()).await;
+    assert!(it.stale.get(&it.cluster.info.key).unwrap().contains("no endpoint has version 9"));
+    it.says.command(&group(OWN), None);
+    it.until("nothing", |it| it.cluster.steering().by.is_none()).await;
+    assert_eq!(it.stale.get(&it.cluster.info.key), None);
 }
