@@ -45,10 +45,11 @@ impl Commands {
             let snapshot = self.site.snapshot(service, group);
             snapshot.instances.iter().map(|instance| u64::from(instance.weight)).sum()
         };
-        let ground = Ground { services: &services, size: &size };
         let mut texts = Vec::with_capacity(scopes.len());
         for group in scopes {
             let (revision, before) = self.site.text(&scope(group));
+            let below = self.publisher.load().beneath(group);
+            let ground = Ground { services: &services, size: &size, below: below.as_deref() };
             let concerned = commands.values().filter(|kept| kept.in_force() && kept.scopes.contains(group));
             let layers: Vec<_> = concerned.map(layer).collect();
             let after = layers::lay(before.as_deref(), group, &layers, &ground)?;
@@ -88,7 +89,11 @@ impl Commands {
                 }
             }
             match &last {
-                None => return Ok(changes.into_values().collect()),
+                None => {
+                    let publisher = self.publisher.load();
+                    scopes.iter().for_each(|group| publisher.set(group, self.site.text(&scope(group)).1.as_deref()));
+                    return Ok(changes.into_values().collect());
+                }
                 // Somebody else was faster: their text is the ground now.
                 Some(error) if error.code == crate::error::Code::Conflict => {}
                 Some(_) => break,
@@ -287,6 +292,23 @@ impl Commands {
         Ok(())
     }
 
+    /// Puts on record what became of a command in registries of the site.
+    pub(super) async fn tell(&self, record: CommandRecord) -> CommandRecord {
+        let publisher = self.publisher.load_full();
+        if publisher.is_empty() {
+            return record;
+        }
+        let Ok(kept) = self.known(record.id).await else { return record };
+        let written = publisher.outcomes(&kept.scopes).await;
+        let _busy = self.busy.lock().await;
+        let Ok(mut kept) = self.known(record.id).await else { return record };
+        kept.record.written = written;
+        if let Err(error) = kept::write(&self.store, &kept, false).await {
+            tracing::warn!(command = record.id, %error, "where it was written is not on record");
+        }
+        self.remember(kept)
+    }
+
     fn remember(&self, kept: Kept) -> CommandRecord {
         let (mut state, revision) = (self.state.lock(), self.store.stamp().revision);
         state.revision = state.revision.max(revision);
@@ -345,7 +367,7 @@ fn seen(group: &str, revision: u64, expected: u64) -> Result<(), Error> {
 }
 
 /// Whether two texts say the same.
-fn same(before: Option<&str>, after: &str) -> bool {
+pub(super) fn same(before: Option<&str>, after: &str) -> bool {
     let value = |text: &str| serde_json::from_str::<Value>(text).ok();
     match before.filter(|text| !text.trim().is_empty()) {
         None => value(after) == value(r#"{"clientCommandList":[]}"#),

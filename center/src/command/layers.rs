@@ -4,7 +4,7 @@
 
 use model::{
     center::Action,
-    command::{Commands, Entries, GroupShare, Pattern, foreign, is_weighted, put_entries},
+    command::{Commands, Entries, GroupShare, Pattern, foreign, is_weighted, over, put_entries},
     share,
 };
 use serde_json::{Value, json};
@@ -35,6 +35,8 @@ pub(super) struct Ground<'a> {
     pub(super) services: &'a [String],
     /// Weight of all instances of a service in a group.
     pub(super) size: &'a dyn Fn(&str, &str) -> u64,
+    /// What others wrote for the group elsewhere, where its callers listen, too.
+    pub(super) below: Option<&'a str>,
 }
 
 /// What holds for one service in one group's text.
@@ -64,11 +66,16 @@ pub(super) fn lay(text: Option<&str>, group: &str, layers: &[Layer<'_>], ground:
         )
     };
     let mut text = foreign(text, |owner| owner.starts_with(OWNER)).map_err(wrong)?;
+    let below = ground.below.and_then(|below| foreign(Some(below), |owner| owner.starts_with(OWNER)).ok());
+    // What is ill elsewhere is told where it is written to.
+    let mut all = below.and_then(|below| over(&below, &text).ok());
     for layer in layers {
-        let beneath = Commands::parse(&text).map_err(wrong)?;
+        let beneath = Commands::parse(all.as_deref().unwrap_or(&text)).map_err(wrong)?;
         let entries = layer.entries(&beneath, group, ground);
         if entries != Entries::default() {
-            text = put_entries(Some(&text), &format!("{OWNER}{}", layer.id), &entries).map_err(wrong)?;
+            let owner = format!("{OWNER}{}", layer.id);
+            text = put_entries(Some(&text), &owner, &entries).map_err(wrong)?;
+            all = all.and_then(|all| put_entries(Some(&all), &owner, &entries).ok());
         }
     }
     Ok(text)
@@ -226,8 +233,8 @@ mod tests {
 
     fn laid(text: Option<&str>, group: &str, layers: &[Layer<'_>]) -> String {
         let services = ["s.Echo", "s.Other"].map(str::to_owned);
-        lay(text, group, layers, &Ground { services: &services, size: &|_, group| if group == "a" { 30 } else { 10 } })
-            .unwrap()
+        let size = |_: &str, group: &str| if group == "a" { 30 } else { 10 };
+        lay(text, group, layers, &Ground { services: &services, size: &size, below: None }).unwrap()
     }
 
     fn shares(text: &str, service: &str) -> String {
@@ -274,8 +281,12 @@ mod tests {
         assert_eq!(shares(&text, "s.New"), "a:80 b:20", "one that nobody knew: from its own group");
         let gone = laid(Some(&text), "a", &[]);
         assert_eq!(serde_json::from_str::<Value>(&gone).unwrap(), serde_json::from_str::<Value>(theirs).unwrap());
+        // What stands in a registry of the site counts as well, and is not copied.
+        let ground = Ground { services: &["s.Echo".to_owned()], size: &|_, _| 1, below: Some(theirs) };
+        let text = lay(None, "a", &[layer(1, &action, 100, false)], &ground).unwrap();
+        assert_eq!((shares(&text, "s.Echo").as_str(), shares(&text, "t").as_str()), ("a:40 c:50 b:10", "own"));
         let first = r#"{"clientCommandList":[{"pattern":"*","mergeGroups":["c"]}]}"#;
-        let ground = Ground { services: &[], size: &|_, _| 1 };
+        let ground = Ground { services: &[], size: &|_, _| 1, below: None };
         let error = lay(Some(first), "a", &[layer(1, &action, 100, false)], &ground).unwrap_err();
         assert!(error.message.contains("group `a`") && error.message.contains("has no index"), "{error}");
     }

@@ -12,6 +12,7 @@ mod kept;
 mod layers;
 mod meant;
 mod preview;
+mod publish;
 mod routes;
 mod run;
 mod site;
@@ -23,12 +24,13 @@ use std::{
     sync::Arc,
 };
 
+use arc_swap::ArcSwap;
 use model::center::{CommandRecord, CommandScope, CommandState, NewCommand, Preview};
 use parking_lot::Mutex;
 use serde::Deserialize;
 
-pub use self::routes::routes;
-use self::{asked::About, kept::Kept, run::Runs, site::Site};
+use self::{asked::About, kept::Kept, publish::Publisher, run::Runs, site::Site};
+pub use self::{publish::SiteRegistry, routes::routes};
 use crate::{
     audit::Audit,
     auth::Actor,
@@ -42,10 +44,14 @@ use crate::{
 /// `commands:` of the centre's file.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub struct Config {}
+pub struct Config {
+    /// Registries of the site that commands are written to as well, for agents and clients that listen there.
+    pub registries: Vec<SiteRegistry>,
+}
 
 /// All commands, in force and past.
 pub struct Commands {
+    config: Config,
     store: Arc<dyn Store>,
     site: Arc<dyn Site>,
     audit: Arc<Audit>,
@@ -53,6 +59,7 @@ pub struct Commands {
     /// Held by whoever changes texts: one after the other.
     busy: tokio::sync::Mutex<()>,
     runs: Mutex<Runs>,
+    publisher: ArcSwap<Publisher>,
 }
 
 /// What is known without asking the store.
@@ -74,26 +81,28 @@ impl Commands {
         capacity: Arc<Capacities>,
         audit: Arc<Audit>,
     ) -> Arc<Self> {
-        let Config {} = config;
-        Self::on(store, Arc::new(site::Parts { registry, monitor, capacity }), audit)
+        Self::on(config, store, Arc::new(site::Parts { registry, monitor, capacity }), audit)
     }
 
-    fn on(store: Arc<dyn Store>, site: Arc<dyn Site>, audit: Arc<Audit>) -> Arc<Self> {
+    fn on(config: Config, store: Arc<dyn Store>, site: Arc<dyn Site>, audit: Arc<Audit>) -> Arc<Self> {
         Arc::new(Self {
+            config,
             store,
             site,
             audit,
             state: Mutex::default(),
             busy: tokio::sync::Mutex::default(),
             runs: Mutex::default(),
+            publisher: ArcSwap::default(),
         })
     }
 
     /// Reads what is kept, and goes on with what was in the middle of its steps.
     ///
     /// # Errors
-    /// The store cannot be read.
+    /// The store cannot be read, or a registry of the site is badly configured.
     pub async fn load(self: &Arc<Self>) -> anyhow::Result<()> {
+        self.publisher.store(Arc::new(Publisher::build(&self.config.registries)?));
         self.read().await?;
         run::start(self);
         Ok(())
@@ -131,7 +140,7 @@ impl Commands {
         let what = if propose { "command.propose" } else { "command.create" };
         let (target, detail) = (wanted.action.told(), serde_json::to_value(&wanted).unwrap_or_default());
         let (this, by) = (self.clone(), actor.clone());
-        let done = whole(async move { this.take(&by, wanted, propose).await }).await;
+        let done = whole(async move { Ok(this.tell(this.take(&by, wanted, propose).await?).await) }).await;
         self.refused(actor, what, &target, detail, &done).await;
         done
     }
@@ -142,7 +151,7 @@ impl Commands {
     /// As [`Commands::give`]; there is no such proposal.
     pub async fn confirm(self: &Arc<Self>, actor: &Actor, id: u64) -> Result<CommandRecord, Error> {
         let (this, by) = (self.clone(), actor.clone());
-        let done = whole(async move { this.accept(&by, id).await }).await;
+        let done = whole(async move { Ok(this.tell(this.accept(&by, id).await?).await) }).await;
         self.refused(actor, "command.confirm", &id.to_string(), serde_json::Value::Null, &done).await;
         done
     }
@@ -153,7 +162,7 @@ impl Commands {
     /// There is no such command, or it has no more steps.
     pub async fn next(self: &Arc<Self>, actor: &Actor, id: u64) -> Result<CommandRecord, Error> {
         let (this, by) = (self.clone(), actor.clone());
-        let done = whole(async move { this.step(&by, id).await }).await;
+        let done = whole(async move { Ok(this.tell(this.step(&by, id).await?).await) }).await;
         self.refused(actor, "command.step", &id.to_string(), serde_json::Value::Null, &done).await;
         done
     }
@@ -164,7 +173,7 @@ impl Commands {
     /// There is none of this number, or it has ended.
     pub async fn undo(self: &Arc<Self>, actor: &Actor, id: u64, why: &str) -> Result<CommandRecord, Error> {
         let (this, by, reason) = (self.clone(), actor.clone(), why.chars().take(2000).collect::<String>());
-        let done = whole(async move { this.end(&by, id, &reason).await }).await;
+        let done = whole(async move { Ok(this.tell(this.end(&by, id, &reason).await?).await) }).await;
         let detail = serde_json::json!({ "reason": why.chars().take(2000).collect::<String>() });
         self.refused(actor, "command.undo", &id.to_string(), detail, &done).await;
         done
@@ -174,7 +183,7 @@ impl Commands {
     pub fn active(&self, service: &str) -> Vec<CommandRecord> {
         let state = self.state.lock();
         let concerned = |kept: &&Kept| service.is_empty() || meant::concerns(kept, service);
-        state.open.values().rev().filter(concerned).map(|kept| kept.record.clone()).collect()
+        state.open.values().rev().filter(concerned).map(|kept| self.shown(kept)).collect()
     }
 
     /// Grows with every change of a command.
@@ -188,7 +197,7 @@ impl Commands {
     /// There is none, or the store does not answer.
     pub async fn one(&self, id: u64) -> Result<CommandRecord, Error> {
         if let Some(kept) = self.state.lock().open.get(&id) {
-            return Ok(kept.record.clone());
+            return Ok(self.shown(kept));
         }
         kept::one(&self.store, id).await?.map(|kept| kept.record).ok_or_else(|| unknown(id))
     }
@@ -204,6 +213,16 @@ impl Commands {
         wanted: impl Fn(&CommandRecord) -> bool,
     ) -> Result<(Vec<CommandRecord>, Option<u64>), Error> {
         kept::page(&self.store, before, limit, wanted).await
+    }
+
+    /// A command with what became of it in registries of the site by now.
+    fn shown(&self, kept: &Kept) -> CommandRecord {
+        let mut record = kept.record.clone();
+        let publisher = self.publisher.load();
+        if kept.in_force() && !publisher.is_empty() {
+            record.written = publisher.now(&kept.scopes);
+        }
+        record
     }
 
     /// Puts on record what was refused; what was done is on record already. Who may not is recorded by whoever asked.

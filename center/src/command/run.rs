@@ -107,6 +107,7 @@ async fn keep_up(commands: Weak<Commands>) {
         led = leads;
         if !leads {
             commands.runs.lock().0.clear();
+            commands.publisher.load().pause();
             continue;
         }
         if Instant::now() >= put_right {

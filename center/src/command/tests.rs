@@ -167,7 +167,7 @@ async fn bench() -> Bench {
 }
 
 async fn started(site: &Arc<Fake>, store: &Arc<dyn Store>) -> Arc<Commands> {
-    let commands = Commands::on(store.clone(), site.clone(), Audit::new(store.clone()));
+    let commands = Commands::on(Config::default(), store.clone(), site.clone(), Audit::new(store.clone()));
     commands.load().await.unwrap();
     commands
 }

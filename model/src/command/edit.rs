@@ -63,6 +63,41 @@ pub fn foreign(text: Option<&str>, is_own: impl Fn(&str) -> bool) -> Result<Stri
     Ok(whole.written())
 }
 
+/// What each owner that `is_own` knows has in `text`; the one that lies lowest comes first.
+///
+/// # Errors
+/// `text` is no list of commands.
+pub fn owned(text: Option<&str>, is_own: impl Fn(&str) -> bool) -> Result<Vec<(String, Entries)>, String> {
+    let mut whole = Text::read(text)?;
+    whole.list.sort_by_key(traffic_index);
+    let mut all: Vec<(String, Entries)> = Vec::new();
+    let mut of = |one: &Value, add: &dyn Fn(&mut Entries)| {
+        let Some(owner) = one[OWNED].as_str().filter(|owner| is_own(owner)) else { return };
+        match all.iter_mut().find(|(known, _)| known == owner) {
+            Some((_, entries)) => add(entries),
+            None => {
+                let mut entries = Entries::default();
+                add(&mut entries);
+                all.push((owner.to_owned(), entries));
+            }
+        }
+    };
+    whole.list.iter().for_each(|one| of(one, &|entries| entries.commands.push(one.clone())));
+    whole.extra.iter().for_each(|one| of(one, &|entries| entries.extra.push(one.clone())));
+    all.reverse();
+    Ok(all)
+}
+
+/// `above` laid over `below`, for who wants to know what holds when both are obeyed; not for writing.
+///
+/// # Errors
+/// One of them is no list of commands, or a command of `below` would go first.
+pub fn over(below: &str, above: &str) -> Result<String, String> {
+    let mut whole = Text::read(Some(above))?;
+    whole.list.sort_by_key(traffic_index);
+    put_entries(Some(below), "above", &Entries { commands: whole.list, extra: whole.extra })
+}
+
 /// Whether both may be about one service; not knowing counts as yes.
 fn overlap(one: &Value, other: &Value) -> bool {
     let (a, b) = (one["pattern"].as_str().unwrap_or_default(), other["pattern"].as_str().unwrap_or_default());
