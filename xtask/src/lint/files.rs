@@ -20,6 +20,7 @@ const HELPERS: &[&str] = &[
     "agent/src/ha/attempt.rs",
     "agent/src/ha/attempts.rs",
     "agent/src/ha/budget.rs",
+    "agent/src/lb/canary.rs",
     "agent/src/lb/groups.rs",
     "agent/src/lb/subset.rs",
     "agent/src/protocol/forward",
