@@ -1,25 +1,122 @@
 //! Alerts: thresholds, burn rates, forecasts, outliers; told by webhook, once each, unless silenced.
 
-use std::sync::Arc;
+mod api;
+mod book;
+mod forecast;
+mod judge;
+mod look;
+mod outlier;
+mod rules;
+mod tell;
 
-use crate::{audit::Audit, decide::Decider, monitor::Monitor, registry::Registry, store::Store};
-use model::center::Alert;
+#[cfg(test)]
+mod quality;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
+
+use anyhow::{Context, bail};
+use model::{
+    center::{Alert, AlertRule, AlertState, Condition, Of, Silence},
+    kind,
+};
+use parking_lot::Mutex;
 use serde::Deserialize;
+use tokio::{
+    sync::mpsc,
+    time::{Instant, MissedTickBehavior, interval},
+};
 
-use utoipa_axum::router::OpenApiRouter;
+use self::{
+    book::{Book, Change, Kept, Now, Pace},
+    look::Looker,
+    tell::{Answered, Teller},
+};
+use crate::{
+    audit::Audit,
+    auth::Actor,
+    clock::now_ms,
+    decide::Decider,
+    error::Error,
+    monitor::Monitor,
+    registry::Registry,
+    store::{Batch, Store},
+};
+
+pub use self::api::routes;
 
 /// `alerts:` of the centre's file.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub struct Config {}
+pub struct Config {
+    /// Rules that cannot be changed over the API.
+    pub rules: Vec<AlertRule>,
+    /// Whether the usual rules hold besides.
+    pub usual: bool,
+    /// How often rules look.
+    #[serde(deserialize_with = "kind::duration")]
+    pub every: Duration,
+    /// A condition must not hold for this long before its alert is over.
+    #[serde(deserialize_with = "kind::duration")]
+    pub resolve_after: Duration,
+    /// Webhooks are reminded after this time.
+    #[serde(deserialize_with = "kind::duration")]
+    pub repeat: Duration,
+    /// URLs that are told of alerts whose rules name none.
+    pub tell: Vec<String>,
+    /// URLs that rules written over the API may name; one that ends in `/` stands for all below it.
+    pub webhooks: Vec<String>,
+    /// Signs messages.
+    pub secret_file: Option<PathBuf>,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            rules: Vec::new(),
+            usual: true,
+            every: Duration::from_secs(5),
+            resolve_after: Duration::from_secs(60),
+            repeat: Duration::from_secs(4 * 3600),
+            tell: Vec::new(),
+            webhooks: Vec::new(),
+            secret_file: None,
+        }
+    }
+}
+
+/// Most rules, and most silences.
+const MOST: usize = 1_000;
+
+/// Entries read from the store at once.
+const SCAN: usize = 1_000;
+
+/// Comparing instances costs a series each, forecasts learn: they look more seldom, every so many rounds.
+const OUTLIER_ROUNDS: u64 = 6;
+/// See [`OUTLIER_ROUNDS`].
+const FORECAST_ROUNDS: u64 = 12;
 
 /// Rules, and what they found.
 pub struct Alerts {
+    config: Config,
+    fixed: Vec<AlertRule>,
     store: Arc<dyn Store>,
-    registry: Arc<Registry>,
-    monitor: Arc<Monitor>,
-    decider: Arc<Decider>,
     audit: Arc<Audit>,
+    looker: Looker,
+    inner: Mutex<Inner>,
+}
+
+#[derive(Default)]
+struct Inner {
+    rules: BTreeMap<String, AlertRule>,
+    silences: BTreeMap<u64, Silence>,
+    book: Book,
 }
 
 impl Alerts {
@@ -32,23 +129,374 @@ impl Alerts {
         decider: Arc<Decider>,
         audit: Arc<Audit>,
     ) -> Arc<Self> {
-        let Config {} = config;
-        Arc::new(Self { store, registry, monitor, decider, audit })
+        let mut fixed = config.rules.clone();
+        if config.usual {
+            let usual = rules::usual().into_iter();
+            let usual: Vec<_> = usual.filter(|usual| fixed.iter().all(|rule| rule.name != usual.name)).collect();
+            fixed.extend(usual);
+        }
+        let looker = Looker::new(registry, monitor, decider);
+        Arc::new(Self { config, fixed, store, audit, looker, inner: Mutex::default() })
     }
 
     /// Reads rules and silences, and looks from now on while this centre leads.
     pub async fn load(self: &Arc<Self>) -> anyhow::Result<()> {
-        let _ = (&self.store, &self.registry, &self.monitor, &self.decider, &self.audit);
+        let mut names = BTreeSet::new();
+        for rule in &self.fixed {
+            rules::settle(rule.clone())?;
+            if !names.insert(&rule.name) {
+                bail!("rule `{}` is there twice; give one of them another name", rule.name);
+            }
+        }
+        for url in self.config.tell.iter().chain(self.fixed.iter().flat_map(|rule| &rule.webhooks)) {
+            usable(url)?;
+        }
+        if self.config.every < Duration::from_millis(100) {
+            bail!("`every: {:?}` is less than 100ms", self.config.every);
+        }
+        let secret = match &self.config.secret_file {
+            Some(path) => {
+                let text = std::fs::read_to_string(path).with_context(|| format!("secret_file {}", path.display()))?;
+                Some(text.trim_end().as_bytes().to_vec())
+            }
+            None => None,
+        };
+        let rules: Vec<AlertRule> = self.read("rule/").await?;
+        let silences: Vec<Silence> = self.read("silence/").await?;
+        let kept: Vec<Kept> = self.read("alert/").await?;
+        let forgotten = {
+            let mut inner = self.inner.lock();
+            inner.rules = rules.into_iter().map(|rule| (rule.name.clone(), rule)).collect();
+            inner.silences = silences.into_iter().map(|silence| (silence.id, silence)).collect();
+            inner.book.restore(kept, Instant::now())
+        };
+        let forgotten = forgotten.iter().map(|id| format!("alert/{id}")).collect();
+        self.commit(Batch { delete: forgotten, ..Batch::default() }).await;
+        let (answers, answered) = mpsc::channel(1024);
+        let teller = Teller::new(self.store.leadership().borrow().leader.clone(), secret, answers);
+        tokio::spawn(run(Arc::downgrade(self), teller, answered, self.config.every));
         Ok(())
     }
 
+    async fn read<T: serde::de::DeserializeOwned>(&self, prefix: &str) -> anyhow::Result<Vec<T>> {
+        let (mut read, mut after) = (Vec::new(), None::<String>);
+        loop {
+            let entries = self.store.scan(prefix, after.as_deref(), SCAN).await?;
+            for entry in &entries {
+                match serde_json::from_slice(&entry.value) {
+                    Ok(value) => read.push(value),
+                    // Written by a later version: better without it than not at all.
+                    Err(error) => tracing::warn!(key = %entry.key, %error, "an entry cannot be read and is left out"),
+                }
+            }
+            match entries.last() {
+                Some(last) if entries.len() == SCAN => after = Some(last.key.clone()),
+                _ => return Ok(read),
+            }
+        }
+    }
+
     /// Alerts that fire, of a service; an empty name means all.
-    pub fn firing(&self, _service: &str) -> Vec<Alert> {
-        Vec::new()
+    pub fn firing(&self, service: &str) -> Vec<Alert> {
+        let inner = self.inner.lock();
+        let firing = inner.book.all().take_while(|alert| alert.state != AlertState::Resolved);
+        let firing = firing.filter(|alert| alert.state == AlertState::Firing);
+        let firing = firing.filter(|alert| service.is_empty() || alert.of.service == service);
+        firing.map(without_series).collect()
+    }
+
+    /// All rules, by name: those of the file, the usual ones, those written over the API.
+    pub fn rules(&self) -> Vec<AlertRule> {
+        let inner = self.inner.lock();
+        let written = inner.rules.values().filter(|rule| !self.is_fixed(&rule.name));
+        let mut rules: Vec<_> = self.fixed.iter().chain(written).cloned().collect();
+        rules.sort_by(|a, b| a.name.cmp(&b.name));
+        rules
+    }
+
+    fn is_fixed(&self, name: &str) -> bool {
+        self.fixed.iter().any(|rule| rule.name == name)
+    }
+
+    /// Writes a rule, or replaces the one of its name.
+    ///
+    /// # Errors
+    /// It cannot be looked at, it names a webhook that the file does not allow, it stands in the file, or the store
+    /// did not take it.
+    pub async fn put_rule(&self, actor: &Actor, rule: AlertRule) -> Result<AlertRule, Error> {
+        let rule = rules::settle(rule)?;
+        if self.is_fixed(&rule.name) {
+            return Err(Error::conflict(
+                format!("rule `{}` is the file's own, or one of the usual ones", rule.name),
+                "change it in `alerts:` of the centre's file, or choose another name",
+            ));
+        }
+        if let Some(url) = rule.webhooks.iter().find(|url| !self.allowed(url)) {
+            return Err(Error::bad(
+                format!("rule `{}`: the webhook {} is not allowed", rule.name, tell::shown(url)),
+                "add it to `alerts: webhooks:` of the centre's file",
+            ));
+        }
+        let full = {
+            let inner = self.inner.lock();
+            inner.rules.len() >= MOST && !inner.rules.contains_key(&rule.name)
+        };
+        if full {
+            return Err(Error::bad(format!("there are {MOST} rules"), "delete some first"));
+        }
+        let detail = serde_json::to_value(shown(rule.clone())).unwrap_or_default();
+        self.audit.record(actor, "alert.rule.put", &rule.name, "ok", detail).await?;
+        let value = serde_json::to_vec(&rule).unwrap_or_default();
+        let put = vec![(format!("rule/{}", rule.name), value)];
+        self.store.commit(Batch { put, ..Batch::default() }).await?;
+        self.inner.lock().rules.insert(rule.name.clone(), rule.clone());
+        Ok(rule)
+    }
+
+    fn allowed(&self, url: &str) -> bool {
+        let fits = |allowed: &String| url == allowed || (allowed.ends_with('/') && url.starts_with(allowed.as_str()));
+        usable(url).is_ok() && (self.config.webhooks.iter().any(fits) || self.config.tell.iter().any(|t| t == url))
+    }
+
+    /// Deletes a rule; its alerts end.
+    ///
+    /// # Errors
+    /// There is none, or it stands in the file.
+    pub async fn delete_rule(&self, actor: &Actor, name: &str) -> Result<(), Error> {
+        if self.is_fixed(name) {
+            return Err(Error::conflict(
+                format!("rule `{name}` is the file's own, or one of the usual ones"),
+                "change `alerts:` of the centre's file (`usual: false` ends the usual ones)",
+            ));
+        }
+        if !self.inner.lock().rules.contains_key(name) {
+            return Err(Error::not_found(format!("no rule `{name}`"), "look at the list of rules"));
+        }
+        self.audit.record(actor, "alert.rule.delete", name, "ok", serde_json::Value::Null).await?;
+        self.store.commit(Batch { delete: vec![format!("rule/{name}")], ..Batch::default() }).await?;
+        self.inner.lock().rules.remove(name);
+        Ok(())
+    }
+
+    /// Silences that are not over, by number.
+    pub fn silences(&self) -> Vec<Silence> {
+        let now = now_ms();
+        self.inner.lock().silences.values().filter(|silence| silence.until_ms > now).cloned().collect()
+    }
+
+    /// Tells nobody of what fits, until its end.
+    ///
+    /// # Errors
+    /// It is over already or too long, there are too many, or the store did not take it.
+    pub async fn silence(&self, actor: &Actor, mut silence: Silence) -> Result<Silence, Error> {
+        const LONGEST_MS: u64 = 90 * 24 * 3_600_000;
+        let now = now_ms();
+        if silence.until_ms <= now || silence.until_ms > now + LONGEST_MS {
+            return Err(Error::bad(
+                format!("`until_ms: {}` is past, or more than 90 days away (it is {now})", silence.until_ms),
+                "write milliseconds since 1970",
+            ));
+        }
+        let long = |text: &String| text.len() > 500;
+        if silence.reason.trim().is_empty() || [&silence.reason, &silence.rule].into_iter().any(long) {
+            return Err(Error::bad("a silence needs a reason of at most 500 bytes", "say in `reason` why"));
+        }
+        let over = {
+            let mut inner = self.inner.lock();
+            let over: Vec<u64> = inner.silences.values().filter(|s| s.until_ms <= now).map(|s| s.id).collect();
+            if inner.silences.len() - over.len() >= MOST {
+                return Err(Error::bad(format!("there are {MOST} silences"), "delete some first"));
+            }
+            for id in &over {
+                inner.silences.remove(id);
+            }
+            // Unique among those there ever were: the clock, or one more than the newest.
+            silence.id = inner.silences.last_key_value().map_or(0, |(id, _)| id + 1).max(now);
+            over
+        };
+        silence.author.clone_from(&actor.name);
+        let target = format!("{}/{}", silence.group, silence.service);
+        let detail = serde_json::to_value(&silence).unwrap_or_default();
+        self.audit.record(actor, "alert.silence.put", &target, "ok", detail).await?;
+        let put = vec![(format!("silence/{:020}", silence.id), serde_json::to_vec(&silence).unwrap_or_default())];
+        let delete = over.iter().map(|id| format!("silence/{id:020}")).collect();
+        self.store.commit(Batch { put, delete, ..Batch::default() }).await?;
+        self.inner.lock().silences.insert(silence.id, silence.clone());
+        Ok(silence)
+    }
+
+    /// Ends a silence early.
+    ///
+    /// # Errors
+    /// There is none of this number, or the store did not take it.
+    pub async fn unsilence(&self, actor: &Actor, id: u64) -> Result<(), Error> {
+        if !self.inner.lock().silences.contains_key(&id) {
+            return Err(Error::not_found(format!("no silence {id}"), "look at the list of silences"));
+        }
+        self.audit.record(actor, "alert.silence.delete", &id.to_string(), "ok", serde_json::Value::Null).await?;
+        self.store.commit(Batch { delete: vec![format!("silence/{id:020}")], ..Batch::default() }).await?;
+        self.inner.lock().silences.remove(&id);
+        Ok(())
+    }
+
+    /// One round of looking; `round` says which rules are due.
+    async fn round(&self, round: u64, teller: &Arc<Teller>) {
+        let rules = self.rules();
+        let names: BTreeSet<String> = rules.iter().map(|rule| rule.name.clone()).collect();
+        self.looker.keep(&names);
+        // Alerts of rules that were deleted end too.
+        let mut looked_at: BTreeSet<String> = self.inner.lock().book.rules().difference(&names).cloned().collect();
+        let mut seen = BTreeSet::new();
+        for rule in rules.iter().filter(|rule| due(rule, round)) {
+            let stands = |of: &Of| self.inner.lock().book.stands(&rule.name, of);
+            let found = self.looker.look(rule, &stands).await;
+            looked_at.insert(rule.name.clone());
+            for (of, verdict) in found {
+                seen.insert((rule.name.clone(), of.clone()));
+                self.observe(rule, &of, verdict, teller).await;
+            }
+        }
+        let missing = self.inner.lock().book.missing(&looked_at, &seen);
+        for (name, of) in missing {
+            let gone = AlertRule {
+                name: name.clone(),
+                of: of.clone(),
+                condition: Condition::Water { line: "fatal".to_owned() },
+                severity: String::new(),
+                webhooks: Vec::new(),
+            };
+            let rule = rules.iter().find(|rule| rule.name == name).unwrap_or(&gone);
+            self.observe(rule, &of, judge::Verdict::Fine, teller).await;
+        }
+        let named = |url: &str| self.webhooks_of(&rules).any(|known| known == url);
+        teller.keep(named);
+    }
+
+    fn webhooks_of<'a>(&'a self, rules: &'a [AlertRule]) -> impl Iterator<Item = &'a str> {
+        self.config.tell.iter().chain(rules.iter().flat_map(|rule| &rule.webhooks)).map(String::as_str)
+    }
+
+    async fn observe(&self, rule: &AlertRule, of: &Of, verdict: judge::Verdict, teller: &Arc<Teller>) {
+        let pace = Pace { resolve_after: self.config.resolve_after, repeat: self.config.repeat };
+        let change = {
+            let inner = &mut *self.inner.lock();
+            let ms = now_ms();
+            let quiet = book::silenced(&inner.silences, &rule.name, of, ms);
+            inner.book.observe(rule, of, verdict, pace, Now { instant: Instant::now(), ms, quiet })
+        };
+        let Some(Change { kept, news, forgotten }) = change else { return };
+        let state = kept.alert.state;
+        tracing::info!(alert = %kept.alert.id, rule = %rule.name, ?state, summary = %kept.alert.summary, "an alert");
+        let put = vec![(format!("alert/{}", kept.alert.id), serde_json::to_vec(&kept).unwrap_or_default())];
+        let delete = forgotten.iter().map(|id| format!("alert/{id}")).collect();
+        // Kept before it is told: a centre that dies in between repeats the message, and its key says so.
+        self.commit(Batch { put, delete, ..Batch::default() }).await;
+        if let Some(news) = news {
+            let urls = if rule.webhooks.is_empty() { &self.config.tell } else { &rule.webhooks };
+            for url in urls {
+                teller.tell(url, news, &kept.alert);
+            }
+        }
+    }
+
+    async fn answered(&self, answered: Answered) {
+        let Answered { id, url, answer } = answered;
+        if !answer.starts_with('2') {
+            tracing::warn!(alert = %id, %url, %answer, "a webhook was not told");
+        }
+        let kept = self.inner.lock().book.answered(&id, &url, &answer);
+        if let Some(kept) = kept {
+            let put = vec![(format!("alert/{id}"), serde_json::to_vec(&kept).unwrap_or_default())];
+            self.commit(Batch { put, ..Batch::default() }).await;
+        }
+    }
+
+    /// What cannot be kept is told all the same.
+    async fn commit(&self, batch: Batch) {
+        if batch.put.is_empty() && batch.delete.is_empty() {
+            return;
+        }
+        if let Err(error) = self.store.commit(batch).await {
+            tracing::warn!(%error, "an alert could not be kept; it is told all the same");
+        }
+    }
+
+    /// Alerts with what is over, newest first, series left out.
+    fn list(&self) -> Vec<Alert> {
+        let mut alerts: Vec<_> = self.inner.lock().book.all().map(without_series).collect();
+        alerts.sort_by(|a, b| b.id.cmp(&a.id));
+        alerts
+    }
+
+    fn one(&self, id: &str) -> Option<Alert> {
+        self.inner.lock().book.all().find(|alert| alert.id == id).cloned()
     }
 }
 
-/// Its part of the API.
-pub fn routes() -> OpenApiRouter<crate::api::Cx> {
-    OpenApiRouter::new()
+/// Looks until the centre is gone.
+async fn run(
+    alerts: std::sync::Weak<Alerts>,
+    teller: Arc<Teller>,
+    mut answered: mpsc::Receiver<Answered>,
+    every: Duration,
+) {
+    let mut ticks = interval(every);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut round = 0;
+    loop {
+        tokio::select! {
+            _ = ticks.tick() => {
+                let Some(alerts) = alerts.upgrade() else { return };
+                if alerts.store.leadership().borrow().leads {
+                    alerts.round(round, &teller).await;
+                    round += 1;
+                }
+            }
+            Some(answer) = answered.recv() => {
+                let Some(alerts) = alerts.upgrade() else { return };
+                alerts.answered(answer).await;
+            }
+        }
+    }
+}
+
+const fn due(rule: &AlertRule, round: u64) -> bool {
+    match rule.condition {
+        Condition::Outlier { .. } => round.is_multiple_of(OUTLIER_ROUNDS),
+        Condition::Forecast { .. } => round.is_multiple_of(FORECAST_ROUNDS),
+        _ => true,
+    }
+}
+
+fn without_series(alert: &Alert) -> Alert {
+    // Not cloned to be thrown away: they are the largest part.
+    Alert {
+        id: alert.id.clone(),
+        rule: alert.rule.clone(),
+        severity: alert.severity.clone(),
+        of: alert.of.clone(),
+        summary: alert.summary.clone(),
+        state: alert.state,
+        since_ms: alert.since_ms,
+        until_ms: alert.until_ms,
+        series: None,
+        band: Vec::new(),
+        told: alert.told.clone(),
+    }
+}
+
+/// A rule for those who may not see the secrets in its webhooks.
+fn shown(mut rule: AlertRule) -> AlertRule {
+    for url in &mut rule.webhooks {
+        *url = tell::shown(url);
+    }
+    rule
+}
+
+fn usable(url: &str) -> anyhow::Result<()> {
+    let uri: http::Uri = url.parse().with_context(|| format!("webhook `{}` is not a URL", tell::shown(url)))?;
+    if !matches!(uri.scheme_str(), Some("http" | "https")) || uri.host().is_none() {
+        bail!("webhook `{}` is not a URL that can be told; write it like https://pager.example/hook", tell::shown(url));
+    }
+    Ok(())
 }

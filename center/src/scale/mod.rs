@@ -22,7 +22,7 @@ use model::{
 use parking_lot::Mutex;
 use serde::Deserialize;
 
-pub use self::{api::routes, process::Ports, webhook::signature};
+pub use self::{api::routes, process::Ports};
 use crate::{
     audit::Audit,
     auth::Actor,
