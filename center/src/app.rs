@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use anyhow::Context;
-use model::kind;
+use model::{center::PoolPolicy, kind};
 use tokio::net::TcpListener;
 
 use crate::{
@@ -95,6 +95,11 @@ impl Center {
         commands.load().await.context("commands")?;
         decider.load().await.context("policies")?;
         alerts.load().await.context("alerts")?;
+        let policies = Arc::downgrade(&decider);
+        scalers.run(store.clone(), move || {
+            let of_a_pool = |one: &&PoolPolicy| !one.service.is_empty() && !one.group.is_empty();
+            policies.upgrade().map_or_else(Vec::new, |all| all.policies().iter().filter(of_a_pool).cloned().collect())
+        });
         let center =
             Self { config, store, audit, auth, registry, monitor, capacity, commands, scalers, decider, alerts };
         Ok(Arc::new(center))

@@ -4,7 +4,9 @@
 //! only. Policies, which come over the API too, choose among the drivers that are named there.
 
 mod api;
+mod kubernetes;
 mod process;
+mod warm;
 mod webhook;
 
 use std::{
@@ -29,14 +31,18 @@ use crate::{
     clock::now_ms,
     error::{Code, Error},
     registry::Registry,
+    store::Store,
 };
 
 /// A row of [`KINDS`].
 pub type Kind = kind::Kind<dyn Driver, BuildCx>;
 
 /// Drivers by name.
-pub const KINDS: &[Kind] =
-    &[Kind { name: "process", build: process::build }, Kind { name: "webhook", build: webhook::build }];
+pub const KINDS: &[Kind] = &[
+    Kind { name: "process", build: process::build },
+    Kind { name: "kubernetes", build: kubernetes::build },
+    Kind { name: "webhook", build: webhook::build },
+];
 
 /// What a driver may need while it is built.
 #[derive(Clone, Default)]
@@ -113,13 +119,23 @@ pub trait Driver: Send + Sync + 'static {
 }
 
 /// `scale:` of the centre's file.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
     /// Drivers by the names that policies say.
     pub drivers: BTreeMap<String, DriverChoice>,
     /// Where drivers keep what they run, and logs of instances [default: `scale` in the centre's data].
     pub directory: Option<PathBuf>,
+    /// New instances of pools that have a driver rise to their weight over this time, unless the policy's option
+    /// `warm_up` says another.
+    #[serde(deserialize_with = "kind::duration")]
+    pub warm_up: Duration,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self { drivers: BTreeMap::new(), directory: None, warm_up: Duration::from_secs(20) }
+    }
 }
 
 /// A driver that policies may name.
@@ -158,6 +174,8 @@ pub struct Scalers {
     building: tokio::sync::Mutex<()>,
     drivers: Mutex<HashMap<(String, String), Built>>,
     events: Mutex<VecDeque<ScaleEvent>>,
+    /// Drivers that could not be built, and what was said then: said once.
+    broken: Mutex<HashMap<(String, String), String>>,
 }
 
 /// A driver in use, and what it was made of.
@@ -179,7 +197,32 @@ impl Scalers {
             building: tokio::sync::Mutex::default(),
             drivers: Mutex::default(),
             events: Mutex::default(),
+            broken: Mutex::default(),
         })
+    }
+
+    /// From now on, while this centre leads: drivers of `policies` go on with what they ran, and new instances warm up.
+    pub fn run(
+        self: &Arc<Self>,
+        store: Arc<dyn Store>,
+        policies: impl Fn() -> Vec<PoolPolicy> + Send + Sync + 'static,
+    ) {
+        tokio::spawn(warm::run(Arc::downgrade(self), store, policies));
+    }
+
+    /// Has the driver of a policy there.
+    async fn wake(&self, policy: &PoolPolicy) {
+        let key = (policy.service.clone(), policy.group.clone());
+        let error = self.driver(policy).await.err().map(|error| error.to_string());
+        let mut broken = self.broken.lock();
+        match error {
+            None => drop(broken.remove(&key)),
+            Some(error) if broken.get(&key) == Some(&error) => {}
+            Some(error) => {
+                tracing::warn!(service = %key.0, group = %key.1, %error, "a pool has no driver");
+                broken.insert(key, error);
+            }
+        }
     }
 
     /// Sets the size of a pool by its policy's driver, on behalf of the centre itself.
@@ -380,7 +423,7 @@ fn failed(policy: &PoolPolicy, why: &str) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::{Memory, Store};
+    use crate::store::Memory;
 
     fn scalers(yaml: &str) -> Arc<Scalers> {
         let store: Arc<dyn Store> = Arc::new(Memory::new("one"));
@@ -402,7 +445,11 @@ mod tests {
         for (policy, size, part) in [
             (policy("", serde_json::Value::Null), 1, "has no driver; name one in its policy"),
             (policy("process", serde_json::Value::Null), 1, "there are: hook, odd; write it into `scale: drivers:`"),
-            (policy("odd", serde_json::Value::Null), 1, "unknown driver `tractor`; known: process, webhook"),
+            (
+                policy("odd", serde_json::Value::Null),
+                1,
+                "unknown driver `tractor`; known: process, kubernetes, webhook",
+            ),
             (policy("hook", serde_json::json!({"url": "http://evil/"})), 1, "may not give the option `url`"),
             (policy("hook", serde_json::json!([1])), 1, "write key: value pairs"),
             (policy("hook", serde_json::json!({"timeout": "1"})), 1, "has no unit"),
