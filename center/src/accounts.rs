@@ -129,7 +129,7 @@ struct Accounts {
 
 impl Accounts {
     async fn open(config: &Config) -> anyhow::Result<Self> {
-        let cx = store::BuildCx { data: config.data.clone(), name: format!("{}-accounts", config.name) };
+        let cx = store::BuildCx { data: config.data.clone(), name: format!("{}-accounts", config.name), passing: true };
         let store = kind::build("store", store::KINDS, &config.store.kind, &config.store.options, &cx).context(
             "accounts of a running centre are changed by its console or API (POST /v1/users, POST /v1/tokens)",
         )?;

@@ -53,7 +53,7 @@ impl Center {
     /// # Errors
     /// The store cannot be opened or read; an option is wrong.
     pub async fn build(config: Config) -> anyhow::Result<Arc<Self>> {
-        let cx = store::BuildCx { data: config.data.clone(), name: config.name.clone() };
+        let cx = store::BuildCx { data: config.data.clone(), name: config.name.clone(), passing: false };
         let store = kind::build("store", store::KINDS, &config.store.kind, &config.store.options, &cx)?;
         let audit = Audit::new(store.clone());
         let auth = Auth::new(&config.api, config.auth.clone(), store.clone(), audit.clone());

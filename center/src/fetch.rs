@@ -7,6 +7,7 @@ use bytes::Bytes;
 use hmac::{Hmac, Mac};
 use http::{Request, Response};
 use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::Incoming;
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::{
     client::legacy::{Client, connect::HttpConnector},
@@ -31,6 +32,15 @@ impl Default for Fetch {
 }
 
 impl Fetch {
+    /// Asks for something large: the body is read by the caller, piece by piece. An error names the URL; the head has to
+    /// come within `patience`.
+    pub async fn begin(&self, request: Request<Full<Bytes>>, patience: Duration) -> anyhow::Result<Response<Incoming>> {
+        let url = request.uri().to_string();
+        let answer = tokio::time::timeout(patience, self.client.request(request)).await;
+        let answer = answer.map_err(|_| anyhow::anyhow!("no answer within {patience:?}")).and_then(|a| Ok(a?));
+        answer.with_context(|| url)
+    }
+
     /// Asks, and reads all of the answer within `patience`; an error names the URL. Any status is an answer.
     pub async fn send(&self, request: Request<Full<Bytes>>, patience: Duration) -> anyhow::Result<Response<Bytes>> {
         let url = request.uri().to_string();

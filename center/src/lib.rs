@@ -28,6 +28,7 @@ pub mod alert;
 pub mod accounts;
 pub mod audit;
 pub mod auth;
+pub mod backups;
 
 pub mod api;
 pub mod console;

@@ -11,6 +11,7 @@ use anyhow::Context;
 use center::{
     accounts::{self, TokenVerb, UserVerb},
     app::Center,
+    backups::{self, BackupArgs, RestoreArgs},
     config::{Config, StoreChoice},
 };
 use clap::{Parser, Subcommand};
@@ -49,6 +50,10 @@ enum Verb {
     /// Make, remove and list tokens for agents and programs
     #[command(subcommand)]
     Token(TokenVerb),
+    /// Write everything that is kept into a file, of a running centre or of its store
+    Backup(BackupArgs),
+    /// Make the store from a backup; no centre may run on it
+    Restore(RestoreArgs),
 }
 
 fn main() -> ExitCode {
@@ -83,6 +88,8 @@ fn run(flags: Flags) -> anyhow::Result<()> {
         let text = match verb {
             Verb::User(verb) => runtime.block_on(accounts::user(&config, &verb)),
             Verb::Token(verb) => runtime.block_on(accounts::token(&config, &verb)),
+            Verb::Backup(args) => runtime.block_on(backups::backup(&config, &args)),
+            Verb::Restore(args) => runtime.block_on(backups::restore(&config, &args)),
         }?;
         // Whoever reads may stop early.
         let _ = std::io::stdout().lock().write_all(text.as_bytes());

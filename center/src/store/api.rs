@@ -1,9 +1,16 @@
 //! What operators ask of the store.
 
-use axum::extract::State;
+use axum::{
+    body::Body,
+    extract::State,
+    response::{IntoResponse, Response},
+};
+use futures_util::stream;
+use http::header::{CACHE_CONTROL, CONTENT_DISPOSITION, CONTENT_TYPE};
 use model::center::{Role, StoreStatus};
 use utoipa_axum::{router::OpenApiRouter, routes};
 
+use super::backup;
 use crate::{
     api::{Cx, Json},
     auth::Actor,
@@ -25,7 +32,23 @@ async fn status(State(center): State<Cx>, actor: Actor) -> Result<Json<StoreStat
     }))
 }
 
+/// Everything that is kept, as one file that `sockmesh-center restore` reads: also hashes of passwords and tokens.
+#[utoipa::path(get, path = "/v1/backup", tag = "store",
+    responses((status = 200, body = String, content_type = "application/jsonl")))]
+async fn save(State(center): State<Cx>, actor: Actor) -> Result<Response, Error> {
+    actor.may(Role::Admin, "*")?;
+    center.audit.record(&actor, "store.backup", "", "ok", serde_json::Value::Null).await?;
+    let pieces = backup::pieces(center.store.clone());
+    let pieces = stream::unfold(pieces, async |mut pieces| Some((pieces.recv().await?, pieces)));
+    let headers = [
+        (CONTENT_TYPE, "application/jsonl"),
+        (CONTENT_DISPOSITION, "attachment; filename=\"sockmesh-center.backup\""),
+        (CACHE_CONTROL, "no-store"),
+    ];
+    Ok((headers, Body::from_stream(pieces)).into_response())
+}
+
 /// Its part of the API.
 pub fn routes() -> OpenApiRouter<Cx> {
-    OpenApiRouter::new().routes(routes!(status))
+    OpenApiRouter::new().routes(routes!(status)).routes(routes!(save))
 }

@@ -16,6 +16,7 @@
 //! | `audit/ID` | audit | `audit` |
 
 mod api;
+pub mod backup;
 mod embedded;
 mod etcd;
 mod memory;
@@ -30,7 +31,7 @@ use tokio::sync::{broadcast, mpsc, watch};
 
 pub use self::{
     api::routes,
-    embedded::{Embedded, restore},
+    embedded::{Embedded, exists, in_use, restore},
     etcd::{Etcd, restore as restore_etcd},
     memory::Memory,
 };
@@ -55,6 +56,8 @@ pub struct BuildCx {
     pub data: std::path::PathBuf,
     /// Name of this centre among several on one store.
     pub name: String,
+    /// Only here for one command: never leads.
+    pub passing: bool,
 }
 
 /// A value and the revision of its last change.

@@ -76,6 +76,7 @@ const CENTER: Package = Package {
         ("demo", &[]),
         ("serve", &[]),
         ("accounts", &["config"]),
+        ("backups", &["config"]),
     ],
     all: &["app", "config", "main", "lib"],
 };

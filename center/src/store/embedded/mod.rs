@@ -46,6 +46,16 @@ pub(super) fn build(options: &Value, cx: &BuildCx) -> anyhow::Result<Arc<dyn Sto
     Ok(Arc::new(Embedded::open(&cx.data, &cx.name)?))
 }
 
+/// Whether a process uses the store in `dir`.
+pub fn in_use(dir: &Path) -> bool {
+    exists(dir) && Lock::take(dir).is_err()
+}
+
+/// Whether there is a store in `dir`.
+pub fn exists(dir: &Path) -> bool {
+    dir.join(FILE).exists()
+}
+
 /// See the module.
 pub struct Embedded {
     shared: Arc<Shared>,

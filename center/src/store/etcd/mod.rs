@@ -67,7 +67,8 @@ impl Default for Written {
 }
 
 pub(super) fn build(options: &Value, cx: &BuildCx) -> anyhow::Result<Arc<dyn Store>> {
-    Ok(Arc::new(Etcd::new(kind::options(options)?, &cx.name)?))
+    let written = kind::options(options)?;
+    Ok(Arc::new(if cx.passing { Etcd::passing(written, &cx.name)? } else { Etcd::new(written, &cx.name)? }))
 }
 
 /// What `epoch` holds.
@@ -135,17 +136,23 @@ struct Shared {
 /// See the module.
 pub struct Etcd {
     shared: Arc<Shared>,
-    // Ended on drop.
-    _tasks: JoinSet<()>,
+    /// Ended on drop.
+    tasks: JoinSet<()>,
 }
 
 impl Etcd {
     fn new(written: Written, name: &str) -> anyhow::Result<Self> {
+        let mut etcd = Self::passing(written, name)?;
+        etcd.tasks.spawn(lead::lead(etcd.shared.clone()));
+        Ok(etcd)
+    }
+
+    /// One that never leads.
+    fn passing(written: Written, name: &str) -> anyhow::Result<Self> {
         let shared = Shared::new(written, name)?;
         let mut tasks = JoinSet::new();
         tasks.spawn(follow::follow(shared.clone()));
-        tasks.spawn(lead::lead(shared.clone()));
-        Ok(Self { shared, _tasks: tasks })
+        Ok(Self { shared, tasks })
     }
 }
 
