@@ -415,10 +415,12 @@ fn a_clock_that_jumps_moves_nothing() {
     set("+0");
     let mut command = command(&["--data", path(&dir.0.join("data"))]);
     command.env("LD_PRELOAD", library).env("FAKETIME_TIMESTAMP_FILE", &clock).env("FAKETIME_NO_CACHE", "1");
-    let center = Center::spawn(command_with_real_monotonic(command));
+    command.env("FAKETIME_DONT_FAKE_MONOTONIC", "1").env("DONT_FAKE_MONOTONIC", "1");
+    let center = Center::spawn(command);
     assert_eq!(center.register("a", 1, 5).unwrap().0, 200);
     let out = |reason: &str| {
-        let order = json!({"service": "svc-a", "group": "g", "address": "10.0.0.0:8002", "reason": reason});
+        let key = json!({"service": "svc-a", "group": "g", "version": ""});
+        let order = json!({"key": key, "address": "10.0.0.0:8002", "reason": reason});
         let (status, said) = center.ask("POST", "/v1/instance/out", Some(&order));
         assert!(status < 300, "{status} {said}");
     };
@@ -437,9 +439,4 @@ fn a_clock_that_jumps_moves_nothing() {
     let (_, audit) = center.ask("GET", "/v1/audit?what=instance.out", None);
     let times: Vec<_> = audit["items"].as_array().unwrap().iter().map(|e| e["at_ms"].as_u64().unwrap()).collect();
     assert!(times[0] > times[1] && times[1] < times[2], "the clock did jump: {times:?}");
-}
-
-fn command_with_real_monotonic(mut command: Command) -> Command {
-    command.env("FAKETIME_DONT_FAKE_MONOTONIC", "1").env("DONT_FAKE_MONOTONIC", "1");
-    command
 }

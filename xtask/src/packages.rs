@@ -37,6 +37,7 @@ pub const PROGRAMS: &[(&str, &[&str])] = &[
     ("zkServer.sh", &["zookeeper"]),
     ("dnsmasq", &["dnsmasq-base"]),
     ("etcd", &["etcd-server"]),
+    ("faketime", &["faketime"]),
     ("carbon-cache", &["graphite-carbon"]),
     ("whisper-fetch", &["graphite-carbon", "python3-whisper"]),
 ];

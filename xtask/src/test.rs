@@ -28,6 +28,7 @@ const PROGRAMS: &[&str] = &[
     "zkServer.sh",
     "dnsmasq",
     "etcd",
+    "faketime",
     "carbon-cache",
     "whisper-fetch",
 ];
