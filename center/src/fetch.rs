@@ -1,6 +1,6 @@
 //! One client for what the centre asks of others over HTTP or HTTPS: Graphite, Prometheus, webhooks, identity providers.
 
-use std::time::Duration;
+use std::{path::Path, sync::Arc, time::Duration};
 
 use anyhow::Context;
 use bytes::Bytes;
@@ -12,6 +12,10 @@ use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::{
     client::legacy::{Client, connect::HttpConnector},
     rt::TokioExecutor,
+};
+use rustls::{
+    ClientConfig, RootCertStore,
+    pki_types::{CertificateDer, pem::PemObject},
 };
 use sha2::Sha256;
 
@@ -39,6 +43,22 @@ impl Fetch {
         let answer = tokio::time::timeout(patience, self.client.request(request)).await;
         let answer = answer.map_err(|_| anyhow::anyhow!("no answer within {patience:?}")).and_then(|a| Ok(a?));
         answer.with_context(|| url)
+    }
+
+    /// Trusts the certificates of this PEM file and no others.
+    ///
+    /// # Errors
+    /// It cannot be read, or holds none: names the file.
+    pub fn trusting(file: &Path) -> anyhow::Result<Self> {
+        let mut roots = RootCertStore::empty();
+        let certificates = CertificateDer::pem_file_iter(file).with_context(|| file.display().to_string())?;
+        let (added, _) = roots.add_parsable_certificates(certificates.filter_map(Result::ok));
+        anyhow::ensure!(added > 0, "{}: no certificate in it; PEM was expected", file.display());
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let config = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?;
+        let config = config.with_root_certificates(roots).with_no_client_auth();
+        let connector = HttpsConnectorBuilder::new().with_tls_config(config).https_or_http().enable_http1().build();
+        Ok(Self { client: Client::builder(TokioExecutor::new()).build(connector) })
     }
 
     /// Asks, and reads all of the answer within `patience`; an error names the URL. Any status is an answer.

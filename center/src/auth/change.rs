@@ -73,6 +73,21 @@ impl Auth {
         self.start_session(name, None).await
     }
 
+    /// Counts a login that is begun from an address.
+    ///
+    /// # Errors
+    /// Too many were begun and not ended.
+    pub(super) fn count_login(&self, from: Option<IpAddr>) -> Result<(), Error> {
+        self.logins.take(&network(from)).map_err(|wait| {
+            Error::new(Code::TooMany, "too many logins were begun", format!("wait {} and try again", seconds(wait)))
+        })
+    }
+
+    /// A login that was counted has ended well.
+    pub(super) fn forgive_login(&self, from: Option<IpAddr>) {
+        self.logins.give_back(&network(from));
+    }
+
     /// Starts a session for who has proven to be `name`.
     pub(super) async fn start_session(
         self: &Arc<Self>,

@@ -6,11 +6,17 @@ mod identity;
 mod accounts;
 mod change;
 mod limit;
+mod oidc;
 mod secret;
 
+mod oidc_routes;
 mod routes;
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    net::SocketAddr,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use anyhow::{Context, bail};
 use model::center::Role;
@@ -22,11 +28,13 @@ pub(crate) use self::secret::{random, same};
 use self::{
     accounts::{Accounts, SESSION, TOKEN, USER},
     limit::Limit,
+    oidc::Oidc,
     secret::Passwords,
 };
 pub use self::{
     actor::{Actor, fits},
     identity::{Identity, Proof},
+    oidc::{Config as OidcConfig, RoleOf},
     routes::routes,
 };
 use crate::{
@@ -60,11 +68,13 @@ pub struct Config {
     /// How long a login lasts [default: 12h].
     #[serde(deserialize_with = "duration")]
     pub session: Duration,
+    /// An identity provider; without one, people have passwords here.
+    pub oidc: Option<OidcConfig>,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Self { session: SESSION_USUAL }
+        Self { session: SESSION_USUAL, oidc: None }
     }
 }
 
@@ -88,6 +98,8 @@ pub struct Auth {
     calls: Limit,
     logins: Limit,
     names: Limit,
+    /// Set once, by [`Auth::load`].
+    oidc: OnceLock<Oidc>,
 }
 
 impl Auth {
@@ -104,14 +116,19 @@ impl Auth {
             calls: Limit::new(CALL_BURST, CALL_EVERY),
             logins: Limit::new(LOGIN_BURST, LOGIN_EVERY),
             names: Limit::new(NAME_BURST, NAME_EVERY),
+            oidc: OnceLock::new(),
         })
     }
 
     /// Reads accounts, and follows what other centres change in them as long as it is there.
     ///
     /// # Errors
-    /// The store does not answer, or an account cannot be read.
+    /// The store does not answer, an account cannot be read, or an option is wrong.
     pub async fn load(self: &Arc<Self>) -> anyhow::Result<()> {
+        if let Some(config) = self.config.oidc.clone() {
+            // Loading again keeps it.
+            let _ = self.oidc.set(Oidc::new(config)?);
+        }
         // Before reading, so that nothing is missed between.
         let changes = self.store.changes();
         self.read().await?;
@@ -168,7 +185,7 @@ impl Auth {
     /// Whether anyone may do anything, because no credentials are configured.
     pub fn open(&self) -> bool {
         let accounts = self.accounts.read();
-        accounts.users.is_empty() && accounts.tokens.is_empty()
+        self.config.oidc.is_none() && accounts.users.is_empty() && accounts.tokens.is_empty()
     }
 
     /// Whether a centre with these accounts may listen there.
@@ -201,7 +218,7 @@ impl Auth {
 
     /// Whether someone who is no person could still administrate if all people were gone.
     fn has_other_admins(&self) -> bool {
-        false
+        self.oidc.get().is_some_and(Oidc::has_admins)
     }
 
     /// Makes changes, durably, and then in memory. They are made even if nobody waits any more.

@@ -37,6 +37,7 @@ pub fn routes() -> OpenApiRouter<Cx> {
         .routes(routes!(tokens, add_token))
         .routes(routes!(remove_token))
         .routes(routes!(test))
+        .merge(super::oidc_routes::routes())
 }
 
 /// How one may log in.
@@ -204,7 +205,8 @@ async fn test(
 impl Auth {
     fn ways(&self) -> LoginWays {
         let password = !self.accounts.read().users.is_empty();
-        LoginWays { open: self.open(), password, oidc: None }
+        let oidc = self.oidc.get().map(|oidc| oidc.config.name.clone());
+        LoginWays { open: self.open(), password, oidc }
     }
 
     /// The session's cookie: not for scripts, not for requests that other sites cause.

@@ -73,6 +73,12 @@ async fn series(State(center): State<Cx>, actor: Actor, Query(asked): Query<Aske
         let what = format!("{} days are too long", (to_ms - from_ms) / (24 * 3_600_000));
         return Err(Error::bad(what, "ask for at most 400 days"));
     }
+    if asked.step_ms > LONGEST_MS {
+        return Err(Error::bad(
+            format!("step_ms {} is longer than any span", asked.step_ms),
+            "leave it out, or ask for less",
+        ));
+    }
     let Asked { side, service, group, instance, caller, step_ms, .. } = asked;
     let of = Of { side, service, group, instance, caller };
     Ok(Json(center.monitor.series(&of, from_ms, to_ms, step_ms).await?))

@@ -10,7 +10,7 @@ use crate::{
 
 /// Requests to each call: short in a test, long in `cargo xtask soak`.
 fn rounds() -> u64 {
-    if std::env::var_os("SOCKMESH_SOAK").is_some() { 3000 } else { 60 }
+    if std::env::var_os("SOCKMESH_SOAK").is_some() { 3000 } else { 100 }
 }
 
 /// The most memory a centre may have taken for it; a debug build takes some sixty without being asked anything.

@@ -4,6 +4,7 @@
 
 mod accounts;
 mod fuzz;
+mod oidc;
 mod roles;
 mod schema;
 mod served;

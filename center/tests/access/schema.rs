@@ -64,7 +64,9 @@ impl<'a> Maker<'a> {
     /// A value of a schema, or a hostile one in its place.
     pub fn value(&mut self, name: &str, schema: &Value, depth: usize) -> Value {
         if self.strikes() {
-            return self.hostile_value();
+            let number =
+                schema["type"].to_string().contains("integer") || schema["type"].to_string().contains("number");
+            return if number && self.random.u8(..3) > 0 { self.extreme() } else { self.hostile_value() };
         }
         if depth > 12 {
             return Value::Null;
@@ -178,6 +180,16 @@ impl<'a> Maker<'a> {
             11 => "0.0.0.0:0".to_owned(),
             12 => "[::1]:70000".to_owned(),
             _ => "a*".repeat(2000),
+        }
+    }
+
+    /// Numbers at the ends of what fits, where sums and products wrap.
+    fn extreme(&mut self) -> Value {
+        let ends = [u64::MAX, u64::MAX - 1, 1 << 63, i64::MAX as u64, u64::from(u32::MAX), 1 << 53, 0, 1];
+        match self.random.u8(..4) {
+            0 => json!(self.choose(&[-1, i64::MIN, i64::from(i32::MIN)])),
+            1 => json!(self.choose(&[1e308, -1e308, 5e-324, 0.1])),
+            _ => json!(self.choose(&ends)),
         }
     }
 
