@@ -44,6 +44,8 @@ use crate::{
 pub struct Handles {
     /// Application name of this agent.
     pub application: Text,
+    /// Failure domain that this host is in; empty when it is in none.
+    pub zone: Text,
     /// Name of this agent on its host.
     pub name: String,
     /// Version of the program.

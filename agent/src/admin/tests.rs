@@ -83,6 +83,7 @@ async fn bench_with(clusters: Vec<Arc<Cluster>>, motan: Motan) -> Bench {
         enrolled: Arc::default(),
         spaces: Arc::default(),
         application: "demo".into(),
+        zone: "".into(),
         name: "test".to_owned(),
         version: "1.2.3",
         started: Instant::now(),

@@ -7,6 +7,7 @@ mod follow;
 mod mesh;
 mod plan;
 mod registering;
+mod reporting;
 mod serving;
 mod spaces;
 mod told;
@@ -279,6 +280,7 @@ impl App {
         let mut registrar = Registrar::new(availability.clone());
         let handles = Handles {
             application: config.application.clone(),
+            zone: config.zone.clone(),
             name: config.name.clone(),
             version: env!("CARGO_PKG_VERSION"),
             started: Instant::now(),
@@ -312,8 +314,10 @@ impl App {
         figures.apply(&config);
         let admin_at = admin.to_string();
         let admin = admin.open()?;
+        let handles = Arc::new(handles);
+        reporting::start(config.center.as_ref(), &config.agent(), &handles);
         tokio::spawn(async move {
-            if let Err(error) = admin::serve(admin, Arc::new(handles)).await {
+            if let Err(error) = admin::serve(admin, handles).await {
                 tracing::error!(%error, "the admin API stopped");
             }
         });

@@ -13,6 +13,7 @@ use crate::{
     call::{Body, CallError, ErrorKind, Request, Response, ResponseHead, Watch, Watched},
     filter::{CallCx, Notes, Outcome, Record, code_of},
     ha::Attempt,
+    metrics::{CALLERS, Ending},
 };
 use http_body_util::BodyExt;
 
@@ -116,6 +117,14 @@ impl End {
         stats.request_bytes.fetch_add(record.request_bytes, Relaxed);
         stats.response_bytes.fetch_add(record.response_bytes, Relaxed);
         stats.latency.record(record.latency());
+        if let Some(callers) = stats.callers.get() {
+            let row = callers.row(&record.call.application, CALLERS);
+            row.ended(match &record.outcome {
+                Outcome::Answered(status) => Ending::answered(record.code, status.is_failure()),
+                Outcome::Failed(error) => Ending::error(error.kind.name()),
+            });
+            row.latency.record(record.latency());
+        }
         let trail = &self.cx.trail;
         if let Some(kept) = stats.recent.wants(trail, !good || !trail.is_empty(), nth) {
             stats.recent.keep(story::of(record, &self.cluster, trail, kept));

@@ -123,6 +123,15 @@ impl Summary {
         None
     }
 
+    /// Middle of each bucket that holds something, and how many it holds.
+    pub fn middles(&self) -> impl Iterator<Item = (Duration, u64)> + '_ {
+        let held = self.buckets.iter().enumerate().filter(|(_, n)| **n > 0);
+        held.map(|(i, n)| {
+            let below = i.checked_sub(1).map_or(0, border);
+            (Duration::from_nanos(below.midpoint(border(i))), *n)
+        })
+    }
+
     /// Records below the bucket's border that is nearest to `limit`: for 50, 100, 200 and 500 ms that is 0.7 %
     /// above.
     pub fn below(&self, limit: Duration) -> u64 {

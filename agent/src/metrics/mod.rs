@@ -21,7 +21,10 @@ pub use self::{
     trail::{Candidate, Step, Trail, micros},
 };
 
-use std::sync::{Arc, atomic::AtomicU64};
+use std::sync::{Arc, OnceLock, atomic::AtomicU64};
+
+/// Applications that are told apart for one service; further ones run under [`OTHER`].
+pub const CALLERS: usize = 200;
 
 /// What the agent counts of a service, whatever its filters.
 #[derive(Debug, Default)]
@@ -42,6 +45,8 @@ pub struct ServiceStats {
     pub methods: MethodTable,
     /// Attempts by method, where the `metrics` filter counts those.
     pub attempts: MethodTable,
+    /// The same by application of the caller (empty where it names none), once somebody wants to know.
+    pub callers: OnceLock<MethodTable>,
     /// A few of its calls, to be explained.
     pub recent: Recent,
 }

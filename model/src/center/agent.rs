@@ -228,7 +228,8 @@ pub enum Side {
     Inbound,
 }
 
-/// What was counted of one kind of calls within the reported window.
+/// What was counted of one kind of calls within the reported window. The same calls may be told several times: all
+/// together, by instance, by caller, by method. They are counted once in each.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(default)]
@@ -240,10 +241,13 @@ pub struct Sample {
     /// Its group.
     pub group: String,
     /// `IP:PORT` that took the calls; empty: all of them together.
+    #[serde(skip_serializing_if = "String::is_empty")]
     pub instance: String,
     /// Application that called; empty where it is not known.
+    #[serde(skip_serializing_if = "String::is_empty")]
     pub caller: String,
     /// Method; empty: all of them together.
+    #[serde(skip_serializing_if = "String::is_empty")]
     pub method: String,
     /// Calls that ended within the window.
     pub calls: u64,

@@ -373,6 +373,11 @@ impl Redirect {
         }
     }
 
+    /// What the operator wants.
+    pub fn mode(&self) -> config::Redirect {
+        self.state.lock().mode
+    }
+
     /// Whether anything can be redirected on this host, now or after a change of its settings.
     pub fn is_possible(&self) -> bool {
         self.fill.is_some()
