@@ -91,7 +91,7 @@ impl Center {
         );
         auth.load().await.context("accounts")?;
         registry.load().await.context("registrations")?;
-        monitor.load().await.context("figures")?;
+        monitor.load(&config.data, &config.store.kind).await.context("figures")?;
         commands.load().await.context("commands")?;
         decider.load().await.context("policies")?;
         alerts.load().await.context("alerts")?;
@@ -116,11 +116,12 @@ impl Center {
     ) -> anyhow::Result<()> {
         let at = listener.local_addr().context("serving failed")?;
         self.auth.may_listen(at)?;
-        let registry = self.registry.clone();
+        let (registry, monitor) = (self.registry.clone(), self.monitor.clone());
         let stop = async move {
             stop.await;
             // Else agents' long polls would hold the end up.
             registry.close();
+            monitor.close();
         };
         if !at.ip().is_loopback() && !self.config.api.secure() {
             tracing::warn!(address = %at, "passwords and tokens travel unencrypted; set `api: tls`, or `api: url` when \

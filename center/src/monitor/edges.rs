@@ -141,6 +141,12 @@ impl Builder {
         id
     }
 
+    /// Whether there is an edge from this node to the service.
+    pub(super) fn calls(&self, from: &str, service: &str, group: &str) -> bool {
+        let to = format!("service:{group}/{service}");
+        self.graph.edges.iter().any(|edge| edge.from == from && edge.to == to)
+    }
+
     /// An edge.
     pub(super) fn edge(&mut self, edge: GraphEdge) {
         self.graph.edges.push(edge);

@@ -2,36 +2,44 @@
 //! From what agents send, from Graphite or from Prometheus.
 //!
 //! In the order of data: `intake` checks a report, `rows` finds the rows that it counts in, `ring` and `slot` hold
-//! their windows, `series` and `points` read them.
+//! their windows, `series` and `points` read them. `day` keeps minutes in a file, `source` asks servers of the site,
+//! `history` chooses among them.
 
 mod agents;
+mod day;
 mod edges;
+mod exported;
+mod history;
 mod intake;
+mod live;
 mod points;
-#[allow(dead_code, reason = "the file of a day reads them")]
 mod ring;
 mod routes;
-#[allow(dead_code, reason = "the file of a day reads them")]
 mod rows;
-#[allow(dead_code, reason = "the file of a day reads them")]
 mod series;
-#[allow(dead_code, reason = "the file of a day reads them")]
 mod slot;
+pub mod source;
 mod time;
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    path::Path,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use model::center::{AgentRow, CapacityPoint, Figures, Graph, GraphEdge, Histogram, Of, Report, Series, Side};
 use parking_lot::Mutex;
 use serde::Deserialize;
+use tokio::sync::watch;
 
 pub use self::routes::routes;
 use self::{
     agents::{Agents, Count, Limit},
     edges::Edges,
+    history::History,
     ring::Stretch,
     rows::Table,
-    series::Grid,
     time::Time,
 };
 use crate::{error::Error, registry::Registry, store::Store};
@@ -40,9 +48,37 @@ use crate::{error::Error, registry::Registry, store::Store};
 const SWEEP: Duration = Duration::from_secs(10);
 
 /// `monitor:` of the centre's file.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub struct Config {}
+pub struct Config {
+    /// How long minutes of figures are kept in the centre's directory; zero: not at all. Without a word about it a
+    /// day, and nothing when `sources` are configured.
+    #[serde(deserialize_with = "keep")]
+    pub keep: Option<Duration>,
+    /// Servers that keep figures, asked in this order.
+    pub sources: Vec<SourceChoice>,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self { keep: None, sources: Vec::new() }
+    }
+}
+
+fn keep<'de, D: serde::Deserializer<'de>>(value: D) -> Result<Option<Duration>, D::Error> {
+    model::kind::duration(value).map(Some)
+}
+
+/// A kind of source and its options.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SourceChoice {
+    /// A name in [`source::KINDS`].
+    pub kind: String,
+    /// The kind's own.
+    #[serde(default)]
+    pub options: model::kind::Value,
+}
 
 /// Everything seen.
 pub struct Monitor {
@@ -52,6 +88,10 @@ pub struct Monitor {
     seen: Mutex<Seen>,
     /// Registrations by agent, and the revision of the registry that they were counted at.
     registered: Mutex<(u64, Arc<BTreeMap<String, u32>>)>,
+    config: Config,
+    history: OnceLock<History>,
+    live: live::Hub,
+    closed: watch::Sender<bool>,
 }
 
 #[derive(Debug, Default)]
@@ -75,16 +115,32 @@ const fn other(side: Side) -> Side {
 impl Monitor {
     /// From what it builds on.
     pub fn new(config: Config, store: Arc<dyn Store>, registry: Arc<Registry>) -> Arc<Self> {
-        let Config {} = config;
-        let (time, seen, registered) = (Time::new(), Mutex::default(), Mutex::default());
-        Arc::new(Self { store, registry, time, seen, registered })
+        Arc::new(Self {
+            store,
+            registry,
+            time: Time::new(),
+            seen: Mutex::default(),
+            registered: Mutex::default(),
+            config,
+            history: OnceLock::new(),
+            live: live::Hub::default(),
+            closed: watch::channel(false).0,
+        })
     }
 
-    /// Begins what goes on beside requests. Ends with the last handle.
+    /// Reads what is kept in `data` and begins what goes on beside requests, which ends with the last handle. A centre
+    /// whose store keeps nothing (`memory`) keeps no figures either.
     ///
     /// # Errors
-    /// An option is wrong.
-    pub async fn load(self: &Arc<Self>) -> anyhow::Result<()> {
+    /// An option is wrong. A file of figures that cannot be opened is none: they are kept in memory only.
+    pub async fn load(self: &Arc<Self>, data: &Path, store: &str) -> anyhow::Result<()> {
+        let history = History::open(&self.config, (store != "memory").then_some(data))?;
+        self.restore(&history);
+        let keeps = history.keeps();
+        let _ = self.history.set(history);
+        if keeps {
+            history::keep(self);
+        }
         let weak = Arc::downgrade(self);
         tokio::spawn(async move {
             loop {
@@ -201,34 +257,12 @@ impl Monitor {
             let remedy = "ask for one of both";
             return Err(Error::bad("figures of one caller at one instance are not kept", remedy));
         }
-        Ok(self.agents_series(of, from_ms, to_ms, step_ms))
+        self.history(of, from_ms, to_ms, step_ms).await
     }
 
-    fn agents_series(&self, of: &Of, from_ms: u64, to_ms: u64, step_ms: u64) -> Series {
-        let (now, offset) = (self.time.now(), self.time.offset());
-        let mono = |ms: u64| ms.saturating_add_signed(-offset);
-        let seen = self.seen.lock();
-        let grid = Grid::new(mono(from_ms), mono(to_ms), step_ms, now, seen.table.keep(of));
-        let (first, last) = grid.ring();
-        let of_side = |of: &Of| {
-            let mut known = false;
-            let mut builder = series::Builder::new(grid);
-            for row in seen.table.rows(of) {
-                let windows = row.windows(grid.level, first, last, now);
-                known |= !windows.is_empty();
-                builder.add(windows);
-            }
-            (known, builder)
-        };
-        let (known, builder) = of_side(of);
-        if !known {
-            let of = Of { side: other(of.side), ..of.clone() };
-            let (known, builder) = of_side(&of);
-            if known {
-                return builder.build(&of, "agents", offset);
-            }
-        }
-        builder.build(of, "agents", offset)
+    /// Ends what is watched, so that the centre can stop.
+    pub fn close(&self) {
+        self.closed.send_replace(true);
     }
 
     /// Operating points of the instances of a service in a group, oldest first; `slow_ms` weighs what is slow, as
@@ -271,6 +305,19 @@ impl Monitor {
             graph.edge(GraphEdge { from, to, rate, success, protocol: edge.ends.protocol.to_string(), way });
         }
         for (service, group) in seen.table.services().into_iter().filter(|(_, group)| fits(group)) {
+            // Callers without an agent are known to the agents of those they call.
+            let keep = seen.table.keep(&Of { caller: "any".to_owned(), ..Of::default() });
+            for (caller, row) in seen.table.callers(service, group, Side::Inbound) {
+                let from = format!("application:{caller}");
+                if graph.calls(&from, service, group) {
+                    continue;
+                }
+                let Some(stretch) = row.lately(now, keep).filter(|stretch| stretch.counts.calls > 0) else { continue };
+                let told = series::figures(&stretch);
+                let (from, to) = (graph.application(caller), graph.service(service, group, || figures(service, group)));
+                let (rate, success, way) = (told.rate, told.success, "tcp".to_owned());
+                graph.edge(GraphEdge { from, to, rate, success, protocol: String::new(), way });
+            }
             let Some(served) = lately(Side::Inbound, service, group).filter(|f| f.rate > 0.0) else { continue };
             let providers = seen.table.providers(service, group);
             for provider in &providers {

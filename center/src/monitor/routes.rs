@@ -1,8 +1,17 @@
 //! The monitor's part of the API.
 
-use axum::extract::State;
-use http::StatusCode;
-use model::center::{AgentRow, Graph, Of, Page, Problem, Report, Role, Series, Side};
+use std::convert::Infallible;
+
+use axum::{
+    extract::State,
+    response::{
+        IntoResponse, Sse,
+        sse::{self, KeepAlive},
+    },
+};
+use futures_util::{Stream, stream};
+use http::{StatusCode, header};
+use model::center::{AgentRow, Event, Graph, Of, Page, Problem, Report, Role, Series, Side};
 use serde::Deserialize;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
@@ -21,7 +30,13 @@ const LONGEST_MS: u64 = 400 * 24 * 3_600_000;
 
 /// Its part of the API.
 pub fn routes() -> OpenApiRouter<Cx> {
-    OpenApiRouter::new().routes(routes!(report)).routes(routes!(series)).routes(routes!(graph)).routes(routes!(agents))
+    OpenApiRouter::new()
+        .routes(routes!(report))
+        .routes(routes!(series))
+        .routes(routes!(graph))
+        .routes(routes!(agents))
+        .routes(routes!(live))
+        .routes(routes!(metrics))
 }
 
 /// Takes in what an agent saw since its last report
@@ -98,4 +113,51 @@ async fn graph(State(center): State<Cx>, actor: Actor) -> Result<Json<Graph>, Er
 async fn agents(State(center): State<Cx>, actor: Actor, paging: Query<Paging>) -> Result<Json<Page<AgentRow>>, Error> {
     actor.may(Role::Viewer, "*")?;
     Ok(Json(paging.0.page(center.monitor.agents(), |row| row.agent.clone())))
+}
+
+/// What changes, every second: server-sent events, each of them `data:` and the JSON of an event; the first has the
+/// figures of all services
+#[utoipa::path(get, path = "/v1/live", tag = "figures", responses(
+    (status = 200, description = "Events until either side ends it", content_type = "text/event-stream", body = Event)))]
+async fn live(State(center): State<Cx>, actor: Actor) -> Sse<impl Stream<Item = Result<sse::Event, Infallible>>> {
+    let ticks = center.monitor.live.join(&center.monitor);
+    let closed = center.monitor.closed.subscribe();
+    let events =
+        stream::unfold((center, actor, ticks, closed, 0), async |(center, actor, mut ticks, mut closed, told)| {
+            let tick = if told == 0 {
+                ticks.borrow_and_update().clone()
+            } else {
+                tokio::select! {
+                    changed = ticks.changed() => changed.ok()?,
+                    _ = closed.wait_for(|closed| *closed) => return None,
+                }
+                ticks.borrow_and_update().clone()
+            };
+            // Whoever was too slow for one is told all again.
+            let figures = if tick.number == told + 1 { &tick.changed } else { &tick.all };
+            let all = actor.may(Role::Viewer, "*").is_ok();
+            let may = |group: &str| all || actor.may(Role::Viewer, group).is_ok();
+            let figures = figures.iter().filter(|((group, _), _)| may(group));
+            let event = Event {
+                at_ms: tick.at_ms,
+                figures: figures.map(|((group, service), f)| (format!("{group}/{service}"), f.clone())).collect(),
+                registry: *center.registry.changes().borrow(),
+                commands: center.commands.revision(),
+                alerts: u32::try_from(center.alerts.firing("").len()).unwrap_or(u32::MAX),
+            };
+            let event = sse::Event::default().json_data(&event).unwrap_or_default();
+            let told = tick.number;
+            Some((Ok(event), (center, actor, ticks, closed, told)))
+        });
+    Sse::new(events).keep_alive(KeepAlive::default())
+}
+
+/// What the centre counts of itself, in the text format of Prometheus
+#[utoipa::path(get, path = "/metrics", tag = "figures", responses(
+    (status = 200, content_type = "text/plain", body = String),
+    (status = 403, body = Problem)))]
+async fn metrics(State(center): State<Cx>, actor: Actor) -> Result<impl IntoResponse, Error> {
+    actor.may(Role::Viewer, "*")?;
+    let kind = [(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")];
+    Ok((kind, center.monitor.exported()))
 }

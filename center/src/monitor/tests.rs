@@ -5,10 +5,14 @@ use super::*;
 use crate::{audit::Audit, clock, store::Memory};
 
 fn monitor() -> Arc<Monitor> {
+    with(Config::default())
+}
+
+fn with(config: Config) -> Arc<Monitor> {
     let store: Arc<dyn Store> = Arc::new(Memory::new("center"));
     let audit = Audit::new(store.clone());
     let registry = Registry::new(crate::registry::Config::default(), store.clone(), audit);
-    Monitor::new(Config::default(), store, registry)
+    Monitor::new(config, store, registry)
 }
 
 fn sample(side: Side, instance: &str, caller: &str, calls: u64, micros: u64) -> Sample {
@@ -251,4 +255,105 @@ async fn who_calls_whom_and_which_agents_there_are() {
     advance(Duration::from_secs(120)).await;
     monitor.sweep();
     assert_eq!(monitor.graph(), Graph::default());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_source_goes_first_and_agents_stand_in_with_the_reason() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let at = listener.local_addr().unwrap();
+    drop(listener);
+    let config: Config = serde_yaml::from_str(&format!(
+        "{{sources: [{{kind: graphite, options: {{address: 'http://{at}', timeout: 200ms}}}}]}}"
+    ))
+    .unwrap();
+    let monitor = with(config);
+    let nowhere = std::path::PathBuf::from("/nowhere");
+    monitor.load(&nowhere, "embedded").await.unwrap();
+    for _ in 0..20 {
+        advance(Duration::from_secs(2)).await;
+        monitor.report(report("a", vec![sample(Side::Outbound, "", "", 200, 1000)]));
+    }
+    let now = clock::now_ms();
+    let series = monitor.series(&of("", ""), now - 30_000, now, 0).await.unwrap();
+    assert!(series.source.starts_with("agents (graphite: http://") && series.rate.iter().flatten().count() > 5);
+    // It is not asked again at once, and what only it could know is an error.
+    let again = monitor.series(&of("", ""), now - 30_000, now, 0).await.unwrap();
+    assert!(again.source.contains("asked again in"), "{}", again.source);
+    let long_ago = now - 10 * 24 * 3_600_000;
+    let error = monitor.series(&of("", ""), long_ago, long_ago + 3_600_000, 0).await.unwrap_err();
+    assert_eq!(error.code, crate::error::Code::Unavailable);
+    assert!(serde_yaml::from_str::<Config>("{keep: 1}").is_err());
+    for wrong in ["{sources: [{kind: nagios}]}", "{keep: 3000h}"] {
+        let config: Config = serde_yaml::from_str(wrong).unwrap();
+        assert!(with(config).load(&nowhere, "memory").await.is_err(), "{wrong}");
+    }
+}
+
+#[tokio::test]
+async fn a_day_is_there_after_a_new_start() {
+    let dir = std::env::temp_dir().join(format!("sockmesh-day-{}", std::process::id()));
+    let _ = std::fs::remove_dir_all(&dir);
+    let minute = {
+        let monitor = with(Config::default());
+        monitor.load(&dir, "embedded").await.unwrap();
+        monitor.report(report("a", vec![sample(Side::Outbound, "", "", 6000, 1000)]));
+        let minute = monitor.time.now() / 60_000;
+        let rows = monitor.seen.lock().table.minute(minute);
+        assert_eq!(rows.len(), 1, "{rows:?}");
+        let day = monitor.history.get().unwrap().day.as_ref().unwrap();
+        for back in 1..600 {
+            let number = u32::try_from(minute).unwrap() - back;
+            day.keep(day::Minute { number, rows: rows.clone() });
+            // The queue is short on purpose: who is faster than the disk loses minutes.
+            while day.lost.swap(0, std::sync::atomic::Ordering::Relaxed) > 0 {
+                tokio::task::yield_now().await;
+                day.keep(day::Minute { number, rows: rows.clone() });
+            }
+        }
+        monitor.keep_minute(minute);
+        minute
+    };
+    let monitor = with(Config::default());
+    monitor.load(&dir, "embedded").await.unwrap();
+    let now = (minute + 1) * 60_000;
+    for hours in [1, 6, 9] {
+        let series = monitor.series(&of("", ""), now - hours * 3_600_000, now, 60_000).await.unwrap();
+        let known: Vec<f64> = series.rate.iter().flatten().copied().collect();
+        assert!(known.len() as u64 >= hours * 60 - 2, "{} of {hours} hours", known.len());
+        near(known[2], 100.0);
+        assert_eq!(series.source, "agents");
+    }
+    let all = monitor.series(&Of::default(), now - 9 * 3_600_000, now, 0).await.unwrap();
+    assert!(all.rate.iter().flatten().count() > 200);
+    drop(monitor);
+    // A store that keeps nothing keeps no figures.
+    let monitor = with(Config::default());
+    monitor.load(&dir.join("none"), "memory").await.unwrap();
+    assert!(!dir.join("none").exists());
+    std::fs::remove_dir_all(&dir).unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn everybody_who_looks_is_told_what_changes() {
+    let monitor = monitor();
+    let mut first = monitor.live.join(&monitor);
+    let mut second = monitor.live.join(&monitor);
+    assert!(first.borrow_and_update().all.is_empty());
+    monitor.report(report("a", vec![sample(Side::Outbound, "", "", 200, 1000)]));
+    first.changed().await.unwrap();
+    let tick = first.borrow_and_update().clone();
+    assert_eq!(tick.changed.keys().collect::<Vec<_>>(), [&("idc-a".to_owned(), "echo".to_owned())]);
+    second.changed().await.unwrap();
+    assert!(Arc::ptr_eq(&tick, &second.borrow_and_update()), "computed once for all");
+    // What does not change is not told again; when all calls are over, that is told once.
+    let mut told = 0;
+    for _ in 0..40 {
+        first.changed().await.unwrap();
+        told += first.borrow_and_update().changed.len();
+    }
+    assert!((1..=12).contains(&told), "{told}");
+    drop((first, second));
+    // Nobody looks: nothing runs, and the next one begins anew.
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    assert!(!monitor.live.join(&monitor).borrow().all.is_empty());
 }
