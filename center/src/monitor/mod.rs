@@ -48,7 +48,7 @@ use crate::{error::Error, registry::Registry, store::Store};
 const SWEEP: Duration = Duration::from_secs(10);
 
 /// `monitor:` of the centre's file.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
     /// How long minutes of figures are kept in the centre's directory; zero: not at all. Without a word about it a
@@ -57,12 +57,6 @@ pub struct Config {
     pub keep: Option<Duration>,
     /// Servers that keep figures, asked in this order.
     pub sources: Vec<SourceChoice>,
-}
-
-impl Default for Config {
-    fn default() -> Self {
-        Self { keep: None, sources: Vec::new() }
-    }
 }
 
 fn keep<'de, D: serde::Deserializer<'de>>(value: D) -> Result<Option<Duration>, D::Error> {
