@@ -403,6 +403,64 @@ fn two_centres_on_etcd_share_everything_and_one_leads() {
     assert_eq!(one.registered("a"), (2, vec![2; 10]));
 }
 
+/// Registers so many instances, 25 of each service and 1,000 of each agent, and starts again: what is said by both.
+fn starts_with(center: Center, again: impl FnOnce() -> Center, all: usize, kept: impl FnOnce() -> u64) {
+    let agents = all.div_ceil(1000);
+    let began = Instant::now();
+    for agent in 0..agents {
+        let one = |i: usize| {
+            let i = agent * 1000 + i;
+            json!({
+                "key": {"service": format!("com.example.shop.Service{:04}", i / 25), "group": "idc-a", "version": ""},
+                "protocol": "motan2",
+                "application": "shop",
+                "instance": {
+                    "address": format!("10.{}.{}.{}:8002", i / 62_500, i / 250 % 250, i % 250 + 1),
+                    "zone": "zone-1", "version": "1.4.2", "metadata": {"serialization": "breeze"},
+                },
+                "available": true,
+            })
+        };
+        let said: Vec<_> = (0..1000.min(all - agent * 1000)).map(one).collect();
+        let said =
+            json!({"agent": format!("host{agent}/shop"), "ttl_ms": 3_600_000, "generation": 1, "registrations": said});
+        let (status, answer) = center.ask("PUT", "/v1/agent/registrations", Some(&said));
+        assert_eq!((status, answer["refused"].as_array().map_or(0, Vec::len)), (200, 0), "{answer}");
+    }
+    let registered = began.elapsed();
+    let kept = kept();
+    drop(center);
+    let began = Instant::now();
+    let center = again();
+    let (_, page) = center.ask("GET", "/v1/registry", None);
+    let started = began.elapsed();
+    assert_eq!(page["instances"].as_u64(), Some(all as u64), "{page}");
+    let status = fs::read_to_string(format!("/proc/{}/status", center.program.0.id())).unwrap();
+    let rss = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap_or_default().trim();
+    let per = kept / all as u64;
+    println!(
+        "{all} instances: registered in {registered:.1?}, {per} bytes each in the store, started in {started:.2?}, {rss}"
+    );
+}
+
+#[test]
+fn a_start_reads_everything() {
+    let all = if env::var_os("SOCKMESH_SOAK").is_some() { 50_000 } else { 2_000 };
+    let dir = Temp::new();
+    let data = dir.0.join("embedded");
+    let start = || Center::start(&["--data", path(&data)]);
+    // Read where it is, without a copy: how much of the file is in use does not matter here.
+    let size = || fs::metadata(data.join("center.redb")).map_or(0, |file| file.len());
+    println!("embedded:");
+    starts_with(start(), start, all, size);
+    let Some((_etcd, at)) = etcd(&dir.0.join("etcd")) else { return };
+    let (store, other) = (format!("etcd://{at}"), dir.0.join("other"));
+    let start = || Center::start(&["--data", path(&other), "--store", &store]);
+    let size = || fs::metadata(dir.0.join("etcd/member/snap/db")).map_or(0, |file| file.len());
+    println!("etcd:");
+    starts_with(start(), start, all, size);
+}
+
 #[test]
 fn a_clock_that_jumps_moves_nothing() {
     // Debian's package `faketime`; only the time of day is faked, as when somebody sets it.

@@ -8,7 +8,8 @@ use anyhow::{Result, bail};
 use crate::{build, sh, test::Tally};
 
 /// What is run, one after the other: arguments of `cargo test --release`.
-const RUNS: &[&[&str]] = &[&["--package", "center", "--test", "durable"], &["--package", "tests", "--test", "soak"]];
+const RUNS: &[&[&str]] =
+    &[&["--package", "center", "--test", "durable", "--test", "running"], &["--package", "tests", "--test", "soak"]];
 
 /// All of one run.
 const LIMIT: Duration = Duration::from_secs(2 * 60 * 60);
