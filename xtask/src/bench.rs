@@ -46,6 +46,12 @@ enum Named {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
     },
+    /// A governance centre with 50,000 instances of 2,000 services and 5,000 agents that follow
+    Center {
+        /// A small one: whether everything works, not how fast
+        #[arg(long)]
+        quick: bool,
+    },
     /// Motan2 through two agents, and through one with redirect, beside the agents of Weibo Mesh
     Motan(MotanOptions),
 }
@@ -131,9 +137,17 @@ struct Origin {
 pub fn run(options: &Options) -> Result<()> {
     match &options.named {
         Some(Named::Pipeline { args }) => pipeline(args),
+        Some(Named::Center { quick }) => center(*quick),
         Some(Named::Motan(options)) => measure(&motan_plan(options), options.common.json.as_deref(), options.write),
         None => measure(&plan(&options.ways)?, options.ways.common.json.as_deref(), options.ways.write),
     }
+}
+
+fn center(quick: bool) -> Result<()> {
+    origin().print();
+    let mut cargo = sh::cargo(["bench", "--package", "center", "--bench", "load", "--"]);
+    cargo.args(quick.then_some("--quick"));
+    sh::run(&mut cargo)
 }
 
 fn pipeline(args: &[String]) -> Result<()> {
