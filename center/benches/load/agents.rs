@@ -221,11 +221,6 @@ impl Fleet {
         self.has.iter().all(|has| has.load(Relaxed))
     }
 
-    /// Nobody has had one from now on.
-    pub fn forget_waiting(&self) {
-        self.has.iter().for_each(|has| has.store(false, Relaxed));
-    }
-
     fn followed(&self, agent: usize) -> Vec<String> {
         let own = (0..self.shape.followed).map(|at| self.service(agent * 7 + at * 131 + 1));
         std::iter::once(HOT.to_owned()).chain(own).collect()

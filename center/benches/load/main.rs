@@ -109,7 +109,6 @@ async fn run(shape: Shape, quick: bool) -> Vec<Row> {
     );
 
     center.kill9();
-    fleet.forget_waiting();
     let began = Instant::now();
     center.again();
     let first = center.answers(Duration::from_secs(60)).await;

@@ -124,6 +124,16 @@ impl Catalog {
         self.inner.read().agents.get(agent).map_or(0, HashSet::len)
     }
 
+    /// Whether anything that an agent registered is lost.
+    pub fn has_lost(&self, agent: &str) -> bool {
+        let inner = self.inner.read();
+        let lost = |place: &Place| {
+            let group = inner.services.get(&place.service).and_then(|s| s.groups.get(&place.group));
+            group.and_then(|g| g.instances.get(&place.address)).is_some_and(|held| held.state == State::Lost)
+        };
+        inner.agents.get(agent).is_some_and(|places| places.iter().any(lost))
+    }
+
     /// Agents that registered anything.
     pub fn agents(&self) -> Vec<String> {
         self.inner.read().agents.keys().cloned().collect()

@@ -17,6 +17,8 @@ mod write;
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tests_shared;
 
 use std::{
     sync::{Arc, Weak},
@@ -130,6 +132,10 @@ impl Registry {
         check::name("agent", &beat.agent)?;
         actor.may_speak_for(&beat.agent)?;
         self.leases.admit(&beat.agent, 1.0)?;
+        // Another centre may have lost it before it came here.
+        if self.catalog.has_lost(&beat.agent) {
+            return Ok(HeartbeatAnswer { known: false, generation: self.leases.record(&beat.agent).generation });
+        }
         let (answer, moved) = self.leases.heartbeat(&beat.agent, beat.generation, &self.config.center);
         if let Some(record) = moved {
             self.take_over(beat.agent.clone(), record).await?;
