@@ -4,6 +4,7 @@
 
 mod bench;
 mod capture;
+mod center_capacity;
 mod center_registry;
 mod cli;
 mod commands;

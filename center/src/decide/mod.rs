@@ -20,7 +20,7 @@ use std::{
 use model::center::{Action, NewCommand, Pool, PoolPolicy};
 use parking_lot::Mutex;
 use serde::Deserialize;
-use tokio::time::{Instant, MissedTickBehavior};
+use tokio::time::Instant;
 
 pub use self::api::routes;
 use self::{
@@ -44,6 +44,12 @@ const RETRY: Duration = Duration::from_secs(10);
 
 /// Nothing that is done takes longer.
 const PATIENCE: Duration = Duration::from_secs(90);
+
+/// Pools from which on the time is watched that looks take.
+const MANY: usize = 200;
+
+/// Share of one core that they may take.
+const SHARE: f64 = 0.1;
 
 /// Most policies that are kept.
 const POLICIES: usize = 40_000;
@@ -119,11 +125,9 @@ impl Decider {
         let mut leadership = self.store.leadership();
         let mut others = self.store.changes();
         tokio::spawn(async move {
-            let mut looks = tokio::time::interval(every);
-            looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-            let mut epoch = None;
+            let (mut epoch, mut pause) = (None, Duration::ZERO);
             loop {
-                looks.tick().await;
+                tokio::time::sleep(pause).await;
                 let Some(decider) = weak.upgrade() else { return };
                 if changed(&mut others)
                     && let Err(error) = decider.read_policies().await
@@ -131,7 +135,11 @@ impl Decider {
                     tracing::warn!(%error, "policies of pools could not be read again");
                 }
                 let now = leadership.borrow_and_update().clone();
+                let begun = std::time::Instant::now();
                 decider.led(&now, &mut epoch).await;
+                // Where there are so many pools that a look takes long, there are fewer looks.
+                let many = decider.world.keys().len() > MANY;
+                pause = if many { every.max(begun.elapsed().div_f64(SHARE)) } else { every };
             }
         });
         Ok(())

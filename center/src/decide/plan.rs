@@ -345,8 +345,14 @@ impl Look<'_> {
             && !self
                 .room(i, standings)
                 .is_some_and(|(to, percent)| proposed.to == Some(to) && percent.abs_diff(proposed.percent) < DIFFERS);
-        if standings[i].unneeded.holds(self.now, gone || other, self.hold(i)) && !standings[i].busy {
-            let reason = if gone { "it is not needed any more" } else { "it does not fit any more" };
+        // What may be done without asking is not asked for.
+        let leave = pool.policy.switch;
+        if standings[i].unneeded.holds(self.now, gone || other || leave, self.hold(i)) && !standings[i].busy {
+            let reason = match (gone, leave) {
+                (true, _) => "it is not needed any more",
+                (false, true) => "the policy lets the centre switch by itself now",
+                (false, false) => "it does not fit any more",
+            };
             // So that the next one is looked at for as long as this one was.
             (standings[i].over, standings[i].unneeded) = (Since::default(), Since::default());
             self.acts.push(Act::Undo { id: proposed.id, pools: Vec::new(), reason: reason.to_owned() });

@@ -337,6 +337,17 @@ async fn without_leave_it_proposes() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_proposal_gives_way_to_leave() {
+    let (town, decider) = town(PoolPolicy::default(), &[("a", 80.0), ("b", 30.0)]).await;
+    seconds(60).await;
+    assert_eq!(town.now().commands[0].state, CommandState::Proposed);
+    decider.set_policy(&Actor::center(), policy()).await.unwrap();
+    seconds(120).await;
+    assert_eq!(town.now().commands[0].state, CommandState::Undone);
+    assert_eq!(town.now().done(), ["20 % of a to b"]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn whatever_the_load_does_one_change_in_a_period_and_no_safety_line_passed() {
     for seed in 0..6 {
         let mut rng = fastrand::Rng::with_seed(seed);
