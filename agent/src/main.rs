@@ -5,7 +5,7 @@ use std::{io::IsTerminal, process::ExitCode};
 use agent::{
     admin::LogControl,
     app,
-    cli::{check, commands, config, enroll, explain, import, lists, orders, registrations, run, stat},
+    cli::{center, check, commands, config, enroll, explain, import, lists, orders, registrations, run, stat},
 };
 use clap::{Parser, Subcommand};
 use tracing_subscriber::{EnvFilter, layer::SubscriberExt, util::SubscriberInitExt};
@@ -54,6 +54,22 @@ enum Verb {
     Commands(orders::CommandsArgs),
     /// Believe the registry that a service lost so many endpoints
     Confirm(orders::ConfirmArgs),
+    /// List services of the site, as the centre sees them
+    Services(center::lists::ServicesArgs),
+    /// Show one service with its instances, callers and commands, as the centre sees it
+    Service(center::lists::ServiceArgs),
+    /// Show what pools take and how full they are, as the centre estimates it
+    Capacity(center::lists::ServicesArgs),
+    /// List alerts of the centre
+    Alerts(center::lists::RecentArgs),
+    /// List agents of the site, as they told the centre
+    Agents(center::lists::RecentArgs),
+    /// List commands given through the centre, past ones too
+    History(center::lists::RecentArgs),
+    /// Take a command back that was given through the centre
+    Undo(center::orders::UndoArgs),
+    /// List who did what in the centre
+    Audit(center::lists::RecentArgs),
     /// List provided services in registries; say whether callers may come
     Registrations(registrations::Args),
     /// Apply the changed configuration file as a whole or not at all
@@ -100,6 +116,14 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Verb::Degrade(args) => orders::degrade(args),
         Verb::Commands(args) => orders::commands(args),
         Verb::Confirm(args) => orders::confirm(args),
+        Verb::Services(args) => center::lists::services(args),
+        Verb::Service(args) => center::lists::service(args),
+        Verb::Capacity(args) => center::lists::capacity(args),
+        Verb::Alerts(args) => center::lists::alerts(args),
+        Verb::Agents(args) => center::lists::agents(args),
+        Verb::History(args) => center::lists::history(args),
+        Verb::Undo(args) => center::orders::undo(args),
+        Verb::Audit(args) => center::lists::audit(args),
         Verb::Registrations(args) => registrations::run(args),
         Verb::Reload(args) => commands::reload(args),
         Verb::Drain(args) => commands::drain(args),

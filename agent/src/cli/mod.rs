@@ -1,5 +1,6 @@
 //! The operator's verbs: what they are asked, how they ask the agent, how they show it.
 
+pub mod center;
 pub mod check;
 pub mod commands;
 pub mod config;

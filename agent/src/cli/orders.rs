@@ -1,9 +1,13 @@
-//! `sockmesh switch`, `degrade`, `commands` and `confirm`.
+//! `sockmesh switch`, `degrade`, `commands` and `confirm`: by an agent, or through a centre that is named.
 
 use std::{process::ExitCode, time::Duration};
 
 use super::{
     Output, Target, block_on,
+    center::{
+        Center,
+        orders::{Asked, Order, Part, What, commands as commands_of, order},
+    },
     enroll::{encoded, time},
     print, screen,
     table::{Align, Cell, Style, Table},
@@ -14,8 +18,8 @@ use crate::admin::view;
 /// How long an order holds.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Term {
-    /// Undo it after this time. This agent does so: one that is stopped or restarted before forgets it, and the
-    /// command stays
+    /// Undo it after this time. The centre does so, or this agent: one that is stopped or restarted before forgets
+    /// it, and the command stays
     #[arg(long = "for", value_name = "TIME", value_parser = time, conflicts_with = "end")]
     pub undo_after: Option<Duration>,
     /// End it: take the command of exactly this service out of the registry
@@ -33,8 +37,12 @@ pub struct SwitchArgs {
     pub service: String,
     /// Groups with their shares, 1 to 100 each, or without any to mix their endpoints; groups that are not named
     /// get nothing
-    #[arg(value_name = "GROUP[=SHARE]", value_parser = share, required_unless_present = "end", conflicts_with = "end")]
+    #[arg(value_name = "GROUP[=SHARE]", value_parser = share, required_unless_present_any = ["end", "percent"],
+        conflicts_with = "end")]
     pub groups: Vec<String>,
+    /// A part of it, through a centre
+    #[command(flatten)]
+    pub part: Part,
     /// Change nothing; show what each endpoint would get of the calls that run through this agent now
     #[arg(long, conflicts_with = "end")]
     pub dry_run: bool,
@@ -44,6 +52,9 @@ pub struct SwitchArgs {
     /// How to print a dry run
     #[arg(short, long, value_name = "FORMAT", default_value = "table")]
     pub output: Output,
+    /// Through a centre
+    #[command(flatten)]
+    pub order: Order,
     /// Which agent
     #[command(flatten)]
     pub target: Target,
@@ -57,6 +68,12 @@ pub struct DegradeArgs {
     /// How long it holds
     #[command(flatten)]
     pub term: Term,
+    /// How to print what a centre did
+    #[arg(short, long, value_name = "FORMAT", default_value = "table")]
+    pub output: Output,
+    /// Through a centre
+    #[command(flatten)]
+    pub order: Order,
     /// Which agent
     #[command(flatten)]
     pub target: Target,
@@ -68,6 +85,9 @@ pub struct CommandsArgs {
     /// How to print them
     #[arg(short, long, value_name = "FORMAT", default_value = "table")]
     pub output: Output,
+    /// Those of a centre that are in force or proposed
+    #[command(flatten)]
+    pub center: Center,
     /// Which agent
     #[command(flatten)]
     pub target: Target,
@@ -109,6 +129,14 @@ fn query(service: &str, term: &Term) -> String {
 
 /// Runs `sockmesh switch`.
 pub fn switch(args: &SwitchArgs) -> anyhow::Result<ExitCode> {
+    if args.order.center.center.is_some() {
+        let what = match (args.term.end, args.part.percent) {
+            (true, _) => What::End,
+            (false, Some(_)) => What::Move(&args.part),
+            (false, None) => What::Switch(&args.groups),
+        };
+        return order(&args.order, &through(&args.service, &args.term, what, args.dry_run, args.output));
+    }
     let client = args.target.client()?;
     let mut path = format!("/switch?{}", query(&args.service, &args.term));
     if !args.groups.is_empty() {
@@ -131,7 +159,17 @@ pub fn switch(args: &SwitchArgs) -> anyhow::Result<ExitCode> {
 
 /// Runs `sockmesh degrade`.
 pub fn degrade(args: &DegradeArgs) -> anyhow::Result<ExitCode> {
+    if args.order.center.center.is_some() {
+        let what = if args.term.end { What::End } else { What::Degrade };
+        return order(&args.order, &through(&args.service, &args.term, what, false, args.output));
+    }
     told(&args.target, &format!("/degrade?{}", query(&args.service, &args.term)))
+}
+
+/// An order for a centre.
+fn through<'a>(service: &'a str, term: &'a Term, what: What<'a>, dry_run: bool, output: Output) -> Asked<'a> {
+    let Term { undo_after, group, .. } = term;
+    Asked { service, group: group.as_deref(), what, undo_after: *undo_after, dry_run, output }
 }
 
 /// Runs `sockmesh confirm`.
@@ -149,6 +187,9 @@ fn told(target: &Target, path: &str) -> anyhow::Result<ExitCode> {
 
 /// Runs `sockmesh commands`.
 pub fn commands(args: &CommandsArgs) -> anyhow::Result<ExitCode> {
+    if args.center.center.is_some() {
+        return commands_of(&args.center, args.output);
+    }
     let client = args.target.client()?;
     block_on(async {
         let (_, page) = client.get::<view::Commands>("/commands").await?;

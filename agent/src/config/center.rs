@@ -67,22 +67,22 @@ fn read_token(path: &Path) -> Result<String, String> {
     token(text.trim()).map_err(|wrong| format!("what it holds {}", wrong.problem))
 }
 
-/// `HOST:PORT`, where the port may be left out; `http://` may stand before it.
+/// `HOST:PORT`, where the port may be left out; `http://` may stand before it, and `https://` for TLS.
 fn address(text: &str) -> Result<String, Wrong> {
     const EXAMPLE: &str = "write it like center.example:7480 or http://10.0.0.5:7480";
-    if text.starts_with("https://") {
-        return Err(Wrong::new(
-            "asks for TLS, which agents do not speak to a centre",
-            "write its plain address on a network that you trust, or a local proxy's",
-        ));
-    }
-    let host = text.strip_prefix("http://").unwrap_or(text).trim_end_matches('/');
+    let (scheme, host) = match text.split_once("://") {
+        Some(("https", rest)) => ("https://", rest),
+        Some(("http", rest)) => ("", rest),
+        _ => ("", text),
+    };
+    let host = host.trim_end_matches('/');
     if host.contains('/') {
         return Err(Wrong::new("has a path", EXAMPLE));
     }
     let has_port = host.rsplit_once(':').is_some_and(|(before, _)| !before.contains(':') || before.ends_with(']'));
     let whole = if has_port { host.to_owned() } else { format!("{host}:{}", model::center::PORT) };
-    super::graphite::host_port(&whole).map_err(|wrong| Wrong::new(wrong.problem, EXAMPLE))
+    let whole = super::graphite::host_port(&whole).map_err(|wrong| Wrong::new(wrong.problem, EXAMPLE))?;
+    Ok(format!("{scheme}{whole}"))
 }
 
 /// What a header can carry.
@@ -111,15 +111,17 @@ mod tests {
     #[test]
     fn addresses_tokens_and_intervals() {
         let read = |text: &str| Config::parse(text, Path::new("/x")).map(|config| config.center);
-        let center = read("center: {address: [127.0.0.1, 'http://b:99/', '[::1]:7'], token: abc}").unwrap().unwrap();
-        assert_eq!(center.access.addresses, ["127.0.0.1:7480", "b:99", "[::1]:7"]);
+        let center = read("center: {address: [127.0.0.1, 'http://b:99/', 'https://c', '[::1]:7'], token: abc}")
+            .unwrap()
+            .unwrap();
+        assert_eq!(center.access.addresses, ["127.0.0.1:7480", "b:99", "https://c:7480", "[::1]:7"]);
         assert_eq!((center.access.token.as_deref(), center.report), (Some("abc"), Duration::from_secs(2)));
         assert!(!format!("{center:?}").contains("abc"), "logs show configurations");
         assert_eq!(read("center: {address: a, report: 0s}").unwrap().unwrap().report, Duration::ZERO);
         assert_eq!(read("name: a").unwrap(), None);
         for wrong in [
             "center: {}",
-            "center: {address: 'https://a'}",
+            "center: {address: 'https://http://a'}",
             "center: {address: 'a/b'}",
             "center: {address: 'a:0'}",
             "center: {address: a, token: 'a b'}",
