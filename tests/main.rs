@@ -5,6 +5,7 @@
 mod bench;
 mod capture;
 mod center_capacity;
+mod center_cli;
 mod center_registry;
 mod cli;
 mod commands;

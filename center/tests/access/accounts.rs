@@ -1,6 +1,6 @@
 //! Logging in, by HTTP and by the command line.
 
-use model::center::{LoginWays, Me, Page, Role, TokenMade, UserRow};
+use model::center::{EndpointTested, LoginWays, Me, Page, Role, TokenMade, UserRow};
 use serde_json::{Value, json};
 
 use crate::served::{Served, verb};
@@ -130,4 +130,39 @@ fn accounts_by_command_line() {
     assert!(run(&["token", "remove", &id]).unwrap_err().contains("no token"));
     assert!(run(&["token", "add"]).unwrap_err().contains("agents"));
     std::fs::remove_dir_all(&dir).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn only_registered_instances_are_tried() {
+    let served = Served::open();
+    let closed = {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        listener.local_addr().unwrap().to_string()
+    };
+    let open = served.at.to_string();
+    let register = |address: &str| {
+        json!({ "key": { "service": "web", "group": "g" }, "protocol": "http1", "available": true,
+            "instance": { "address": address, "weight": 10 } })
+    };
+    let body = json!({ "agent": "host/a", "ttl_ms": 30_000, "generation": 1,
+        "registrations": [register(&open), register(&closed)] });
+    let answer = served.ask("PUT", "/v1/agent/registrations", &[], Some(body.to_string().as_bytes())).await;
+    assert_eq!(answer.status, 200, "{answer}");
+    let test = async |service: &str, group: &str, instance: &str| {
+        let body = json!({ "service": service, "group": group, "instance": instance }).to_string();
+        served.ask("POST", "/v1/test", &[], Some(body.as_bytes())).await
+    };
+    let tested: EndpointTested = test("web", "g", &open).await.ok();
+    assert!(tested.reachable && tested.error.is_none(), "{tested:?}");
+    let tested: EndpointTested = test("web", "g", &closed).await.ok();
+    assert!(!tested.reachable && tested.error.is_some(), "{tested:?}");
+    for (service, group, instance) in [
+        ("web", "g", "127.0.0.1:22"),
+        ("web", "h", open.as_str()),
+        ("other", "g", &open),
+        ("web", "g", "localhost:22"),
+        ("web", "g", "http://169.254.169.254/"),
+    ] {
+        assert_eq!(test(service, group, instance).await.problem().code, "not_found", "{service} {group} {instance}");
+    }
 }
