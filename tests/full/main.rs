@@ -5,6 +5,7 @@
 mod consul;
 mod graphite;
 mod kind;
+mod kubernetes;
 mod mesh;
 mod motan_go;
 mod motan_java;

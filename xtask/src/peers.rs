@@ -50,6 +50,15 @@ pub const PEERS: &[Peer] = &[
         make: consul,
     },
     Peer {
+        name: "kube-apiserver",
+        version: "1.36.3",
+        sources: "",
+        programs: &["go"],
+        // Five minutes of two cores and 1.9 GB of memory.
+        limit: Duration::from_secs(45 * 60),
+        make: kube_apiserver,
+    },
+    Peer {
         name: "motan-go",
         version: "1.2.0",
         sources: "tests/peers/motan-go",
@@ -244,6 +253,43 @@ fn consul(work: &Work) -> Result<()> {
     let requires =
         [&*format!("github.com/hashicorp/consul v{}", work.version()), "github.com/hashicorp/consul/api v1.34.5"];
     go_dependency(work, &requires, "github.com/hashicorp/consul", "consul")
+}
+
+/// Kubernetes' own modules are replaced by folders of its repository in its go.mod; outside of it each is the module of
+/// the same version, with 0 for 1.
+fn kube_apiserver(work: &Work) -> Result<()> {
+    let version = work.version();
+    let parts = version.strip_prefix("1.").context("a version of Kubernetes")?;
+    let module = format!("k8s.io/kubernetes@v{version}");
+    let go = |args: &[&str]| -> Result<Command> {
+        let mut command = work.program("go")?;
+        command.args(["-C", "src"]).args(args);
+        command.envs([("GOFLAGS", "-mod=mod"), ("CGO_ENABLED", "0"), ("GOTOOLCHAIN", "local")]);
+        Ok(command)
+    };
+    work.write("src/go.mod", "module peer\n\ngo 1.26.0\n")?;
+    work.run(&mut go(&["mod", "download", &module])?)?;
+    // Read where Go keeps it: `go mod download -json` says so.
+    let said = sh::read(go(&["mod", "download", "-json", &module])?.current_dir(work.dir()))?;
+    let file = said.lines().find_map(|line| line.trim().strip_prefix("\"GoMod\": \"")?.strip_suffix("\","));
+    let file = file.with_context(|| format!("`go mod download -json` does not say where go.mod is: {said}"))?;
+    let own = fs::read_to_string(file).with_context(|| format!("cannot read {file}"))?;
+    let mut text =
+        format!("module peer\n\ngo 1.26.0\n\ngodebug default=go1.26\n\nrequire k8s.io/kubernetes v{version}\n");
+    for line in own.lines().filter(|line| line.contains("=> ./staging/")) {
+        let part = line.trim().trim_start_matches("replace ").split(' ').next().unwrap_or_default();
+        text += &format!("replace {part} => {part} v0.{parts}\n");
+    }
+    work.write("src/go.mod", &text)?;
+    let package = "k8s.io/kubernetes/cmd/kube-apiserver";
+    work.write("src/tools.go", &format!("//go:build tools\n\npackage tools\n\nimport _ \"{package}\"\n"))?;
+    work.run(&mut go(&["mod", "tidy"])?)?;
+    let minor = parts.split('.').next().unwrap_or_default();
+    let flags = format!(
+        "-s -w -X k8s.io/component-base/version.gitVersion=v{version} -X k8s.io/component-base/version.gitMajor=1 \
+         -X k8s.io/component-base/version.gitMinor={minor}"
+    );
+    work.run(&mut go(&["build", "-trimpath", "-ldflags", &flags, "-o", "../kube-apiserver", package])?)
 }
 
 /// One program, `peer`, of which subcommands are server, client, agent and load.
