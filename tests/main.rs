@@ -6,6 +6,7 @@ mod bench;
 mod capture;
 mod center_capacity;
 mod center_cli;
+mod center_commands;
 mod center_registry;
 mod center_scale;
 mod cli;
