@@ -1,12 +1,13 @@
 //! Commands of a real centre, obeyed by real agents: shares are exact, steps and undo reach them, nothing is lost on
 //! the way, and sites that listen to a registry of their own obey as well.
 
-use std::{collections::BTreeMap, net::SocketAddr};
+use std::{collections::BTreeMap, net::SocketAddr, sync::mpsc, time::Duration};
 
 use host::{
     Agent, Backend, Center, Load, Need, heavy, http, lacks, net,
     program::Place,
     until,
+    wait::PATIENCE,
     zookeeper::{self, Client, java_string},
 };
 use serde_json::{Value, json};
@@ -21,8 +22,11 @@ struct World {
 
 impl World {
     fn new() -> Self {
+        Self::of(["a1", "a2", "b1"].into_iter().map(Backend::named).collect())
+    }
+
+    fn of(servers: Vec<Backend>) -> Self {
         let (center, to) = (Center::start(""), net::free_addr());
-        let servers: Vec<_> = ["a1", "a2", "b1"].into_iter().map(Backend::named).collect();
         let registration = |(server, group, version): (&Backend, &str, &str)| {
             json!({
                 "key": {"service": "web", "group": group},
@@ -37,7 +41,8 @@ impl World {
         let (status, said) = center.send("PUT", "/v1/agent/registrations", &wanted);
         assert!(status == 200 && said["refused"].is_null(), "{status} {said}");
         let agent = Agent::start(&format!(
-            "registries: {{c: {{kind: center, address: ['{}']}}}}
+            "center: {{address: '{}', report: 1s}}
+registries: {{c: {{kind: center}}}}
 referers:
   - {{service: web, group: idc-a, protocol: http, listen: {to}, registry: c, lb: round_robin}}
 ",
@@ -70,7 +75,7 @@ referers:
     #[track_caller]
     fn until_dealt(&self, n: usize, expected: &str) {
         let mut last = String::new();
-        let reached = host::wait::within(host::wait::PATIENCE, || {
+        let reached = host::wait::within(PATIENCE, || {
             last = self.dealt(n, "");
             (last == expected).then_some(())
         });
@@ -164,6 +169,72 @@ fn canaries_and_drains_are_obeyed_and_no_call_is_lost() {
     it.until_dealt(20, "a1:10 a2:10");
     let (status, said) = it.center.send("POST", "/v1/commands", &of("canary", json!({"version": "7", "percent": 10})));
     assert_eq!((status, &said["code"]), (404, &json!("not_found")), "{said}");
+}
+
+/// Answers its name after this time.
+fn slow(name: &'static str, time: Duration) -> Backend {
+    Backend::http(move |_| {
+        let (_held, never) = mpsc::sync_channel::<()>(0);
+        let _ = never.recv_timeout(time);
+        http::ok(name)
+    })
+}
+
+/// The share of calls of each endpoint, now and as predicted, in their order.
+fn shares(preview: &Value) -> Option<(Vec<f64>, Vec<f64>)> {
+    let of = |name: &str| {
+        let rates = preview["endpoints"].as_array().unwrap().iter().map(|e| e[name].as_f64().unwrap());
+        let rates: Vec<f64> = rates.collect();
+        let sum: f64 = rates.iter().sum();
+        (sum > 0.0).then(|| rates.iter().map(|rate| rate / sum).collect::<Vec<_>>())
+    };
+    Some((of("rate_now")?, of("rate_then")?))
+}
+
+#[test]
+fn what_a_preview_says_is_what_comes() {
+    let _heavy = heavy();
+    let it = World::new();
+    let load = Load::http(2, it.to, "/");
+    let preview = || it.center.post("/v1/commands/preview", &moved(30, &json!({"expected": 1_000_000})));
+    let predicted = host::wait::until_some("calls are seen", || shares(&preview())).1;
+    let expected = [0.35, 0.35, 0.3];
+    assert!(predicted.iter().zip(expected).all(|(is, shall)| (is - shall).abs() < 0.01), "{predicted:?}");
+    it.give(&moved(30, &Value::Null));
+    let mut last = Vec::new();
+    let measured = host::wait::within(PATIENCE * 2, || {
+        last = shares(&preview())?.0;
+        last.iter().zip(&predicted).all(|(is, said)| (is - said).abs() < 0.01).then_some(())
+    });
+    assert!(measured.is_some(), "measured {last:?}, predicted {predicted:?}");
+    load.stop().all_good(100);
+}
+
+#[test]
+fn a_group_that_is_slow_trips_the_guard_and_its_calls_come_back() {
+    let _heavy = heavy();
+    let servers = vec![Backend::named("a1"), Backend::named("a2"), slow("b1", Duration::from_millis(300))];
+    let it = World::of(servers);
+    let load = Load::http(4, it.to, "/");
+    let given = it.give(&moved(
+        50,
+        &json!({
+            "steps": [20, 100],
+            "step_ms": 3_600_000,
+            "guard": {"p99_ms": 250, "window_ms": 2000, "min_calls": 5}
+        }),
+    ));
+    assert_eq!(given["state"], "stepping");
+    let path = format!("/v1/commands/{}", given["id"]);
+    let ended = host::wait::within(PATIENCE * 2, || {
+        let command = it.center.get(&path);
+        (command["state"] == "undone").then_some(command)
+    });
+    let ended = ended.unwrap_or_else(|| panic!("it is not undone: {}", it.center.get(&path)));
+    let why = ended["ended"][2].as_str().unwrap();
+    assert!(ended["ended"][1] == "centre" && why.contains("its guard") && why.contains("over 250 ms"), "{ended}");
+    load.stop().all_good(20);
+    until("nobody is sent there", || !it.dealt(20, "").contains("b1"));
 }
 
 #[test]

@@ -46,8 +46,6 @@ struct Run {
     /// Windows that were seen since the last step, for guards that judge a longer time than figures cover.
     windows: VecDeque<BTreeMap<String, Seen>>,
     next_window: Instant,
-    /// All that must hold did at the last look.
-    passed: bool,
 }
 
 impl Runs {
@@ -60,7 +58,7 @@ impl Runs {
             now + Duration::from_millis(left)
         });
         let until = self.0.get(&kept.record.id).and_then(|run| run.until).or(left);
-        let run = Run { since: now, until, windows: VecDeque::new(), next_window: now + LATELY, passed: false };
+        let run = Run { since: now, until, windows: VecDeque::new(), next_window: now + LATELY };
         self.0.insert(kept.record.id, run);
     }
 
@@ -189,18 +187,21 @@ impl Commands {
             if now < run.since + window.min(LATELY) {
                 return None;
             }
-            let (mut all, is_full) = self.window(id, kept, &run, window, now);
+            let (all, is_full) = self.window(id, kept, &run, window, now);
             passed = is_full;
-            for (whom, seen) in std::mem::take(&mut all) {
+            let mut broken = Vec::new();
+            for (whom, seen) in all {
                 match seen.judge(guard, &whom) {
-                    Verdict::Broken(why) => return Some(Todo::End(format!("its guard: {why}"))),
+                    Verdict::Broken(why) => broken.push(why),
                     // What only a part of the calls takes may be seen too rarely; all of them must be seen.
                     Verdict::TooFew => passed &= !concerns_all(kept, &whom),
                     Verdict::Holds => {}
                 }
             }
-            if let Some(run) = self.runs.lock().0.get_mut(&id) {
-                run.passed = passed;
+            if !broken.is_empty() {
+                // Of a pattern that meets many services some are enough.
+                broken.truncate(5);
+                return Some(Todo::End(format!("its guard: {}", broken.join("; "))));
             }
         }
         let is_due = kept.record.state == CommandState::Stepping && now >= run.since + held;
