@@ -277,6 +277,7 @@ impl Decider {
             let old = |s: &Standing| !s.busy && s.changed.is_none_or(|at| at.elapsed() > day);
             self.standings.lock().retain(|name, standing| !gone(name) || !old(standing));
         }
+        self.raise(&policies, &keys, epoch);
         for groups in keys.chunk_by(|a, b| a.0 == b.0) {
             let views: Vec<View> = groups
                 .iter()
@@ -290,6 +291,30 @@ impl Decider {
                 self.decide(&groups[0].0, views, blind.as_deref(), epoch);
             }
             tokio::task::yield_now().await;
+        }
+    }
+
+    /// Begins pools that a policy wants and of which nobody has registered an instance: those of a service that starts
+    /// with its centre, and those whose last instance is gone.
+    fn raise(self: &Arc<Self>, policies: &Policies, keys: &[(String, String)], epoch: u64) {
+        let wanted = policies.iter().filter(|policy| policy.scale && policy.min > 0 && !policy.driver.is_empty());
+        for policy in wanted.filter(|policy| !policy.service.is_empty() && !policy.group.is_empty()) {
+            let name = (policy.service.clone(), policy.group.clone());
+            if keys.binary_search(&name).is_ok() {
+                continue;
+            }
+            {
+                let mut all = self.standings.lock();
+                let standing = all.entry(name.clone()).or_default();
+                if standing.busy || standing.retry.is_some_and(|retry| Instant::now() < retry) {
+                    continue;
+                }
+                standing.busy = true;
+            }
+            let reason = format!("no instance is registered, and there shall be {}", policy.min);
+            let act = Act::Scale { pool: 0, wanted: policy.min, reason };
+            let views = vec![View { unheard: false, pool: empty(policy) }];
+            self.begin_acts(vec![name], views, vec![act], epoch);
         }
     }
 
@@ -310,9 +335,13 @@ impl Decider {
         }
         all.extend(names.iter().cloned().zip(standings));
         drop(all);
-        if acts.is_empty() {
-            return;
+        if !acts.is_empty() {
+            self.begin_acts(names, views, acts, epoch);
         }
+    }
+
+    /// Does what was decided about these pools, which are busy until it is done.
+    fn begin_acts(self: &Arc<Self>, names: Vec<(String, String)>, views: Vec<View>, acts: Vec<Act>, epoch: u64) {
         let this = self.clone();
         tokio::spawn(async move {
             for act in acts {
@@ -453,6 +482,24 @@ impl Decider {
                 }
             }
         }
+    }
+}
+
+/// A pool of which nothing is registered.
+fn empty(policy: &PoolPolicy) -> Pool {
+    Pool {
+        service: policy.service.clone(),
+        group: policy.group.clone(),
+        instances: 0,
+        rate: 0.0,
+        bands: Vec::new(),
+        load: 0.0,
+        capacity: None,
+        water_percent: None,
+        redundancy_percent: None,
+        level: "unknown".to_owned(),
+        policy: policy.clone(),
+        advice: None,
     }
 }
 

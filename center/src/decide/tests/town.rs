@@ -90,12 +90,13 @@ impl Inner {
 
 impl World for Town {
     fn keys(&self) -> Vec<(String, String)> {
-        self.0.lock().sites.keys().map(|group| (SERVICE.to_owned(), group.clone())).collect()
+        let there = |(group, site): (&String, &Site)| (site.instances > 0).then(|| (SERVICE.to_owned(), group.clone()));
+        self.0.lock().sites.iter().filter_map(there).collect()
     }
 
     fn pool(&self, policy: &PoolPolicy) -> Option<Pool> {
         let inner = self.0.lock();
-        let site = inner.sites.get(&policy.group)?;
+        let site = inner.sites.get(&policy.group).filter(|site| site.instances > 0)?;
         let capacity = Capacity {
             per_instance: site.each,
             confidence: site.confidence,
@@ -299,6 +300,29 @@ async fn the_receiver_stays_below_its_safety_line() {
     town.now().sites.get_mut("a").unwrap().confidence = bound;
     seconds(60).await;
     assert!(!advice(&decider, "a").contains("no other group"), "a lower bound is no line");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pool_of_which_nothing_is_registered_is_begun_and_begun_again() {
+    let town = Arc::new(Town::default());
+    let none = Site { instances: 0, each: 10.0, confidence: Confidence::High, demand: 5.0, unheard: false, size: 0 };
+    town.now().sites.insert("new".to_owned(), none);
+    town.now().failing = true;
+    let (service, group, driver) = (SERVICE.to_owned(), "new".to_owned(), "local".to_owned());
+    let policy = PoolPolicy { service, group, driver, scale: true, min: 2, ..PoolPolicy::default() };
+    let _decider = decider(&town, Arc::new(Memory::new("one")), policy).await;
+    seconds(30).await;
+    assert_eq!(town.now().keys.len(), 3, "a driver that fails is asked again, not at every look");
+    town.now().failing = false;
+    seconds(30).await;
+    assert_eq!(town.now().done(), ["new from 0 to 2"]);
+    seconds(600).await;
+    assert_eq!(town.now().log.len(), 1, "they are on their way");
+    town.now().prompt = true;
+    town.now().sites.get_mut("new").unwrap().size = 0;
+    seconds(30).await;
+    assert_eq!(town.now().done(), ["new from 0 to 2", "new from 0 to 2"]);
+    assert_eq!(town.now().sites["new"].instances, 2);
 }
 
 #[tokio::test(start_paused = true)]
