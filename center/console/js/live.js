@@ -1,10 +1,15 @@
 // What changes every second: one stream of events for the whole page, kept up by itself.
 
 import { useEffect, useRef, useState } from '../vendor/htm-preact-standalone.js';
-import { ApiError, get, session } from './api.js';
+import { ApiError, all, get, session } from './api.js';
 
 /// Seconds of rates that are kept for the small curves.
 const KEPT = 60;
+/// How often figures are read where no stream comes through, and when the stream is tried again.
+const READ_MS = 1500;
+const STREAM_MS = 30_000;
+/// A page that nobody looks at lets go of the stream after this time.
+const UNSEEN_MS = 10_000;
 /// Nothing heard for this long: the centre is gone, even if the connection is not.
 const SILENCE_MS = 5000;
 
@@ -33,6 +38,9 @@ export const now = () => Date.now() + live.skew;
 let source = null;
 let retry = null;
 let attempts = 0;
+let reading = null;
+let wanted = false;
+let unseen = null;
 
 function tell(what) {
   for (const listener of live.listeners) listener(what);
@@ -58,6 +66,8 @@ function heard(event) {
 }
 
 function lost() {
+  clearTimeout(reading);
+  reading = null;
   if (live.state !== 'off') {
     live.state = 'off';
     live.lostAt = Date.now();
@@ -73,13 +83,39 @@ function lost() {
   tell('lost');
 }
 
+/// The centre answers and its stream does not come through (a proxy that keeps it back): figures are read instead.
+function readInstead() {
+  source?.close();
+  source = null;
+  clearTimeout(reading);
+  const until = Date.now() + STREAM_MS;
+  const once = async () => {
+    try {
+      const rows = await all('v1/services', {});
+      heard({ figures: Object.fromEntries(rows.map((row) => [`${row.key.group ?? ''}/${row.key.service}`, row.figures])) });
+      if (Date.now() > until) open();
+      else reading = setTimeout(once, READ_MS);
+    } catch (error) {
+      if (error.status !== 401) lost();
+    }
+  };
+  once();
+}
+
 /// Opens the stream; called again by itself whenever it broke.
 export function open() {
+  wanted = true;
+  // Nothing was heard while nobody looked.
+  if (live.state === 'on') live.heardAt = Date.now();
   clearTimeout(retry);
+  clearTimeout(reading);
+  reading = null;
   source?.close();
   const mine = new EventSource('v1/live');
   source = mine;
+  let told = false;
   const take = (message) => {
+    told = true;
     if (source === mine) heard(JSON.parse(message.data));
   };
   mine.onmessage = take;
@@ -88,7 +124,7 @@ export function open() {
     if (source !== mine) return;
     // An event source does not tell a refusal from silence: ask.
     get('v1/me').then(
-      () => source === mine && lost(),
+      () => source === mine && (told ? open() : readInstead()),
       (error) => {
         if (source !== mine) return;
         if (error instanceof ApiError && error.status === 401) close();
@@ -100,10 +136,26 @@ export function open() {
 }
 
 export function close() {
+  wanted = false;
+  pause();
+}
+
+function pause() {
   clearTimeout(retry);
+  clearTimeout(reading);
+  reading = null;
   source?.close();
   source = null;
 }
+
+// A browser has few connections to one host: pages that nobody looks at must not hold one each.
+addEventListener('pagehide', pause);
+addEventListener('pageshow', (event) => event.persisted && wanted && open());
+document.addEventListener('visibilitychange', () => {
+  clearTimeout(unseen);
+  if (document.hidden) unseen = setTimeout(pause, UNSEEN_MS);
+  else if (wanted && !source && reading === null) open();
+});
 
 setInterval(() => {
   if (source && live.state === 'on' && Date.now() - live.heardAt > SILENCE_MS) lost();

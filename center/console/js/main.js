@@ -108,7 +108,7 @@ function turnTheme() {
   dispatchEvent(new Event('themechange'));
 }
 
-let led = 0;
+let led = -Infinity;
 function keys(event, help) {
   if (event.ctrlKey || event.metaKey || event.altKey || document.querySelector('dialog[open]')) return;
   if (event.target.matches?.('input, textarea, select, [contenteditable]')) {
@@ -116,7 +116,7 @@ function keys(event, help) {
     return;
   }
   const second = performance.now() - led < 1200;
-  led = 0;
+  led = -Infinity;
   if (second) {
     const entry = MENU.find(([, , key]) => key === event.key);
     if (entry) go(entry[0]);

@@ -107,7 +107,7 @@ export function Plot({ title, unit, times, series, format, from, to, marks = [],
       most = top ?? most + (most - least) * 0.12;
       return most > least ? [least, most] : [least, least + 1];
     };
-    const bands = band ? [{ series: [series.length + 2, series.length + 1], fill: color('--accent-soft') }] : [];
+    const bands = band ? [{ series: [series.length + 2, series.length + 1], fill: `${color('--c2')}26` }] : [];
     const options = {
       width: box.current.clientWidth || 400,
       height,

@@ -4,7 +4,7 @@ import { Component, html, useEffect, useMemo, useRef, useState } from '../vendor
 import { t } from './i18n.js';
 import { Icon } from './icons.js';
 
-/// Rows that are put into the page at first, and each time the end comes near.
+/// Rows that are put into the page at first; twice as many each time the end comes near.
 const PORTION = 120;
 
 class Row extends Component {
@@ -63,7 +63,7 @@ export function Table({ name, caption, columns, rows, rowKey, extra, tone, first
   }, [rows, sort, columns, beat]);
   useEffect(() => {
     if (!end.current || shown >= sorted.length) return undefined;
-    const watch = new IntersectionObserver((seen) => seen.some((s) => s.isIntersecting) && show((n) => n + PORTION), { rootMargin: '600px' });
+    const watch = new IntersectionObserver((seen) => seen.some((s) => s.isIntersecting) && show((n) => n * 2), { rootMargin: '600px' });
     watch.observe(end.current);
     return () => watch.disconnect();
   }, [shown, sorted.length]);

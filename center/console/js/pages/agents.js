@@ -23,6 +23,9 @@ function troubles(a) {
 
 const how = (word, reason, good) => html`<span class=${`badge ${word === good ? 'ok' : word === 'off' || word === '' ? '' : 'info'}`} title=${reason}>${word || '–'}</span>${reason && html` <span class="faint clip" title=${reason}>${reason}</span>`}`;
 
+/// The wanted one is only told when it is another.
+const of = (applied, wanted) => (applied === wanted ? count(applied) : html`${count(applied)}<span class="faint"> / ${count(wanted)}</span>`);
+
 const columns = (turn) => [
   { key: 'agent', label: t('Agent'), sort: (r) => r.agent, cell: (r, _, open) => html`<button class="plain open-row" aria-expanded=${open} onClick=${() => turn(r.agent)}><${Icon} name=${open ? 'down' : 'right'} />${r.agent}</button>` },
   { key: 'state', label: t('State'), sort: (r) => troubles(r).length + (r.lost ? 100 : 0), cell: (r) => {
@@ -34,9 +37,8 @@ const columns = (turn) => [
   { key: 'version', label: t('Version'), sort: (r) => r.status.version, cell: (r) => r.status.version },
   { key: 'capture', label: t('Capture'), sort: (r) => r.status.capture, cell: (r) => how(r.status.capture, r.status.capture_reason, 'ebpf') },
   { key: 'redirect', label: t('Redirect'), sort: (r) => r.status.redirect, cell: (r) => how(r.status.redirect, r.status.redirect_reason, 'on') },
-  { key: 'config', label: t('Configuration'), right: true, title: t('Generation applied, of the one wanted'), sort: (r) => r.status.config_applied, cell: (r) => html`${r.status.config_applied}<span class="faint"> / ${r.status.config_wanted}</span>`, tone: (r) => (r.status.config_applied === r.status.config_wanted ? '' : 'warn') },
-  { key: 'revision', label: t('Revision'), right: true, title: t('Revision taken from the centre, of the newest it should have'), sort: (r) => r.applied_revision, cell: (r) => html`${r.applied_revision}<span class="faint"> / ${r.wanted_revision}</span>`, tone: (r) => (r.applied_revision < r.wanted_revision ? 'warn' : '') },
-  { key: 'services', label: t('Registers'), right: true, sort: (r) => r.registrations, cell: (r) => count(r.registrations) },
+  { key: 'config', label: t('Configuration'), right: true, title: t('Generation applied, of the one wanted'), sort: (r) => r.status.config_applied, cell: (r) => of(r.status.config_applied, r.status.config_wanted), tone: (r) => (r.status.config_applied === r.status.config_wanted ? '' : 'warn') },
+  { key: 'revision', label: t('Revision'), right: true, title: t('Revision taken from the centre, of the newest it should have'), sort: (r) => r.applied_revision, cell: (r) => of(r.applied_revision, r.wanted_revision), tone: (r) => (r.applied_revision < r.wanted_revision ? 'warn' : '') },
   { key: 'connections', label: t('Connections'), right: true, sort: (r) => r.status.connections, cell: (r) => count(r.status.connections) },
   { key: 'memory', label: t('Memory'), right: true, sort: (r) => r.status.resident_bytes, cell: (r) => bytes(r.status.resident_bytes) },
   { key: 'heard', label: t('Report'), right: true, sort: (r) => r.heard_ms_ago, cell: (r) => ago(r.heard_ms_ago), tone: (r) => (r.lost ? 'bad' : 'faint') },
@@ -46,7 +48,7 @@ function Detail({ agent }) {
   const s = agent.status;
   return html`${troubles(agent).map((text) => html`<div class="notice"><${Icon} name="warn" /><p>${text}</p></div>`)}
     <dl class="pairs"><dt>${t('Kernel')}</dt><dd>${s.kernel || '–'}</dd><dt>${t('Capture')}</dt><dd>${s.capture} ${s.capture_reason}</dd>
-    <dt>${t('Redirect')}</dt><dd>${s.redirect} ${s.redirect_reason}</dd><dt>${t('Runs for')}</dt><dd>${span(s.uptime_seconds * 1000)}</dd>
+    <dt>${t('Redirect')}</dt><dd>${s.redirect} ${s.redirect_reason}</dd><dt>${t('Registers')}</dt><dd>${count(agent.registrations)}</dd><dt>${t('Runs for')}</dt><dd>${span(s.uptime_seconds * 1000)}</dd>
     <dt>${t('Took')}</dt><dd>${t('epoch {epoch}, revision {revision}', s.seen)}</dd></dl>`;
 }
 

@@ -2,7 +2,7 @@
 
 import { html, useMemo, useState } from '../../vendor/htm-preact-standalone.js';
 import { all, get, post, put, remove, session } from '../api.js';
-import { clock, ms, parseSpan, rate, share, span } from '../format.js';
+import { clock, ms, parseSpan, percent, rate, share, span } from '../format.js';
 import { t } from '../i18n.js';
 import { Icon } from '../icons.js';
 import { now, useData } from '../live.js';
@@ -12,6 +12,7 @@ import { Table, useOpen } from '../table.js';
 import { Ask, Badge, Choice, Empty, Head, Problem, Ready, attempt, say } from '../ui.js';
 
 const FIGURES = { rate: ['Calls/s', rate], success: ['Success %', (v) => share(v)], slow: ['Slow %', (v) => share(v)], mean_ms: ['Mean ms', ms], p50_ms: ['p50 ms', ms], p99_ms: ['p99 ms', ms], p999_ms: ['p99.9 ms', ms] };
+const percentage = (figure) => figure === 'success' || figure === 'slow';
 const about = (of) => [of.group, of.service, of.instance, of.caller && `← ${of.caller}`].filter(Boolean).join(' / ') || t('each service');
 
 /// When a rule fires, in a sentence.
@@ -36,12 +37,17 @@ function Raised({ id, rule }) {
     const [name, format] = FIGURES[figure] ?? [];
     const since = [{ at: alert.since_ms, label: t('since') }, ...(alert.until_ms ? [{ at: alert.until_ms, label: t('over') }] : [])];
     const c = rule?.condition;
-    const lines = c?.kind === 'threshold' ? [c.above, c.below].filter((v) => v !== null && v !== undefined).map((value) => ({ value, label: t('bound'), tone: '--bad-fill' })) : [];
-    const values = s?.[figure] ?? [];
-    const known = values.filter((v) => v !== null).concat((alert.band ?? []).flat(), lines.map((l) => l.value));
+    const lines = c?.kind === 'threshold' ? [c.above, c.below].filter((v) => v !== null && v !== undefined).map((value) => ({ value: value * (percentage(c.figure) ? 100 : 1), label: t('bound'), tone: '--bad-fill' })) : [];
+    // Shares are drawn in percent.
+    const scale = figure === 'success' || figure === 'slow' ? 100 : 1;
+    const shown = scale === 1 ? format : (v) => percent(v, 2);
+    const times = (v) => (v === null || v === undefined ? null : v * scale);
+    const values = (s?.[figure] ?? []).map(times);
+    const band = (alert.band ?? []).map(([low, high]) => [times(low), times(high)]);
+    const known = values.concat(band.flat(), lines.map((l) => l.value)).filter((v) => v !== null);
     const least = known.length > 0 ? Math.min(...known) : 0;
-    return html`${s && name && html`<div class="panel"><${Plot} title=${t(name)} unit=${about(alert.of)} times=${s.at_ms} format=${format} marks=${since} lines=${lines} floor=${figure === 'success' ? least - (1 - least) * 0.2 : 0}
-        ceiling=${figure === 'success' ? 1 : undefined} band=${alert.band?.length === s.at_ms.length ? alert.band : undefined} sync=${id} series=${[{ label: t('seen'), color: 0, values }]} /></div>`}
+    return html`${s && name && html`<div class="panel"><${Plot} title=${t(name)} unit=${about(alert.of)} times=${s.at_ms} format=${shown} marks=${since} lines=${lines} floor=${figure === 'success' ? Math.max(0, least - (100 - least) * 0.2) : 0}
+        ceiling=${figure === 'success' ? 100 : undefined} band=${band.length === s.at_ms.length ? band : undefined} sync=${id} series=${[{ label: t('seen'), color: 0, values }]} /></div>`}
       <dl class="pairs"><dt>${t('Rule')}</dt><dd>${alert.rule}${c && html`: ${when(c)}`}</dd>
         ${alert.told.map(([where, answer]) => html`<dt>${t('Told')}</dt><dd>${where} <span class="faint">${answer}</span></dd>`)}</dl>`;
   }}</${Ready}>`;
@@ -77,7 +83,6 @@ function Found({ rows, rules, silence, filter }) {
 function Rule({ rule, onClose, reload }) {
   const c = rule?.condition ?? { kind: 'threshold', figure: 'p99_ms', above: 100, for_ms: 60_000 };
   const number = (text) => (text === '' || text === null || text === undefined ? null : Number(text));
-  const percentage = (figure) => figure === 'success' || figure === 'slow';
   const shown = (v) => (v === null || v === undefined ? '' : percentage(c.figure) ? v * 100 : v);
   const given = (v, figure) => (number(v) === null ? null : percentage(figure) ? Number(v) / 100 : Number(v));
   const time = (text) => {

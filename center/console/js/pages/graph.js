@@ -44,6 +44,8 @@ function part(graph, words) {
 function Edge({ edge, from, to, dim, label }) {
   const [x1, y1, x2, y2] = [from.x + WIDTH, from.y + HEIGHT / 2, to.x, to.y + HEIGHT / 2];
   const back = x2 < x1;
+  // Who serves what it calls itself: the table tells.
+  if (back && edge.protocol === 'serves') return null;
   const bend = back ? 90 : Math.max(30, (x2 - x1) / 2);
   const path = `M${x1} ${y1}C${x1 + bend} ${y1} ${x2 - bend} ${y2} ${x2} ${y2}`;
   const tone = successTone(edge.success);

@@ -17,12 +17,15 @@ export const spanOf = (name) => (SPANS.find(([key]) => key === name) ?? SPANS[0]
 /// How often curves of this span are read: so that a second of it shows within two.
 const every = (length) => (length <= 300_000 ? 1000 : length <= 900_000 ? 2000 : length <= 3_600_000 ? 10_000 : 30_000);
 
+/// Length of a point: agents tell every two seconds; the centre chooses for what is long.
+const step = (length) => (length <= 300_000 ? 2000 : length <= 900_000 ? 5000 : undefined);
+
 /// The series of every group of a service, on one axis of time.
 export function useSeries(of, groups, length) {
   return useData(async (signal) => {
     const to = Math.floor(now());
     const from = to - length;
-    const all = await Promise.all(groups.slice(0, GROUPS).map((group) => get('v1/series', { ...of, group, from_ms: from, to_ms: to }, signal)));
+    const all = await Promise.all(groups.slice(0, GROUPS).map((group) => get('v1/series', { ...of, group, from_ms: from, to_ms: to, step_ms: step(length) }, signal)));
     return { from, to, series: all };
   }, [of.service, of.instance, of.caller, groups.join(), length], { every: every(length) });
 }

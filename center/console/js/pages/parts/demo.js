@@ -26,6 +26,6 @@ export function Demo() {
     timer.current = setTimeout(() => attempt(() => put('v1/demo', { load })), 150);
   };
   return html`<div class="demo"><label for="demo-load">${t('Load of the demo')}</label>
-    <input id="demo-load" type="range" min="0" max=${demo.max} step="0.1" value=${demo.load} onInput=${(e) => turn(Number(e.target.value))} />
+    <input id="demo-load" type="range" min="0.1" max=${demo.max} step="0.1" value=${demo.load} onInput=${(e) => turn(Number(e.target.value))} />
     <output class="num" for="demo-load">× ${demo.load.toFixed(1)}</output></div>`;
 }
