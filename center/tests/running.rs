@@ -16,7 +16,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
 /// How long an event may take on a crowded machine.
-const PATIENCE: Duration = Duration::from_secs(40);
+const PATIENCE: Duration = Duration::from_secs(120);
 const CENTER: &str = env!("CARGO_BIN_EXE_sockmesh-center");
 
 struct Temp(PathBuf);

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use host::{Cmd, Temp, free_port, http, target_dir, until};
+use host::{Cmd, Temp, center, free_port, http, until};
 use rustix::process::Signal;
 
 /// Starts a real centre on one directory and kills it at any moment, two hundred times: every start serves, and each is
@@ -13,7 +13,7 @@ fn a_centre_killed_200_times_starts_every_time() {
     let mut epoch = 0;
     let mut random = 88_172_645_463_325_252_u64;
     for round in 0..200 {
-        let cmd = Cmd::new(target_dir().join("sockmesh-center")).args(["--listen", &format!("{addr}")]);
+        let cmd = Cmd::new(center::binary()).args(["--listen", &format!("{addr}")]);
         let mut proc = cmd.arg("--data").arg(dir.file("data").display()).spawn(&dir.file("log"));
         // Every fourth may come up; the others are killed within their first sixty milliseconds.
         if round % 4 == 0 {
