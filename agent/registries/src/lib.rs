@@ -8,7 +8,7 @@ pub mod etcd;
 pub mod fetch;
 pub mod publish;
 
-mod center;
+pub mod center;
 mod consul;
 mod dns;
 mod followed;

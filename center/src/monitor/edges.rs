@@ -120,6 +120,7 @@ impl Edges {
 pub(super) struct Builder {
     graph: Graph,
     known: HashSet<String>,
+    pairs: HashSet<(String, String)>,
 }
 
 impl Builder {
@@ -144,11 +145,12 @@ impl Builder {
     /// Whether there is an edge from this node to the service.
     pub(super) fn calls(&self, from: &str, service: &str, group: &str) -> bool {
         let to = format!("service:{group}/{service}");
-        self.graph.edges.iter().any(|edge| edge.from == from && edge.to == to)
+        self.pairs.contains(&(from.to_owned(), to))
     }
 
     /// An edge.
     pub(super) fn edge(&mut self, edge: GraphEdge) {
+        self.pairs.insert((edge.from.clone(), edge.to.clone()));
         self.graph.edges.push(edge);
     }
 

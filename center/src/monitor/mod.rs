@@ -80,8 +80,6 @@ pub struct Monitor {
     registry: Arc<Registry>,
     time: Time,
     seen: Mutex<Seen>,
-    /// Registrations by agent, and the revision of the registry that they were counted at.
-    registered: Mutex<(u64, Arc<BTreeMap<String, u32>>)>,
     config: Config,
     history: OnceLock<History>,
     live: live::Hub,
@@ -114,7 +112,6 @@ impl Monitor {
             registry,
             time: Time::new(),
             seen: Mutex::default(),
-            registered: Mutex::default(),
             config,
             history: OnceLock::new(),
             live: live::Hub::default(),
@@ -327,7 +324,6 @@ impl Monitor {
 
     /// All agents, by name.
     pub fn agents(&self) -> Vec<AgentRow> {
-        let registered = self.registered();
         let wanted = self.store.stamp().revision;
         let seen = self.seen.lock();
         let row = |name: &str, agent: &agents::Seen| AgentRow {
@@ -335,35 +331,15 @@ impl Monitor {
             status: agent.status.clone(),
             heard_ms_ago: u64::try_from(agent.heard.elapsed().as_millis()).unwrap_or(u64::MAX),
             lost: agent.lost(),
-            registrations: registered.get(name).copied().unwrap_or(0),
-            // An agent hears of the centre's revision only when something changes that it watches.
-            wanted_revision: if agent.status.seen.revision > 0 { agent.status.seen.revision.min(wanted) } else { 0 },
+            registrations: self.registry.registered_by(name),
+            // An agent hears of a revision only when something changes that it follows.
+            wanted_revision: agent.status.seen.revision.min(wanted),
             applied_revision: agent.status.seen.revision,
         };
         let mut rows: Vec<_> = seen.agents.0.iter().map(|(name, agent)| row(name, agent)).collect();
         drop(seen);
         rows.sort_by(|a, b| a.agent.cmp(&b.agent));
         rows
-    }
-
-    /// How many instances each agent registered.
-    fn registered(&self) -> Arc<BTreeMap<String, u32>> {
-        let revision = *self.registry.changes().borrow();
-        {
-            let known = self.registered.lock();
-            if known.0 == revision && revision > 0 {
-                return known.1.clone();
-            }
-        }
-        let mut counts = BTreeMap::new();
-        for key in self.registry.keys() {
-            for row in self.registry.rows(&key) {
-                *counts.entry(row.agent).or_default() += 1;
-            }
-        }
-        let counts = Arc::new(counts);
-        *self.registered.lock() = (revision, counts.clone());
-        counts
     }
 }
 

@@ -20,6 +20,7 @@ use model::{
 };
 use tokio::sync::watch;
 
+pub use self::stamps::seen;
 use self::{follow::Follows, holds::Holds, link::Link, stamps::Stamps};
 use super::{
     BuildCx, CommandText, Provided, Registry, Scope, Standing, Wanted,

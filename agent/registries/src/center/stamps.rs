@@ -16,6 +16,19 @@ const FOLDER: &str = "centers";
 /// Longest part of a name that addresses make.
 const NAME: usize = 200;
 
+/// The highest of all centres that this process follows.
+static HIGHEST: Mutex<Stamp> = Mutex::new(Stamp { epoch: 0, revision: 0 });
+
+/// What this process took from any centre, for its reports to them.
+pub fn seen() -> Stamp {
+    *HIGHEST.lock()
+}
+
+fn note(stamp: Stamp) {
+    let mut highest = HIGHEST.lock();
+    *highest = stamp.max(*highest);
+}
+
 /// See the module.
 #[derive(Debug)]
 pub(super) struct Stamps {
@@ -35,6 +48,7 @@ impl Stamps {
         // One that is missing or broken is as good as none: what the centre says is taken then.
         let read = |file: &PathBuf| serde_json::from_slice(&fs::read(file).ok()?).ok();
         let seen = file.as_ref().and_then(read).unwrap_or_default();
+        note(seen);
         Self { file, seen: Mutex::new(seen) }
     }
 
@@ -52,6 +66,7 @@ impl Stamps {
             }
             *seen = stamp;
         }
+        note(stamp);
         let Some(file) = &self.file else { return Ok(true) };
         if let Some(folder) = file.parent() {
             fs::create_dir_all(folder)?;

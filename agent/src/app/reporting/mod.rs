@@ -9,7 +9,7 @@ mod status;
 
 use std::{sync::Arc, time::Duration};
 
-use model::center::{Report, Stamp};
+use model::center::Report;
 use tokio::time::{Instant, MissedTickBehavior, interval_at};
 
 use self::{
@@ -54,7 +54,7 @@ async fn report(mut post: Post, every: Duration, agent: String, handles: Arc<Han
             agent: agent.clone(),
             window_seconds: (now - since).as_secs_f64(),
             sequence,
-            status: status.now(Stamp::default()),
+            status: status.now(registries::center::seen()),
             samples: seen.samples.clone(),
             edges: seen.edges.clone(),
         };
