@@ -1,4 +1,4 @@
-//! `cargo xtask build`: the kernel half first, then the agent that embeds it.
+//! `cargo xtask build`: the kernel half first, then the agent that embeds it, and the centre.
 
 use std::{fs, path::PathBuf, process::Command};
 
@@ -17,6 +17,11 @@ pub fn object() -> PathBuf {
 /// The agent's binary: the one named by `SOCKMESH_BIN` (a released one, say), else the one we build.
 pub fn agent() -> PathBuf {
     given_agent().unwrap_or_else(|| sh::target("release/sockmesh"))
+}
+
+/// The centre's binary: the one named by `SOCKMESH_CENTER_BIN`, else the one we build.
+pub fn center() -> PathBuf {
+    std::env::var_os("SOCKMESH_CENTER_BIN").map_or_else(|| sh::target("release/sockmesh-center"), PathBuf::from)
 }
 
 fn given_agent() -> Option<PathBuf> {

@@ -1,5 +1,6 @@
 //! `cargo xtask run`: a mesh of programs nobody here wrote, on this machine, until Ctrl-C.
 
+mod center;
 pub mod cgroup;
 pub mod guard;
 pub mod process;
@@ -81,8 +82,16 @@ pub fn run(options: &Options) -> Result<()> {
         }
     };
     let guard = Guard::start()?;
-    let mut demo =
-        Demo { name, top, guard, stand_ins: options.stand_ins, servers: Vec::new(), agent: None, callers: Vec::new() };
+    let mut demo = Demo {
+        name,
+        top,
+        guard,
+        stand_ins: options.stand_ins,
+        servers: Vec::new(),
+        center: None,
+        agent: None,
+        callers: Vec::new(),
+    };
     let end = demo.start(&signals).and_then(|started| demo.watch(&signals, options, &started));
     println!("\nstopping");
     let summary = demo.stop();
@@ -138,6 +147,7 @@ struct Demo {
     guard: Guard,
     stand_ins: bool,
     servers: Vec<Running>,
+    center: Option<Process>,
     agent: Option<Process>,
     callers: Vec<Running>,
 }
@@ -183,6 +193,7 @@ impl Demo {
 
         // Before the agent: the group that it is told to enrol has to exist.
         self.procs("callers")?;
+        self.start_center(signals, &dir, &places)?;
         let mut command = Command::new(build::agent());
         // A trace of a crash would push its message out of what is shown of the log.
         command.args(["run", "-c"]).arg(&config).env_remove("RUST_BACKTRACE");
@@ -195,6 +206,18 @@ impl Demo {
             self.callers.push(Running { program, process, down: None });
         }
         Ok(Started { dir, places })
+    }
+
+    /// Before the agent, which would say that its registry is not there.
+    fn start_center(&mut self, signals: &sys::Signals, dir: &Path, places: &Places) -> Result<()> {
+        fs::write(dir.join(center::LOAD), "1\n")?;
+        let config = dir.join("center.yaml");
+        fs::write(&config, center::yaml(places, dir))?;
+        let mut command = Command::new(build::center());
+        command.arg("--config").arg(&config).env_remove("RUST_BACKTRACE");
+        let procs = self.procs("center")?;
+        let center = Process::start("sockmesh-center", command, procs.as_ref(), dir.join("center.log"), &self.guard)?;
+        self.center.insert(center).wait_until(signals, || process::answers(places.center, "/healthz"))
     }
 
     fn procs(&self, group: &str) -> Result<Option<File>> {
@@ -212,10 +235,10 @@ impl Demo {
         let end = options.seconds.map(|seconds| Instant::now() + Duration::from_secs(seconds));
         let mut first = true;
         loop {
-            if let Some(agent) = &mut self.agent
-                && !agent.runs()
-            {
-                return Err(agent.obituary());
+            for process in self.agent.iter_mut().chain(&mut self.center) {
+                if !process.runs() {
+                    return Err(process.obituary());
+                }
             }
             self.bring_back(&started.dir)?;
             let picture = self.picture(started);
@@ -247,7 +270,8 @@ impl Demo {
         let mut text = String::new();
         let way = if self.top.is_some() { "captured by eBPF" } else { "port mode" };
         let agent = self.agent.as_ref().map_or(0, Process::pid);
-        _ = writeln!(text, "Sockmesh demo ({way}), agent pid {agent}. Ctrl-C stops everything.\n");
+        _ = writeln!(text, "Sockmesh demo ({way}), agent pid {agent}. Ctrl-C stops everything.");
+        _ = writeln!(text, "Console: http://{}/\n", started.places.center);
         for running in self.servers.iter_mut().chain(&mut self.callers) {
             let program = &running.program;
             let counts = program.counts.as_deref().map(counts).unwrap_or_default();
@@ -298,6 +322,10 @@ impl Demo {
         if let Some(agent) = &mut self.agent {
             // Longer than its own drain of 2 s.
             agent.stop(Duration::from_secs(6));
+        }
+        if let Some(center) = &mut self.center {
+            // Longer than the servers that it started take.
+            center.stop(Duration::from_secs(6));
         }
         for running in &mut self.servers {
             running.process.stop(Duration::from_secs(3));

@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::{Context, Result};
 
-use super::process;
+use super::{center, process};
 use crate::sh;
 
 /// Programs that the demo would like to have.
@@ -29,12 +29,20 @@ pub struct Places {
     pub web_a: SocketAddr,
     /// The web server of idc-b.
     pub web_b: SocketAddr,
+    /// Where callers of `web` in other groups are taken in, before the server of idc-a.
+    pub export_a: SocketAddr,
+    /// The same, of idc-b.
+    pub export_b: SocketAddr,
     /// The redis server.
     pub redis: SocketAddr,
+    /// The governance centre.
+    pub center: SocketAddr,
     /// What callers dial for the service `web`.
     pub call_web: SocketAddr,
     /// What callers dial for the service `cache`.
     pub call_redis: SocketAddr,
+    /// What callers dial for the service `orders`.
+    pub call_orders: SocketAddr,
     /// Their control group, when the kernel brings their connections to the agent.
     pub callers: Option<PathBuf>,
 }
@@ -42,14 +50,15 @@ pub struct Places {
 /// Virtual addresses: of 240.0.0.0/4, which exists nowhere.
 const VIRTUAL_WEB: &str = "240.0.0.1:80";
 const VIRTUAL_REDIS: &str = "240.0.0.2:6379";
+const VIRTUAL_ORDERS: &str = "240.0.0.3:80";
 
 impl Places {
     /// Free ports, the usual ones if they are. `callers` is the callers' control group; `None` means port mode.
     pub fn find(callers: Option<PathBuf>) -> Result<Self> {
         let local = |port| Ok::<_, anyhow::Error>(SocketAddr::from(([127, 0, 0, 1], process::port(port)?)));
-        let ((call_web, call_redis), callers) = match callers {
-            Some(dir) => ((VIRTUAL_WEB.parse()?, VIRTUAL_REDIS.parse()?), Some(dir)),
-            None => ((local(18080)?, local(18081)?), None),
+        let ([call_web, call_redis, call_orders], callers) = match callers {
+            Some(dir) => ([VIRTUAL_WEB.parse()?, VIRTUAL_REDIS.parse()?, VIRTUAL_ORDERS.parse()?], Some(dir)),
+            None => ([local(18080)?, local(18081)?, local(18082)?], None),
         };
         Ok(Self {
             outbound: process::port(15001)?,
@@ -57,20 +66,24 @@ impl Places {
             admin: local(8002)?,
             web_a: local(0)?,
             web_b: local(0)?,
+            export_a: local(0)?,
+            export_b: local(0)?,
             redis: local(0)?,
+            center: local(7480)?,
             call_web,
             call_redis,
+            call_orders,
             callers,
         })
     }
 
     /// One line when the agent does not have its usual ports.
     pub fn unusual(&self) -> Option<String> {
-        let usual = [15001, 15006, 8002];
-        let ports = [self.outbound, self.inbound, self.admin.port()];
+        let usual = [15001, 15006, 8002, 7480];
+        let ports = [self.outbound, self.inbound, self.admin.port(), self.center.port()];
         let taken: Vec<_> = usual.iter().zip(ports).filter(|(usual, port)| **usual != *port).collect();
         let list: Vec<_> = taken.iter().map(|(usual, port)| format!("{port} instead of {usual}")).collect();
-        (!list.is_empty()).then(|| format!("ports in use by others, so the agent takes {}", list.join(", ")))
+        (!list.is_empty()).then(|| format!("ports in use by others, so the demo takes {}", list.join(", ")))
     }
 
     /// The agent's configuration.
@@ -83,40 +96,53 @@ impl Places {
             Some(_) => format!("address: {virtual_address}"),
             None => format!("address: {virtual_address}\n    listen: {dialled}"),
         };
+        let Self { outbound, inbound, admin, center, web_a, web_b, export_a, export_b, redis, .. } = self;
+        let web = reach(VIRTUAL_WEB, self.call_web);
+        let cache = reach(VIRTUAL_REDIS, self.call_redis);
+        let orders = reach(VIRTUAL_ORDERS, self.call_orders);
         format!(
-            "name: {name}\n\
-             application: demo\n\
-             threads: 2\n\
-             drain: 2s\n\
-             ports: {{outbound: {}, inbound: {}, admin: \"{}\"}}\n\
-             {capture}\
-             access_log: {{path: access.log}}\n\
-             referers:\n\
-             \x20 - service: web\n\
-             \x20   protocol: http\n\
-             \x20   {}\n\
-             \x20   endpoints:\n\
-             \x20     - {{address: \"{}\", group: idc-a}}\n\
-             \x20     - {{address: \"{}\", group: idc-b}}\n\
-             \x20   lb: round_robin\n\
-             \x20   ha: failover\n\
-             \x20   retries: 1\n\
-             \x20   idempotent: true   # the demo's callers only read\n\
-             \x20   eject: {{max_pause: 2s}}   # a server that is back is soon seen to be\n\
-             \x20   filters: [access_log, metrics]\n\
-             \x20 - service: cache\n\
-             \x20   protocol: tcp\n\
-             \x20   {}\n\
-             \x20   endpoints: [\"{}\"]\n\
-             \x20   filters: [metrics]\n",
-            self.outbound,
-            self.inbound,
-            self.admin,
-            reach(VIRTUAL_WEB, self.call_web),
-            self.web_a,
-            self.web_b,
-            reach(VIRTUAL_REDIS, self.call_redis),
-            self.redis,
+            "\
+name: {name}
+application: shop
+threads: 2
+drain: 2s
+ports: {{outbound: {outbound}, inbound: {inbound}, admin: \"{admin}\"}}
+{capture}access_log: {{path: access.log}}
+center: {{address: [\"{center}\"]}}
+registries:
+  center: {{kind: center}}
+services:                        # what this host provides
+  - {{service: web, group: idc-a, protocol: http, export: \"{export_a}\", local: \"{web_a}\", registry: center}}
+  - {{service: web, group: idc-b, protocol: http, export: \"{export_b}\", local: \"{web_b}\", registry: center}}
+referers:                        # what programs of this host call
+  - service: web
+    group: idc-a
+    protocol: http
+    {web}
+    registry: center
+    lb: round_robin
+    ha: failover
+    retries: 1
+    idempotent: true   # the demo's callers only read
+    eject: {{max_pause: 2s}}   # a server that is back is soon seen to be
+    filters: [access_log, metrics]
+  - service: orders
+    group: idc-a
+    protocol: http
+    {orders}
+    registry: center
+    lb: p2c
+    ha: failover
+    retries: 1
+    idempotent: true
+    timeout: 2s
+    filters: [metrics]
+  - service: cache
+    protocol: tcp
+    {cache}
+    endpoints: [\"{redis}\"]
+    filters: [metrics]
+"
         )
     }
 }
@@ -262,6 +288,13 @@ pub fn callers(dir: &Path, places: &Places, find: Find) -> Result<Vec<Program>> 
         redis.port()
     );
     add("redis-cli", redis, redis_cli, ["call-redis", "50"]);
+
+    // Callers whose rate is turned up: no program of Debian changes it while it runs.
+    let (counts, whom) = (dir.join("orders.counts"), places.call_orders);
+    let (file, load) = (counts.display().to_string(), dir.join(center::LOAD).display().to_string());
+    let args = ["call-shop", &whom.to_string(), &file, &center::RATE.to_string(), &load].map(str::to_owned);
+    let program = Program::stand_in("shop", format!("calls {whom}"), "callers", &args);
+    all.push(Program { name: "shop".to_owned(), counts: Some(counts), ..program });
     Ok(all)
 }
 

@@ -25,6 +25,8 @@ const BEAT: Duration = Duration::from_secs(2);
 const TTL_MS: u64 = 6000;
 /// After its registration was taken back, a server still answers callers that have not heard of it.
 const LAST_CALLS: Duration = Duration::from_millis(1500);
+/// A server whose centre is gone for so long belongs to a demo that is over.
+const ALONE: Duration = Duration::from_secs(5);
 /// Callers at once: enough for the highest rate at times of waiting, too.
 const CALLERS: u64 = 48;
 
@@ -54,20 +56,22 @@ pub fn serve(addr: SocketAddr, place: &Place<'_>, slots: usize) -> Result<()> {
         format!("{{\"group\":\"{}\",\"instance\":\"{addr}\"}}\n", place.group)
     };
     std::thread::scope(|scope| {
-        scope.spawn(|| match standin::serve(addr, |stream| standin::answer(stream, &say)) {
+        scope.spawn(|| match standin::serve(addr, |stream| standin::answer(stream, say)) {
             Ok(()) => {}
             Err(error) => {
                 println!("{error:#}");
                 std::process::exit(1);
             }
         });
-        let mut known = false;
+        let (mut known, mut heard) = (false, Instant::now());
         while !signals.wait(if known { BEAT } else { Duration::from_millis(300) }) {
             let told = if known { beat(addr, place) } else { register(addr, place, true) };
-            known = told.unwrap_or_else(|error| {
-                println!("centre {}: {error:#}", place.center);
-                known
-            });
+            match told {
+                Ok(now) => (known, heard) = (now, Instant::now()),
+                // Nobody is left to end it.
+                Err(_) if heard.elapsed() > ALONE => std::process::exit(0),
+                Err(error) => println!("centre {}: {error:#}", place.center),
+            }
         }
         if let Err(error) = register(addr, place, false) {
             println!("centre {}: {error:#}", place.center);

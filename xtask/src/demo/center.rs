@@ -1,0 +1,39 @@
+//! The demo's governance centre: its file, and what a person does with it first.
+
+use std::path::Path;
+
+use super::programs::Places;
+
+/// Calls a second of the service `orders` at load 1: two servers of 200 a second each take it easily.
+pub const RATE: f64 = 120.0;
+/// The load that the callers look at.
+pub const LOAD: &str = "load";
+/// Highest load: more than the servers that there may be can take.
+const MAX_LOAD: f64 = 8.0;
+
+/// The centre's file. Changes of pools come within seconds here, so that they can be watched; where it matters they
+/// are given minutes.
+pub fn yaml(places: &Places, dir: &Path) -> String {
+    let Places { center, .. } = places;
+    let own = std::env::current_exe().unwrap_or_default();
+    let (own, data, load) = (own.display(), dir.join("center"), dir.join(LOAD));
+    let (data, load) = (data.display(), load.display());
+    format!(
+        "\
+name: demo
+listen: {center}
+data: \"{data}\"
+demo: {{load: \"{load}\", max: {MAX_LOAD}}}
+scale:
+  drivers:
+    local:
+      kind: process
+      options:
+        command: [\"{own}\", stand-in, shop, \"127.0.0.1:{{port}}\", --service, \"{{service}}\", --group, \"{{group}}\", \
+         --center, \"{center}\"]
+        ports: 21000-21099
+        initial: 2
+        stop_after: 3s
+"
+    )
+}
