@@ -11,6 +11,9 @@ pub const LOAD: &str = "load";
 /// Highest load: more than the servers that there may be can take.
 const MAX_LOAD: f64 = 8.0;
 
+/// What both pools of `orders` have in common: the centre starts and ends their servers, and proposes switches.
+const POLICY: &str = "driver: local, scale: true, min: 2, max: 6, hold_ms: 4000, period_ms: 12000, slow_ms: 100";
+
 /// The centre's file. Changes of pools come within seconds here, so that they can be watched; where it matters they
 /// are given minutes.
 pub fn yaml(places: &Places, dir: &Path) -> String {
@@ -34,6 +37,11 @@ scale:
         ports: 21000-21099
         initial: 2
         stop_after: 3s
+pools:
+  every: 1s
+  policies:
+    - {{service: orders, group: idc-a, {POLICY}}}
+    - {{service: orders, group: idc-b, {POLICY}}}
 "
     )
 }
