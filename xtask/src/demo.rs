@@ -199,7 +199,10 @@ impl Demo {
         command.args(["run", "-c"]).arg(&config).env_remove("RUST_BACKTRACE");
         let procs = self.procs("agent")?;
         let agent = Process::start("sockmesh", command, procs.as_ref(), dir.join("agent.log"), &self.guard)?;
-        self.agent.insert(agent).wait_until(signals, || process::answers(places.admin, "/ready"))?;
+        let agent = self.agent.insert(agent);
+        agent.wait_until(signals, || process::answers(places.admin, "/ready"))?;
+        // Callers know nothing of the mesh, so they come when it knows everything.
+        agent.wait_until(signals, || center::is_known(places.admin))?;
 
         for program in programs::callers(&dir, &places, find)? {
             let process = self.spawn(&program, &dir)?;

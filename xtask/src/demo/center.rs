@@ -1,8 +1,8 @@
 //! The demo's governance centre: its file, and what a person does with it first.
 
-use std::path::Path;
+use std::{net::SocketAddr, path::Path};
 
-use super::programs::Places;
+use super::{process, programs::Places};
 
 /// Calls a second of the service `orders` at load 1: two servers of 200 a second each take it easily.
 pub const RATE: f64 = 120.0;
@@ -12,7 +12,15 @@ pub const LOAD: &str = "load";
 const MAX_LOAD: f64 = 8.0;
 
 /// What both pools of `orders` have in common: the centre starts and ends their servers, and proposes switches.
-const POLICY: &str = "driver: local, scale: true, min: 2, max: 6, hold_ms: 4000, period_ms: 12000, slow_ms: 100";
+const POLICY: &str =
+    "driver: local, scale: true, min: 2, max: 6, capacity: 190, hold_ms: 4000, period_ms: 12000, slow_ms: 100";
+
+/// Whether the agent has heard from the centre of every service: of each, an endpoint is in rotation.
+pub fn is_known(admin: SocketAddr) -> bool {
+    let endpoints = process::get(admin, "/endpoints").unwrap_or_default();
+    let known = |service: &str| endpoints.contains(&format!(r#""service":"{service}","direction":"outbound""#));
+    known("web") && known("orders")
+}
 
 /// The centre's file. Changes of pools come within seconds here, so that they can be watched; where it matters they
 /// are given minutes.
