@@ -123,7 +123,7 @@ fn check(options: &str, way: &str) {
     let said = demo.proc.said();
     assert!(status.success(), "{status}\n{said}");
     let counts: Vec<_> = said.lines().filter(|line| line.contains(" calls, ")).collect();
-    let last = &counts[counts.len().saturating_sub(3)..];
+    let last = &counts[counts.len().saturating_sub(4)..];
     assert!(last.iter().all(|line| line.contains(" 0 failed")), "{last:?}");
     demo.left_nothing();
 }
