@@ -6,9 +6,10 @@ use std::{collections::BTreeMap, fmt::Write as _, fs, path::Path, time::Duration
 use host::{Agent, Center, Load, Need, Temp, agent, heavy, lacks, net, target_dir, wait::within};
 use serde_json::Value;
 
-/// Calls take this long, so that one caller makes about 18 a second.
+/// A server whose calls take so long that one caller makes about 18 a second. It starts its agent when it listens, and
+/// serves until that one has ended.
 const SERVER: &str = r#"
-import http.server, sys, time
+import http.server, os, signal, subprocess, sys, threading, time
 class Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     def do_GET(self):
@@ -20,10 +21,14 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.wfile.write(body)
     def log_message(self, *a):
         pass
-http.server.ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
+server = http.server.ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), Handler)
+threading.Thread(target=server.serve_forever, daemon=True).start()
+signal.signal(signal.SIGTERM, lambda *a: None)
+subprocess.Popen(sys.argv[3:]).wait()
+os._exit(0)
 "#;
 
-/// An instance: a server, and the agent that registers it. Ports: where callers dial, then the server's, then the
+/// An instance: a server with its agent, which registers it. Ports: where callers dial, then the server's, then the
 /// agent's own.
 const INSTANCE: &str = r#"
 port=$1 name=$2 center=$3 sockmesh=$4 dir=$5
@@ -37,8 +42,7 @@ registries: {c: {kind: center, ttl: 3s}}
 services:
   - {service: web, group: idc-a, protocol: http, export: 127.0.0.1:$port, local: 127.0.0.1:$((port + 100)), registry: c}
 END
-python3 "$dir/server.py" $((port + 100)) "$name" &
-exec "$sockmesh" run -c "$dir/$port.yaml"
+exec python3 "$dir/server.py" $((port + 100)) "$name" "$sockmesh" run -c "$dir/$port.yaml"
 "#;
 
 fn config(dir: &Path, addr: std::net::SocketAddr) -> String {
@@ -156,6 +160,7 @@ referers:
         let pids = row["instances"].as_array().unwrap().iter().filter_map(|one| one["pid"].as_u64());
         pids.collect::<std::collections::BTreeSet<_>>()
     };
+    let mut curves = [&first, &new].map(|one| (one.clone(), rate(&center, one).into_iter().collect::<Curve>()));
     let before = pids(&center.get("/v1/scale")[0]);
     center.kill9();
     center.again();
@@ -175,8 +180,9 @@ referers:
         (instances(&center).len() < peak).then_some(())
     });
     quiet.stop().all_good(200);
-    let mut curves: Vec<(String, Vec<(u64, f64)>)> = vec![(first.clone(), rate(&center, &first))];
-    curves.push((new.clone(), rate(&center, &new)));
+    for (one, curve) in &mut curves {
+        curve.extend(rate(&center, one));
+    }
     let file = target_dir().join("screenshots/scale-loop.svg");
     fs::create_dir_all(file.parent().unwrap()).unwrap();
     fs::write(&file, picture(&curves)).unwrap();
@@ -187,9 +193,12 @@ referers:
     });
 }
 
+/// Calls a second by time.
+type Curve = BTreeMap<u64, f64>;
+
 /// Calls a second by instance, over time.
-fn picture(curves: &[(String, Vec<(u64, f64)>)]) -> String {
-    let all = || curves.iter().flat_map(|(_, points)| points);
+fn picture(curves: &[(String, Curve)]) -> String {
+    let all = || curves.iter().flat_map(|(_, points)| points.iter().map(|(at, rate)| (*at, *rate)));
     let (from, to) = (all().map(|p| p.0).min().unwrap_or(0), all().map(|p| p.0).max().unwrap_or(1).max(1));
     let most = all().map(|p| p.1).fold(1.0, f64::max);
     let span = (to - from).max(1) as f64;

@@ -3,8 +3,8 @@
 use std::{sync::Arc, time::Duration};
 
 use agent::{
-    kind::{self, BuildCx},
-    registry::{CommandText, KINDS, Provided, Registry, Scope, Standing, Wanted},
+    kind,
+    registry::{BuildCx, CommandText, Provided, Registry, Scope, Standing, Wanted, kinds},
 };
 use model::{Instance, ServiceKey, Snapshot};
 use tokio::{runtime::Runtime, sync::watch, time::timeout};
@@ -24,7 +24,7 @@ impl Kind {
     pub fn new(name: &str, options: &str) -> Self {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let options = serde_json::from_str(options).unwrap_or_else(|e| panic!("{options}: {e}"));
-        let registry = kind::build("registry", KINDS, name, &options, &BuildCx::default()).unwrap();
+        let registry = kind::build("registry", &kinds(), name, &options, &BuildCx::default()).unwrap();
         Self { runtime, registry }
     }
 
