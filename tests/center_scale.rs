@@ -1,7 +1,13 @@
 //! The whole loop: load is turned up, the centre sees it, starts instances, they register themselves, warm up by
 //! weight, and take traffic; and a picture of that.
 
-use std::{collections::BTreeMap, fmt::Write as _, fs, path::Path, time::Duration};
+use std::{
+    collections::BTreeMap,
+    fmt::Write as _,
+    fs,
+    path::Path,
+    time::{Duration, SystemTime},
+};
 
 use host::{Agent, Center, Load, Need, Temp, agent, heavy, lacks, net, target_dir, wait::within};
 use serde_json::Value;
@@ -93,7 +99,9 @@ fn address(row: &Value) -> String {
 }
 
 fn rate(center: &Center, instance: &str) -> Vec<(u64, f64)> {
-    let path = format!("/v1/series?service=web&group=idc-a&instance={instance}");
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_millis() as u64;
+    let (from, asked) = (now - 240_000, "/v1/series?service=web&group=idc-a");
+    let path = format!("{asked}&instance={instance}&from_ms={from}&to_ms={now}&step_ms=2000");
     let series = center.get(&path);
     let at = series["at_ms"].as_array().cloned().unwrap_or_default();
     let rates = series["rate"].as_array().cloned().unwrap_or_default();
