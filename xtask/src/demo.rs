@@ -305,6 +305,13 @@ impl Demo {
                 format!("kill {nginx}"),
                 format!("stop one nginx: no call fails; it is back after {} s", BACK_AFTER.as_secs()),
             ),
+            (
+                format!(
+                    "{agent} switch web --percent 20 --from idc-a --to idc-b --reason try --center {}",
+                    places.center
+                ),
+                "move a fifth; or in the console, with a preview".to_owned(),
+            ),
             (format!("{agent} sockets{with}"), "who is connected to what".to_owned()),
             (format!("{agent} endpoints{with}"), "which endpoints are in rotation".to_owned()),
             (format!("curl -s http://{admin}/metrics"), "what is counted".to_owned()),
