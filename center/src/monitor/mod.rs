@@ -28,7 +28,9 @@ use std::{
     time::Duration,
 };
 
-use model::center::{AgentRow, CapacityPoint, Figures, Graph, GraphEdge, Histogram, Of, Report, Series, Side};
+use model::center::{
+    AgentRow, AgentStatus, CapacityPoint, Figures, Graph, GraphEdge, Histogram, Of, Report, Series, Side,
+};
 use parking_lot::Mutex;
 use serde::Deserialize;
 use tokio::sync::watch;
@@ -326,17 +328,23 @@ impl Monitor {
     pub fn agents(&self) -> Vec<AgentRow> {
         let wanted = self.store.stamp().revision;
         let seen = self.seen.lock();
-        let row = |name: &str, agent: &agents::Seen| AgentRow {
+        // What an agent took it says with every long poll; one that follows nothing says it in its reports, if at all.
+        let status = |name: &str, agent: &agents::Seen| {
+            let taken = self.registry.taken_by(name).max(agent.status.seen);
+            AgentStatus { seen: taken, ..agent.status.clone() }
+        };
+        let row = |name: &str, agent: &agents::Seen, status: AgentStatus| AgentRow {
             agent: name.to_owned(),
-            status: agent.status.clone(),
             heard_ms_ago: u64::try_from(agent.heard.elapsed().as_millis()).unwrap_or(u64::MAX),
             lost: agent.lost(),
             registrations: self.registry.registered_by(name),
             // An agent hears of a revision only when something changes that it follows.
-            wanted_revision: agent.status.seen.revision.min(wanted),
-            applied_revision: agent.status.seen.revision,
+            wanted_revision: status.seen.revision.min(wanted),
+            applied_revision: status.seen.revision,
+            status,
         };
-        let mut rows: Vec<_> = seen.agents.0.iter().map(|(name, agent)| row(name, agent)).collect();
+        let mut rows: Vec<_> =
+            seen.agents.0.iter().map(|(name, agent)| row(name, agent, status(name, agent))).collect();
         drop(seen);
         rows.sort_by(|a, b| a.agent.cmp(&b.agent));
         rows

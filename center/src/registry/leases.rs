@@ -2,7 +2,7 @@
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
-use model::center::HeartbeatAnswer;
+use model::center::{HeartbeatAnswer, Stamp};
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
@@ -34,6 +34,8 @@ struct Lease {
     /// A change of its registrations is being written.
     writing: bool,
     polls: u32,
+    /// The highest stamp that it said it took.
+    taken: Stamp,
     /// Requests it may make at once.
     tokens: f64,
     filled: Instant,
@@ -52,8 +54,8 @@ impl Lease {
     fn new(now: Instant, rate: f64) -> Self {
         let record = AgentRecord::default();
         let tokens = burst(rate);
-        let (lost, writing, polls) = (None, false, 0);
-        Self { record, revision: 0, heard: now, deadline: now, lost, writing, polls, tokens, filled: now }
+        let (lost, writing, polls, taken) = (None, false, 0, Stamp::default());
+        Self { record, revision: 0, heard: now, deadline: now, lost, writing, polls, taken, tokens, filled: now }
     }
 
     fn ttl(&self) -> Duration {
@@ -130,8 +132,8 @@ impl Leases {
         Ok(Writing { all: self.clone(), agent: agent.to_owned() })
     }
 
-    /// A long poll of `agent` begins.
-    pub fn poll(self: &Arc<Self>, agent: &str) -> Result<Polling, Error> {
+    /// A long poll of `agent`, which took `taken`, begins.
+    pub fn poll(self: &Arc<Self>, agent: &str, taken: Stamp) -> Result<Polling, Error> {
         let mut book = self.book.lock();
         let lease = book.entry(agent.to_owned()).or_insert_with(|| Lease::new(Instant::now(), self.rate));
         if lease.polls >= POLLS {
@@ -142,6 +144,7 @@ impl Leases {
             ));
         }
         lease.polls += 1;
+        lease.taken = taken;
         Ok(Polling { all: self.clone(), agent: agent.to_owned() })
     }
 
@@ -162,6 +165,11 @@ impl Leases {
     /// What is kept of `agent`.
     pub fn record(&self, agent: &str) -> AgentRecord {
         self.book.lock().get(agent).map(|lease| lease.record.clone()).unwrap_or_default()
+    }
+
+    /// The highest stamp that it said it took.
+    pub fn taken(&self, agent: &str) -> Stamp {
+        self.book.lock().get(agent).map(|lease| lease.taken).unwrap_or_default()
     }
 
     /// Time since it was heard, where it was.
@@ -370,10 +378,10 @@ mod tests {
         let told = leases.begin("a", 2).err().unwrap().to_string();
         assert!(told.contains("generation above 3"), "{told}");
         drop(leases.begin("a", 3).ok().unwrap());
-        let polls: Vec<_> = (0..POLLS).map(|_| leases.poll("a").ok().unwrap()).collect();
-        assert!(leases.poll("a").is_err());
+        let polls: Vec<_> = (0..POLLS).map(|_| leases.poll("a", Stamp::default()).ok().unwrap()).collect();
+        assert!(leases.poll("a", Stamp::default()).is_err());
         drop(polls);
-        leases.poll("a").ok().unwrap();
+        leases.poll("a", Stamp::default()).ok().unwrap();
     }
 
     #[tokio::test(start_paused = true)]

@@ -166,6 +166,11 @@ impl Registry {
         u32::try_from(self.catalog.count_of_agent(agent)).unwrap_or(u32::MAX)
     }
 
+    /// The highest stamp that an agent said it took from any centre; zero before it followed anything here.
+    pub fn taken_by(&self, agent: &str) -> Stamp {
+        self.leases.taken(agent)
+    }
+
     /// The revision, now and at every change of a registration or of what operators said of one.
     pub fn changes(&self) -> watch::Receiver<u64> {
         self.changed.subscribe()

@@ -60,7 +60,7 @@ impl Registry {
         actor.may_speak_for(&asked.agent)?;
         self.leases.admit(&asked.agent, 1.0)?;
         self.note_ahead(&asked);
-        let _polling = self.leases.poll(&asked.agent)?;
+        let _polling = self.leases.poll(&asked.agent, asked.seen)?;
         let lists = asked.services.iter().map(|watched| Topic::list(&watched.key));
         let texts = asked.commands.iter().map(|watched| Topic::Text(watched.scope.clone()));
         // Before the first look, so that no change falls between.

@@ -300,5 +300,6 @@ async fn an_agent_that_took_more_than_this_centre_has_is_noticed() {
     asked.seen = Stamp { epoch: 3, revision: 900 };
     let pieces = registry.sync(&operator(), asked).await.unwrap();
     assert!(!pieces.stamp.follows(Stamp { epoch: 3, revision: 900 }));
+    assert_eq!(registry.taken_by("w"), Stamp { epoch: 3, revision: 900 });
     assert_eq!(registry.ahead(), Some(("w".into(), Stamp { epoch: 3, revision: 900 })));
 }
