@@ -68,8 +68,7 @@ impl Rig {
         let timeout = Some(Duration::from_secs(10));
         let config = config::Cluster { timeout, filters, ..config::Cluster::default() };
         let log =
-            agent::metrics::AccessLogWriter::start(Some("/dev/null".into()), 100_000, agent::config::Rotate::Never)
-                .unwrap();
+            agent::metrics::AccessLogWriter::start(Some("/dev/null".into()), 100_000, config::Rotate::Never).unwrap();
         let access_log = Some(Arc::new(log));
         let cx = BuildCx { application: Text::from_static("bench"), access_log, ..BuildCx::default() };
         let cluster = Cluster::build(Parts {
