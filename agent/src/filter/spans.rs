@@ -433,7 +433,7 @@ mod tests {
             ("{propagate: []}", "propagate"),
             ("{export: {}}", "export"),
             ("{export: {otlp: 'http://a', zipkin: 'http://b'}}", "export"),
-            ("{export: {otlp: 'https://a'}}", "https://a"),
+            ("{export: {otlp: 'ftp://a'}}", "ftp://a"),
         ] {
             let options: Value = serde_yaml::from_str(wrong).unwrap();
             let error = build(&options, &BuildCx::default()).err().unwrap().to_string();

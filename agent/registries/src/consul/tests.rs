@@ -209,7 +209,7 @@ fn says_what_is_wrong_with_its_options() {
         format!("{:#}", built.err().unwrap())
     };
     assert!(told("{adress: x}").contains("unknown field `adress`"));
-    assert!(told("{address: 'https://x'}").contains("option `address`: `https://x`"));
+    assert!(told("{address: 'ftp://x'}").contains("option `address`: `ftp://x`"));
     assert!(told("{ttl: '10'}").contains("ttl: `10` has no unit"));
     assert!(told("{ttl: 10ms}").contains("too short"));
     assert!(told("{layout: java}").contains("unknown variant `java`"));
