@@ -25,7 +25,7 @@ use self::{
 };
 
 /// Most that a wait may last before the run counts as failed.
-const PATIENCE: Duration = Duration::from_secs(120);
+const PATIENCE: Duration = Duration::from_secs(600);
 
 struct Row {
     what: String,
