@@ -7,13 +7,37 @@ import { Icon } from './icons.js';
 /// Rows that are put into the page at first; twice as many each time the end comes near.
 const PORTION = 120;
 
+/// Rows by their elements, told when they come into view.
+const shownRows = new WeakMap();
+const viewed = new IntersectionObserver((seen) => {
+  for (const { target, isIntersecting } of seen) shownRows.get(target)?.view(isIntersecting);
+}, { rootMargin: '200px' });
+
 class Row extends Component {
+  componentDidMount() {
+    shownRows.set(this.base, this);
+    viewed.observe(this.base);
+  }
+
+  componentWillUnmount() {
+    viewed.unobserve(this.base);
+  }
+
+  view(seen) {
+    this.seen = seen;
+    if (seen && this.late) this.forceUpdate();
+  }
+
   shouldComponentUpdate(next) {
-    return next.row !== this.props.row || next.extra !== this.props.extra || next.columns !== this.props.columns
-      || next.open !== this.props.open || next.tone !== this.props.tone;
+    if (next.row !== this.props.row || next.columns !== this.props.columns || next.open !== this.props.open || next.tone !== this.props.tone) return true;
+    if (next.extra === this.props.extra) return false;
+    // A thousand rows move every second, and forty are looked at.
+    this.late = this.seen === false;
+    return !this.late;
   }
 
   render({ row, extra, columns, tone, open }) {
+    this.late = false;
     return html`<tr class=${tone}>${columns.map((column, i) => {
       const cell = column.cell(row, extra, open);
       const kind = column.right ? 'right' : column.wrap ? 'wrap' : '';

@@ -347,7 +347,7 @@ export const zh = {
   'No load has been seen yet that tells': '还没有足以判断的负载',
   'unknown': '未知',
   'Scale {name}': '扩缩容 {name}',
-  'No driver is named in the policy of this pool, so the centre cannot start instances of it. Name one (process, kubernetes, webhook) in its policy.': '此服务池的策略没有指定驱动，治理中心无法启动其实例。请在策略中指定驱动（process、kubernetes、webhook）。',
+  'No driver is named in the policy of this pool, so the centre cannot start instances of it. Name one of the centre’s file in its policy.': '此服务池的策略没有指定驱动，治理中心无法启动其实例。请在策略中指定中心配置文件里的驱动。',
   '{name} shall have {n} instances': '{name} 将有 {n} 个实例',
   'Scale': '扩缩容',
   'Between {min} and {max}, by the driver {driver}': '{min} 到 {max} 之间，由驱动 {driver} 执行',
@@ -583,4 +583,5 @@ export const zh = {
   'operator': '操作员',
   'admin': '管理员',
   'p50 ms': 'p50 毫秒',
+  'By its name in the centre’s file; empty: none': '中心配置文件中的名称；留空：无',
 };

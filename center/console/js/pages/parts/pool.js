@@ -25,7 +25,7 @@ export function Scale({ pool, onClose, reload }) {
   const row = rows.data?.find((r) => r.service === service && r.group === group);
   if (!policy.driver) {
     return html`<${Ask} title=${t('Scale {name}', { name: `${group}/${service}` })} verb=${t('Policy…')} act=${async () => {}} onClose=${onClose}>
-      ${() => html`<p>${t('No driver is named in the policy of this pool, so the centre cannot start instances of it. Name one (process, kubernetes, webhook) in its policy.')}</p>`}</${Ask}>`;
+      ${() => html`<p>${t('No driver is named in the policy of this pool, so the centre cannot start instances of it. Name one of the centre’s file in its policy.')}</p>`}</${Ask}>`;
   }
   const act = async (values) => {
     await post('v1/scale', { service, group, size: Number(values.size), reason: values.reason });
@@ -63,7 +63,7 @@ export function Policy({ pool, onClose, reload }) {
     { name: 'period_s', label: t('At most one change within, s'), kind: 'number', step: 'any', value: p.period_ms / 1000 },
     { name: 'switch', label: t('The centre may switch by itself'), kind: 'check', value: p.switch },
     { name: 'scale', label: t('The centre may scale by itself'), kind: 'check', value: p.scale },
-    { name: 'driver', label: t('Driver of scaling'), kind: 'select', value: p.driver, options: [['', t('none')], 'process', 'kubernetes', 'webhook'] },
+    { name: 'driver', label: t('Driver of scaling'), value: p.driver, hint: t('By its name in the centre’s file; empty: none') },
     { name: 'options', label: t('Options of the driver, JSON'), kind: 'area', value: p.options ? JSON.stringify(p.options, null, 1) : '' },
   ]} />`;
 }
