@@ -11,6 +11,7 @@ mod center_registry;
 mod center_scale;
 mod cli;
 mod commands;
+mod console;
 mod demo;
 mod dns;
 mod docs;

@@ -10,6 +10,7 @@
 
 pub mod agent;
 pub mod backend;
+pub mod browser;
 pub mod caller;
 pub mod carbon;
 pub mod center;

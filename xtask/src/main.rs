@@ -11,6 +11,7 @@ mod kernels;
 mod lint;
 mod packages;
 mod peers;
+mod screenshots;
 mod sh;
 mod soak;
 mod sys;
@@ -56,6 +57,8 @@ enum Verb {
     Build,
     /// Measures the ways through the mesh beside plain loopback, or runs the benchmark that is named
     Bench(bench::Options),
+    /// Takes the console's pictures in docs/img again, with its tests
+    Screenshots,
     /// Boots other kernels in virtual machines and tries there what the mesh does with them
     Kernels(kernels::Options),
     /// Checks the import table and the other rules of this repository
@@ -88,6 +91,7 @@ fn main() -> ExitCode {
             println!("built {} {how} eBPF capture", build::agent().display());
         }),
         Verb::Bench(options) => bench::run(&options),
+        Verb::Screenshots => screenshots::run(),
         Verb::Kernels(options) => kernels::run(&options),
         Verb::Lint { write } => if write { lint::write_table() } else { Ok(()) }.and_then(|()| lint::run()),
         Verb::Ci => ci::run(),

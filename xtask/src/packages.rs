@@ -39,6 +39,8 @@ pub const PROGRAMS: &[(&str, &[&str])] = &[
     ("etcd", &["etcd-server"]),
     ("faketime", &["faketime"]),
     ("carbon-cache", &["graphite-carbon"]),
+    ("chromium", &["chromium"]),
+    ("chromedriver", &["chromium-driver"]),
     ("whisper-fetch", &["graphite-carbon", "python3-whisper"]),
 ];
 

@@ -31,6 +31,8 @@ const PROGRAMS: &[&str] = &[
     "faketime",
     "carbon-cache",
     "whisper-fetch",
+    "chromium",
+    "chromedriver",
 ];
 
 /// Compiling everything on two cores is most of it.
