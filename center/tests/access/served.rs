@@ -154,7 +154,8 @@ impl Served {
             let mut buffer = [0; 16 << 10];
             while let Ok(n @ 1..) = io.read(&mut buffer).await {
                 all.extend_from_slice(&buffer[..n]);
-                if all.windows(17).any(|part| part == b"text/event-stream") {
+                // In the head: the description of the API has the words, too.
+                if all.windows(31).any(|part| part == b"content-type: text/event-stream") {
                     break;
                 }
             }
