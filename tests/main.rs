@@ -7,6 +7,7 @@ mod capture;
 mod center_capacity;
 mod center_cli;
 mod center_commands;
+mod center_figures;
 mod center_registry;
 mod center_scale;
 mod cli;

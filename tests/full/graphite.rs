@@ -3,15 +3,16 @@
 use std::net::SocketAddr;
 
 use host::{
-    Agent, Cmd, Need, Temp,
+    Agent, Center, Cmd, Need, Temp,
     agent::Settings,
     carbon::Carbon,
     free_port, http, lacks,
     motan::{self, Client, Frame},
     need::peer,
     program::Server,
-    until,
+    until, until_some,
 };
+use rustix::process::Signal;
 use serde_json::Value;
 
 const SERVICE: &str = "com.example.Echo";
@@ -87,5 +88,56 @@ fn graphite_api_renders_what_was_called() {
     for figure in ["count", "rate", "success", "mean", "p50", "p999", "slow"] {
         assert!(found.contains(&format!("\"{figure}\"")), "{figure}: {found}");
     }
+    assert!(agent.is_ready());
+}
+
+#[test]
+fn graphite_api_is_read_by_a_centre_that_goes_on_without_it() {
+    if lacks(&[Need::Peer("graphite-api"), Need::Program("carbon-cache")]) {
+        return;
+    }
+    let carbon = Carbon::start();
+    let mut api = graphite_api(&carbon);
+    let center = Center::start(&format!(
+        "monitor: {{sources: [{{kind: graphite, options: {{address: 'http://{}', timeout: 2s}}}}]}}\n",
+        api.addr()
+    ));
+    let server = motan::server(|request| Some(request.answer(&request.body)));
+    let to = SocketAddr::from(([127, 0, 0, 1], free_port()));
+    let top = format!(
+        "application: shop\ncenter: {{address: '{}', report: 500ms}}\ngraphite:\n  - {{address: \"{}\", interval: 2s}}\n",
+        center.addr(),
+        carbon.addr()
+    );
+    let referer =
+        format!("{{service: {SERVICE}, group: idc-a, protocol: motan2, listen: {to}, endpoints: [{}]}}", server.addr());
+    let agent = Agent::with(&Settings { top: &top, ..Settings::default() }, &format!("referers:\n  - {referer}\n"));
+    let ask = |more: &str| center.get(&format!("/v1/series?service={SERVICE}&group=idc-a&step_ms=5000{more}"));
+    let known =
+        |series: &Value, column: &str| series[column].as_array().unwrap().iter().any(|v| v.as_f64() > Some(0.0));
+
+    let mut client = Client::open(to).unwrap();
+    let read = until_some("graphite tells of calls", || {
+        for _ in 0..20 {
+            client.call(Frame::call(SERVICE, "echo", "x")).unwrap();
+        }
+        let series = ask("");
+        (series["source"] == "graphite" && known(&series, "rate") && known(&series, "mean_ms")).then_some(series)
+    });
+    for column in ["success", "p50_ms", "p99_ms", "p999_ms"] {
+        assert!(known(&read, column), "{column}: {read}");
+    }
+    assert_eq!(ask("&caller=shop")["source"], "graphite");
+    assert!(ask("&caller=nobody")["source"].as_str().unwrap().contains("nothing of that name"));
+
+    // Hung, then gone: agents tell, and why is said.
+    api.proc.signal(Signal::STOP);
+    let hung = ask("");
+    assert!(hung["source"].as_str().unwrap().contains("no answer within 2s") && known(&hung, "rate"), "{hung}");
+    api.proc.signal(Signal::CONT);
+    until("it is asked again", || ask("")["source"] == "graphite");
+    api.proc.signal(Signal::KILL);
+    api.proc.wait();
+    assert!(ask("")["source"].as_str().unwrap().starts_with("agents (graphite: "));
     assert!(agent.is_ready());
 }

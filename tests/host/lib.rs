@@ -27,6 +27,7 @@ pub mod nacos;
 pub mod need;
 pub mod net;
 pub mod program;
+pub mod prometheus;
 pub mod temp;
 pub mod wait;
 pub mod zipkin;

@@ -42,6 +42,7 @@ pub const PROGRAMS: &[(&str, &[&str])] = &[
     ("chromium", &["chromium"]),
     ("chromedriver", &["chromium-driver"]),
     ("whisper-fetch", &["graphite-carbon", "python3-whisper"]),
+    ("prometheus", &["prometheus"]),
 ];
 
 /// Time for one call of apt: a slow mirror and a large package (a JDK) included.

@@ -33,6 +33,7 @@ const PROGRAMS: &[&str] = &[
     "whisper-fetch",
     "chromium",
     "chromedriver",
+    "prometheus",
 ];
 
 /// Compiling everything on two cores is most of it.
