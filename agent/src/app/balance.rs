@@ -8,6 +8,7 @@ use std::{
 };
 
 use ebpf_common::balance::Use;
+use model::share::{self, Member};
 
 use super::{mesh::Mesh, plan::ClusterId};
 use crate::{
@@ -15,12 +16,15 @@ use crate::{
         Capture,
         balance::{Straight, Weighted},
     },
-    cluster::Cluster,
+    cluster::{Cluster, Steering},
     endpoint::Endpoint,
 };
 
 /// Beats between two looks at the counters.
 const BEATS_PER_LOOK: u32 = 5;
+
+/// Weight that stands for all calls.
+const WHOLE: u32 = 1_000_000;
 
 /// What was counted before, so that only what is new is entered.
 #[derive(Default)]
@@ -57,9 +61,23 @@ struct Unsent {
 /// `service` with the endpoints that `cluster` has now.
 pub(super) fn with_endpoints(service: &Straight, cluster: &Cluster) -> Straight {
     let set = cluster.endpoints();
-    let weighted = |e: &Arc<Endpoint>| Weighted { addr: e.addr, weight: e.weight, available: e.health.is_available() };
-    let endpoints = (set.revision > 0).then(|| set.endpoints.iter().map(weighted).collect());
+    let weights = weights(&set.endpoints, &cluster.steering());
+    let weighted =
+        |(e, weight): (&Arc<Endpoint>, u32)| Weighted { addr: e.addr, weight, available: e.health.is_available() };
+    let endpoints = (set.revision > 0).then(|| set.endpoints.iter().zip(weights).map(weighted).collect());
     Straight { endpoints, ..service.clone() }
+}
+
+/// What the kernel deals by: the endpoints' own weights, or, when a command deals calls to groups or tries a version,
+/// the shares that this comes to. Headers are not seen there.
+fn weights(endpoints: &[Arc<Endpoint>], steering: &Steering) -> Vec<u32> {
+    if share::shares(&steering.groups).is_none() && steering.canary.is_none() {
+        return endpoints.iter().map(|e| e.weight).collect();
+    }
+    let members: Vec<_> =
+        endpoints.iter().map(|e| Member { group: &e.group, version: &e.version, weight: e.weight }).collect();
+    let loads = share::loads(&steering.groups, steering.canary.as_ref(), &members);
+    loads.into_iter().map(|load| (load * f64::from(WHOLE)).round() as u32).collect()
 }
 
 impl Books {
@@ -183,5 +201,31 @@ impl Mesh {
             self.cluster(id).map_or_else(|| service.clone(), |cluster| with_endpoints(service, cluster))
         };
         self.straight.iter().map(now).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use model::command::{Canary, group_shares};
+
+    use super::*;
+    use crate::lb::testing::endpoints_with;
+
+    #[test]
+    fn the_kernel_deals_by_what_commands_come_to() {
+        let endpoints = endpoints_with(4, |i, e| {
+            e.group = if i < 3 { "a" } else { "b" }.into();
+            e.version = if i == 2 { "2" } else { "1" }.into();
+            e.weight = if i == 0 { 20 } else { 10 };
+        });
+        let weights = |steering: &Steering| super::weights(&endpoints, steering);
+        assert_eq!(weights(&Steering::default()), [20, 10, 10, 10]);
+        let mixed = Steering { groups: group_shares(["a", "b"]), ..Steering::default() };
+        assert_eq!(weights(&mixed), [20, 10, 10, 10]);
+        let shared = Steering { groups: group_shares(["a:80", "b:20"]), ..Steering::default() };
+        assert_eq!(weights(&shared), [400_000, 200_000, 200_000, 200_000]);
+        let canary = Canary { version: "2".into(), percent: 10, ..Canary::default() };
+        let tried = Steering { canary: Some(canary), ..shared };
+        assert_eq!(weights(&tried), [480_000, 240_000, 80_000, 200_000]);
     }
 }

@@ -281,7 +281,13 @@ impl Commands {
         let mut scopes: BTreeSet<String> = self.site.keys().into_iter().map(|key| key.group).collect();
         scopes.extend(open.values().flat_map(|kept| kept.scopes.iter().cloned()));
         scopes.remove("");
+        let publisher = self.publisher.load_full();
         for group in scopes {
+            let has_layer = open.values().any(|kept| kept.in_force() && kept.scopes.contains(&group));
+            if !has_layer && self.site.text(&scope(&group)).1.is_none() {
+                publisher.set(&group, None);
+                continue;
+            }
             // One that is ill must not keep the others from being put right.
             match self.bring(std::slice::from_ref(&group), &open, None).await {
                 Ok(changes) if changes.is_empty() => {}

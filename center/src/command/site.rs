@@ -45,9 +45,8 @@ pub(super) struct Parts {
 impl Site for Parts {
     fn keys(&self) -> Vec<ServiceKey> {
         let mut keys = self.registry.keys();
-        let seen =
-            self.monitor.graph().nodes.into_iter().filter(|node| node.kind == "service" && !node.name.is_empty());
-        keys.extend(seen.map(|n| ServiceKey { service: n.name, group: n.group, version: String::new() }));
+        let seen = self.monitor.services().into_iter();
+        keys.extend(seen.map(|(service, group)| ServiceKey { service, group, version: String::new() }));
         keys.sort_unstable();
         keys.dedup();
         keys
