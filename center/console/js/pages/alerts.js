@@ -46,7 +46,7 @@ function Raised({ id, rule }) {
     const band = (alert.band ?? []).map(([low, high]) => [times(low), times(high)]);
     const known = values.concat(band.flat(), lines.map((l) => l.value)).filter((v) => v !== null);
     const least = known.length > 0 ? Math.min(...known) : 0;
-    return html`${s && name && html`<div class="panel"><${Plot} title=${t(name)} unit=${about(alert.of)} times=${s.at_ms} format=${shown} marks=${since} lines=${lines} floor=${figure === 'success' ? Math.max(0, least - (100 - least) * 0.2) : 0}
+    return html`${s && name && html`<div class="panel"><${Plot} title=${t(name)} unit=${about(alert.of)} times=${s.at_ms} from=${s.at_ms[0] - 60_000} to=${s.at_ms.at(-1)} format=${shown} marks=${since} lines=${lines} floor=${figure === 'success' ? Math.max(0, least - (100 - least) * 0.2) : 0}
         ceiling=${figure === 'success' ? 100 : undefined} band=${band.length === s.at_ms.length ? band : undefined} sync=${id} series=${[{ label: t('seen'), color: 0, values }]} /></div>`}
       <dl class="pairs"><dt>${t('Rule')}</dt><dd>${alert.rule}${c && html`: ${when(c)}`}</dd>
         ${alert.told.map(([where, answer]) => html`<dt>${t('Told')}</dt><dd>${where} <span class="faint">${answer}</span></dd>`)}</dl>`;

@@ -8,7 +8,8 @@ import { now, useData } from '../../live.js';
 import { Plot } from '../../plot.js';
 import { Problem } from '../../ui.js';
 
-export const SPANS = [['5m', '5 min', 300_000], ['15m', '15 min', 900_000], ['1h', '1 h', 3_600_000], ['6h', '6 h', 21_600_000], ['24h', '24 h', 86_400_000]];
+/// A little less than five minutes: so far back the centre keeps windows of two seconds.
+export const SPANS = [['5m', '5 min', 290_000], ['15m', '15 min', 900_000], ['1h', '1 h', 3_600_000], ['6h', '6 h', 21_600_000], ['24h', '24 h', 86_400_000]];
 /// Groups that are drawn; more would be a ball of wool.
 const GROUPS = 6;
 
