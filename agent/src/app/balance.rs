@@ -218,7 +218,7 @@ mod tests {
             e.version = if i == 2 { "2" } else { "1" }.into();
             e.weight = if i == 0 { 20 } else { 10 };
         });
-        let weights = |steering: &Steering| super::weights(&endpoints, steering);
+        let weights = |steering: &Steering| weights(&endpoints, steering);
         assert_eq!(weights(&Steering::default()), [20, 10, 10, 10]);
         let mixed = Steering { groups: group_shares(["a", "b"]), ..Steering::default() };
         assert_eq!(weights(&mixed), [20, 10, 10, 10]);

@@ -350,9 +350,9 @@ pub struct Event {
 pub struct StoreStatus {
     /// `embedded`, `etcd` or `memory`.
     pub kind: String,
-    /// See [`Stamp`](super::Stamp).
+    /// See [`Stamp`].
     pub epoch: u64,
-    /// See [`Stamp`](super::Stamp).
+    /// See [`Stamp`].
     pub revision: u64,
     /// Whether this centre leads: gives commands' steps, decides, scales, alerts.
     pub leads: bool,
