@@ -1,6 +1,6 @@
 //! What policy decides: moving traffic away from pools above their line and back again, growing and shrinking them.
 //!
-//! Each look goes over all services: [`plan`] says what to do, this does it, one thing at a time for each service. That
+//! Each look goes over all services: `plan` says what to do, this does it, one thing at a time for each service. That
 //! a pool is changed is kept before it is changed, so that a centre that takes over knows.
 
 mod api;
