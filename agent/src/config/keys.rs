@@ -364,7 +364,7 @@ pub(crate) const CENTER: Section = Section {
             "address",
             "`HOST:PORT` or a list of them",
             Required,
-            "Where centres listen. Each of them is told what this agent counts; without a port it is 7480.",
+            "Where centres listen, with `https://` before it for TLS (with the certificates that the host trusts, or those of the file that the environment variable `SSL_CERT_FILE` names). Each of them is told what this agent counts; without a port it is 7480.",
         ),
         key("token", "text", Says("none"), "Proves to the centre who this agent is."),
         key("token_file", "path", Says("none"), "File that holds the token, instead of `token`."),

@@ -274,7 +274,8 @@ impl Decider {
             // Pools that are gone are forgotten once their period is over: they may come back.
             let day = Duration::from_secs(24 * 3600);
             let gone = |name: &(String, String)| keys.binary_search(name).is_err();
-            let old = |s: &Standing| !s.busy && s.changed.is_none_or(|at| at.elapsed() > day);
+            let waits = |s: &Standing| s.busy || s.retry.is_some_and(|retry| Instant::now() < retry);
+            let old = |s: &Standing| !waits(s) && s.changed.is_none_or(|at| at.elapsed() > day);
             self.standings.lock().retain(|name, standing| !gone(name) || !old(standing));
         }
         self.raise(&policies, &keys, epoch);
