@@ -131,8 +131,10 @@ fn center_reads_prometheus_and_goes_on_without_it() {
     for column in ["success", "mean_ms", "p50_ms", "p999_ms", "slow"] {
         assert!(read[column].as_array().unwrap().iter().any(|value| !value.is_null()), "{column}: {read}");
     }
-    let instance = center.get(&format!("/v1/series?service={SERVICE}&instance={}", site.server.addr()));
-    assert_eq!(instance["source"], "prometheus", "{instance}");
+    until("prometheus tells of the instance", || {
+        site.call("echo", 20);
+        series(&center, &format!("&instance={}", site.server.addr()))["source"] == "prometheus"
+    });
     // Callers it does not know; agents do.
     let caller = until_some("agents tell of callers", || {
         site.call("echo", 20);

@@ -54,7 +54,9 @@ fn docs_show_configurations_that_are_accepted() {
 fn docs_samples_are_accepted() {
     let mut samples = Vec::new();
     files(&top_dir().join("deploy"), &["yaml", "yml"], &mut samples);
-    for sample in samples.iter().filter(|s| !s.ends_with("nodes.yaml")) {
+    // The centre reads its own.
+    let center = top_dir().join("deploy/center");
+    for sample in samples.iter().filter(|s| !s.ends_with("nodes.yaml") && !s.starts_with(&center)) {
         let said = sockmesh("config").arg(sample.display()).run();
         assert!(said.status.success(), "{}:\n{}{}", sample.display(), said.out, said.err);
     }

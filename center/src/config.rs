@@ -131,4 +131,15 @@ mod tests {
         assert_eq!(read("etcd://a:1,b/x/y"), Ok(StoreChoice { kind: "etcd".into(), options }));
         assert!(read("etcd:///x").unwrap_err().contains("names no host"));
     }
+
+    #[test]
+    fn the_sample_is_read_and_mistakes_are_named() {
+        let sample = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/center/center.yaml");
+        assert_eq!(Config::load(&sample).unwrap().listen, Config::default().listen);
+        let wrong = std::env::temp_dir().join(format!("sockmesh-center-{}.yaml", std::process::id()));
+        std::fs::write(&wrong, "listn: 127.0.0.1:1\n").unwrap();
+        let told = format!("{:#}", Config::load(&wrong).unwrap_err());
+        std::fs::remove_file(&wrong).unwrap();
+        assert!(told.contains("listn") && told.contains(&*wrong.to_string_lossy()), "{told}");
+    }
 }

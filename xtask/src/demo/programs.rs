@@ -310,7 +310,7 @@ mod tests {
     fn the_configuration_follows_the_way_of_capture() {
         let ebpf = places(Some("/sys/fs/cgroup/x/callers".into())).yaml("demo");
         assert!(ebpf.contains("  enroll: [{cgroup: \"/sys/fs/cgroup/x/callers\"}]\n"), "{ebpf}");
-        assert!(ebpf.contains("    address: 240.0.0.1:80\n    endpoints:\n"), "{ebpf}");
+        assert!(ebpf.contains("    address: 240.0.0.1:80\n    registry: center\n"), "{ebpf}");
         let port = places(None);
         let yaml = port.yaml("demo");
         assert!(yaml.contains("capture: port\n"), "{yaml}");
