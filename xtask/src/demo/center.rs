@@ -17,7 +17,8 @@ const POLICY: &str =
 
 /// Whether the agent has heard from the centre of every service: of each, an endpoint is in rotation.
 pub fn is_known(admin: SocketAddr) -> bool {
-    let endpoints = process::get(admin, "/endpoints").unwrap_or_default();
+    let mut endpoints = process::get(admin, "/endpoints").unwrap_or_default();
+    endpoints.retain(|c| !c.is_whitespace());
     let known = |service: &str| endpoints.contains(&format!(r#""service":"{service}","direction":"outbound""#));
     known("web") && known("orders")
 }
