@@ -130,9 +130,13 @@ struct Accounts {
 impl Accounts {
     async fn open(config: &Config) -> anyhow::Result<Self> {
         let cx = store::BuildCx { data: config.data.clone(), name: format!("{}-accounts", config.name), passing: true };
-        let store = kind::build("store", store::KINDS, &config.store.kind, &config.store.options, &cx).context(
-            "accounts of a running centre are changed by its console or API (POST /v1/users, POST /v1/tokens)",
-        )?;
+        let built = kind::build("store", store::KINDS, &config.store.kind, &config.store.options, &cx);
+        let store = built.map_err(|error| match store::in_use(&config.data) {
+            true => error.context(
+                "accounts of a running centre are changed by its console or API (POST /v1/users, POST /v1/tokens)",
+            ),
+            false => error,
+        })?;
         let auth = Auth::new(&config.api, config.auth.clone(), store.clone(), Audit::new(store));
         auth.load().await?;
         let actor = Actor { name: "command line".to_owned(), ..Actor::anyone(String::new()) };

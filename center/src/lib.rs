@@ -37,4 +37,5 @@ pub mod serve;
 pub mod demo;
 
 pub mod clock;
+mod database;
 pub mod fetch;

@@ -4,6 +4,7 @@ use std::{
     io::{IsTerminal, Write},
     net::SocketAddr,
     path::PathBuf,
+    pin::pin,
     process::ExitCode,
 };
 
@@ -101,13 +102,18 @@ fn run(flags: Flags) -> anyhow::Result<()> {
         let listener = TcpListener::bind(listen)
             .await
             .with_context(|| format!("cannot listen on {listen}; is a centre running there? Choose with --listen"))?;
-        let center = Center::build(config).await?;
+        // Before anything is opened: an end asked for while it starts is a clean one, too.
         let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-        let stop = async move {
+        let mut stop = pin!(async move {
             tokio::select! {
                 _ = term.recv() => {}
                 _ = int.recv() => {}
             }
+        });
+        let center = tokio::select! {
+            biased;
+            built = Center::build(config) => built?,
+            () = &mut stop => return Ok(()),
         };
         center.serve(listener, stop).await
     })

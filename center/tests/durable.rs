@@ -166,6 +166,22 @@ async fn nothing_acknowledged_is_lost_to_sigkill() {
     assert!(written > rounds as u64);
 }
 
+#[test]
+fn a_store_killed_in_its_first_moments_can_be_opened() {
+    let rounds = rounds(20, 200);
+    let mut random = fastrand::Rng::with_seed(7);
+    for round in 0..rounds {
+        let (dir, said) = (Temp::new("first"), Arc::default());
+        let mut writing = start(&dir.0, &said);
+        // Not a synchronisation: the moment of the kill.
+        std::thread::park_timeout(Duration::from_micros(random.u64(0..40_000)));
+        writing.child.kill().unwrap();
+        writing.child.wait().unwrap();
+        writing.reader.join().unwrap();
+        Embedded::open(&dir.0, "parent").unwrap_or_else(|error| panic!("round {round}: {error:#}"));
+    }
+}
+
 #[tokio::test]
 async fn a_second_process_is_refused_by_name() {
     let (dir, said) = (Temp::new("second"), Arc::default());

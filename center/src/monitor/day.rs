@@ -18,6 +18,7 @@ use super::{
     rows::{PartKind, RowKey},
     slot::Slot,
 };
+use crate::database;
 
 /// Name of the file in the centre's directory.
 const FILE: &str = "figures.redb";
@@ -64,7 +65,7 @@ impl Day {
     pub(super) fn open(directory: &Path, keep_minutes: u32) -> anyhow::Result<Self> {
         let path = directory.join(FILE);
         std::fs::create_dir_all(directory).with_context(|| directory.display().to_string())?;
-        let database = Arc::new(Database::create(&path).with_context(|| path.display().to_string())?);
+        let database = Arc::new(database::open(&path).with_context(|| path.display().to_string())?);
         let write = database.begin_write()?;
         write.open_table(NAMES)?;
         write.open_table(MINUTES)?;

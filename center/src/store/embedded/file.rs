@@ -2,16 +2,18 @@
 
 use std::{
     fs::{self, File},
-    panic::{AssertUnwindSafe, catch_unwind},
     path::Path,
 };
 
 use anyhow::{Context, bail};
 use model::center::Stamp;
-use redb::{Database, DatabaseError, ReadableTable, StorageError, TableDefinition};
+use redb::{Database, DatabaseError, ReadableTable, TableDefinition};
 
 use super::{FILE, lock::Lock};
-use crate::store::{Batch, Entry, Restored, above};
+use crate::{
+    database::open,
+    store::{Batch, Entry, Restored, above},
+};
 
 /// Keys, with the revision of the last change and the value.
 pub(super) const ENTRIES: TableDefinition<'_, &str, (u64, &[u8])> = TableDefinition::new("entries");
@@ -20,18 +22,8 @@ pub(super) const META: TableDefinition<'_, &str, u64> = TableDefinition::new("me
 
 /// What the tables mean. A centre refuses a higher one.
 pub(super) const LAYOUT: u64 = 1;
-/// Pages kept in memory. Everything that is asked for often stands in memory already.
-const CACHE_BYTES: usize = 32 << 20;
-
 /// Opens the database; called again after an error of the disk.
 pub(super) type Opener = Box<dyn Fn() -> Result<Database, DatabaseError> + Send>;
-
-/// Opens or creates the file at `path`.
-pub(super) fn open(path: &Path) -> Result<Database, DatabaseError> {
-    // What others than a crash did to the file may make it panic.
-    let opened = catch_unwind(AssertUnwindSafe(|| Database::builder().set_cache_size(CACHE_BYTES).create(path)));
-    opened.unwrap_or_else(|_| Err(StorageError::Corrupted("the file is not what was written".to_owned()).into()))
-}
 
 /// Where the database stands.
 pub(super) fn stamp_of(meta: &impl ReadableTable<&'static str, u64>) -> Result<Stamp, redb::Error> {

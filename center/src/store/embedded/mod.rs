@@ -35,6 +35,7 @@ use self::{
     writer::{Shared, Writer},
 };
 use super::{Batch, BuildCx, Entry, Leadership, Store, StoreError};
+use crate::database;
 
 /// Name of the database in the directory.
 const FILE: &str = "center.redb";
@@ -75,7 +76,7 @@ impl Embedded {
             .with_context(|| format!("cannot make the directory {}; choose another with --data", dir.display()))?;
         let lock = Lock::take(dir)?;
         let path = dir.join(FILE);
-        let opener = Box::new(move || file::open(&path));
+        let opener = Box::new(move || database::open(&path));
         Self::start(opener, lock, dir.to_owned(), name)
     }
 
