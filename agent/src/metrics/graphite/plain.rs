@@ -32,18 +32,27 @@ struct Plain {
     prefix: String,
     queue: Arc<Queue>,
     carrier: AbortHandle,
+    /// Seconds that the last interval was stamped with.
+    stamped: u64,
 }
 
 pub(super) fn build(target: &Arc<Target>, source: &Arc<Source>) -> Box<dyn Form> {
     let queue = Arc::new(Queue::new(target.config.queue));
     let carrier = tokio::spawn(carry(target.clone(), queue.clone())).abort_handle();
-    Box::new(Plain { target: target.clone(), prefix: prefix(&target.config.prefix, source), queue, carrier })
+    Box::new(Plain {
+        target: target.clone(),
+        prefix: prefix(&target.config.prefix, source),
+        queue,
+        carrier,
+        stamped: 0,
+    })
 }
 
 impl Form for Plain {
     fn take(&mut self, rows: &[Row], lasted: Duration) {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-        let dropped = self.queue.push(lines(&self.prefix, rows, lasted, now));
+        self.stamped = stamp(now, self.stamped, lasted, self.target.config.interval);
+        let dropped = self.queue.push(lines(&self.prefix, rows, lasted, self.stamped));
         if dropped > 0 {
             self.target.dropped.fetch_add(dropped as u64, Relaxed);
         }
@@ -78,6 +87,14 @@ fn part(text: &str) -> String {
         text.chars().map(|c| if c.is_ascii_alphanumeric() || matches!(c, '-' | '_') { c } else { '_' }).collect();
     part.truncate(PART_BYTES);
     part
+}
+
+/// The second that an interval of length `lasted` is told under. Carbon keeps one value for each interval: one that was
+/// cut short by the agent's end is told under the second at which it would have been over, lest it replace the whole
+/// one before it.
+fn stamp(now: u64, before: u64, lasted: Duration, interval: Duration) -> u64 {
+    // A clock that was set back is followed.
+    if lasted < interval && now >= before { now.max(before + interval.as_secs()) } else { now }
 }
 
 /// All lines of an interval. Rows whose names come out the same are added up.
@@ -188,6 +205,17 @@ mod tests {
             assert_eq!(words.len(), 3, "{line}");
             assert!(words[1].parse::<f64>().is_ok() && words[2] == "1234", "{line}");
         }
+    }
+
+    #[test]
+    fn an_interval_cut_short_never_replaces_the_one_before() {
+        let (whole, cut) = (Duration::from_secs(10), Duration::from_secs(3));
+        assert_eq!(stamp(1010, 1000, whole, whole), 1010, "each whole one has the time at which it ended");
+        assert_eq!(stamp(1003, 1000, cut, whole), 1010);
+        assert_eq!(stamp(1003, 0, cut, whole), 1003, "there was none before");
+        assert_eq!(stamp(500, 1000, cut, whole), 500, "a clock that was set back");
+        let short = Duration::from_millis(100);
+        assert_eq!(stamp(1000, 1000, short / 2, short), 1000);
     }
 
     #[test]
