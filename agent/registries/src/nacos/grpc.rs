@@ -13,26 +13,20 @@ use futures_util::future::BoxFuture;
 use model::{ServiceKey, Snapshot};
 use serde::Deserialize;
 use serde_json::{Value, json};
-use tokio::{
-    sync::{broadcast::error::RecvError, watch},
-    time::{sleep, timeout},
-};
+use tokio::{sync::watch, time::timeout};
 use tonic::transport::Endpoint;
 
 use super::{
     GRPC_OFFSET,
-    link::{self, Conn, Push, Servers, State},
+    follow::{List, Text, follow},
+    link::{self, Conn, Servers, State},
     login::Login,
     proto::{NOT_FOUND, Refused},
-    shape::{self, Host, Names, Place, ServiceInfo},
+    shape::{self, Host, Names, Place},
 };
-use crate::{
-    CommandText, Provided, Registry, Scope, Standing, Wanted, followed::Followed, keep, pause::Pause, publish,
-};
+use crate::{CommandText, Provided, Registry, Scope, Standing, Wanted, followed::Followed, keep};
 
-/// Everything is asked for again after this time, whatever was pushed.
-const LOOK_EVERY: Duration = Duration::from_secs(30);
-/// For a registration the same: somebody's hand may have taken it out.
+/// A registration is made anew after this time: somebody's hand may have taken it out.
 const RENEW_EVERY: Duration = Duration::from_secs(20);
 const CONNECT: Duration = Duration::from_secs(3);
 /// How long a registration or a write waits for a connection.
@@ -66,20 +60,21 @@ struct Grpc {
     texts: Followed<Scope, Arc<CommandText>>,
 }
 
-struct Shared {
-    servers: Arc<Servers>,
+/// What all tasks of a registry share.
+pub(super) struct Shared {
+    pub servers: Arc<Servers>,
     link: Followed<(), State>,
 }
 
 impl Shared {
     /// The one connection, opened by the first who needs it and closed after the last.
-    fn link(&self) -> watch::Receiver<State> {
+    pub fn link(&self) -> watch::Receiver<State> {
         let servers = self.servers.clone();
         self.link.join((), State::Down(None), |to| link::run(servers, to))
     }
 
     /// What a request says of a service.
-    fn about(&self, place: &Place) -> Value {
+    pub fn about(&self, place: &Place) -> Value {
         json!({
             "module": "naming", "namespace": self.servers.names.namespace(),
             "serviceName": place.name, "groupName": place.group,
@@ -90,10 +85,31 @@ impl Shared {
     fn config(&self, place: &Place) -> Value {
         json!({"module": "config", "dataId": place.name, "group": place.group, "tenant": self.servers.names.tenant})
     }
+
+    /// A configuration's text, which is `None` when there is none, and its checksum.
+    pub async fn read(&self, conn: &Conn, place: &Place) -> anyhow::Result<(Option<String>, String)> {
+        match conn.call::<Config>("ConfigQueryRequest", &self.config(place)).await {
+            Ok(found) => {
+                let text = found.content.filter(|text| !text.trim().is_empty());
+                Ok((text, found.md5.unwrap_or_default()))
+            }
+            Err(error) if error.downcast_ref::<Refused>().is_some_and(|refused| refused.code == NOT_FOUND) => {
+                Ok((None, String::new()))
+            }
+            Err(error) => Err(error),
+        }
+    }
+}
+
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct Config {
+    content: Option<String>,
+    md5: Option<String>,
 }
 
 /// Waits for a connection; `down` is told each reason why there is none.
-async fn up(link: &mut watch::Receiver<State>, mut down: impl FnMut(&str)) -> Arc<Conn> {
+pub(super) async fn up(link: &mut watch::Receiver<State>, mut down: impl FnMut(&str)) -> Arc<Conn> {
     loop {
         match &*link.borrow_and_update() {
             State::Up(conn) => return conn.clone(),
@@ -115,174 +131,17 @@ async fn up_soon(link: &mut watch::Receiver<State>) -> anyhow::Result<Arc<Conn>>
 }
 
 /// Returns when the connection is another than this or none.
-async fn gone(link: &mut watch::Receiver<State>, number: u64) {
+pub(super) async fn gone(link: &mut watch::Receiver<State>, number: u64) {
     let other = |state: &State| !matches!(state, State::Up(conn) if conn.number == number);
     if link.wait_for(other).await.is_err() {
         std::future::pending::<()>().await;
     }
 }
 
-#[derive(Default, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-struct Subscribed {
-    service_info: Option<ServiceInfo>,
-}
-
-/// Keeps one list current.
-async fn follow(shared: Arc<Shared>, key: ServiceKey, to: watch::Sender<Arc<Snapshot>>) {
-    let place = shape::service(&key);
-    let mut link = shared.link();
-    let mut pause = Pause::default();
-    loop {
-        let down = |why: &str| {
-            publish::stale(&to, why);
-        };
-        let conn = up(&mut link, down).await;
-        tokio::select! {
-            () = gone(&mut link, conn.number) => {}
-            Err(error) = subscribed(&shared, &conn, &place, &key, &to, &mut pause) => {
-                let error = format!("{error:#}");
-                if publish::stale(&to, &error) {
-                    tracing::warn!(service = %key, error, "Nacos gives no list, keeping the last one");
-                }
-                sleep(pause.next()).await;
-            }
-        }
-    }
-}
-
-/// Follows pushes on one connection until something fails.
-async fn subscribed(
-    shared: &Shared,
-    conn: &Conn,
-    place: &Place,
-    key: &ServiceKey,
-    to: &watch::Sender<Arc<Snapshot>>,
-    pause: &mut Pause,
-) -> anyhow::Result<std::convert::Infallible> {
-    let mut about = shared.about(place);
-    about["subscribe"] = true.into();
-    about["clusters"] = "".into();
-    let mut pushes = conn.pushes();
-    // Pushes and answers overtake each other; the server's own time tells which is newer.
-    let mut newest = i64::MIN;
-    let mut tell = |info: &ServiceInfo| {
-        if info.last_ref_time >= newest {
-            newest = info.last_ref_time;
-            match info.instances(key) {
-                Ok(found) => publish::good(to, |list| list.instances = crate::select(key, &found)),
-                Err(why) => publish::stale(to, &why),
-            };
-        }
-    };
-    loop {
-        let answer: Subscribed = conn.call("SubscribeServiceRequest", &about).await?;
-        // A service that was never heard of may come without anything.
-        tell(&answer.service_info.unwrap_or(ServiceInfo { last_ref_time: i64::MIN, ..ServiceInfo::default() }));
-        pause.reset();
-        let look = sleep(LOOK_EVERY.mul_f64(0.9 + fastrand::f64() / 5.0));
-        tokio::pin!(look);
-        loop {
-            tokio::select! {
-                () = &mut look => break,
-                push = pushes.recv() => match push {
-                    Ok(Push::Service(info)) => if info.is(place) { tell(&info) },
-                    Ok(Push::Config(_)) => {}
-                    Err(RecvError::Lagged(_)) => break,
-                    Err(RecvError::Closed) => anyhow::bail!("the connection to Nacos ended"),
-                },
-            }
-        }
-    }
-}
-
-#[derive(Default, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-struct Config {
-    content: Option<String>,
-    md5: Option<String>,
-}
-
-impl Shared {
-    /// A configuration's text, which is `None` when there is none, and its checksum.
-    async fn read(&self, conn: &Conn, place: &Place) -> anyhow::Result<(Option<String>, String)> {
-        match conn.call::<Config>("ConfigQueryRequest", &self.config(place)).await {
-            Ok(found) => {
-                let text = found.content.filter(|text| !text.trim().is_empty());
-                Ok((text, found.md5.unwrap_or_default()))
-            }
-            Err(error) if error.downcast_ref::<Refused>().is_some_and(|refused| refused.code == NOT_FOUND) => {
-                Ok((None, String::new()))
-            }
-            Err(error) => Err(error),
-        }
-    }
-
-    /// Follows one configuration on one connection until something fails.
-    async fn listen(
-        &self,
-        conn: &Conn,
-        place: &Place,
-        to: &watch::Sender<Arc<CommandText>>,
-        pause: &mut Pause,
-    ) -> anyhow::Result<std::convert::Infallible> {
-        let mut pushes = conn.pushes();
-        loop {
-            let (text, md5) = self.read(conn, place).await?;
-            publish::good(to, |now| now.text = text);
-            pause.reset();
-            let context = json!({
-                "dataId": place.name, "group": place.group, "tenant": self.servers.names.tenant, "md5": md5,
-            });
-            let listen = json!({"module": "config", "listen": true, "configListenContexts": [context]});
-            let answer: Value = conn.call("ConfigBatchListenRequest", &listen).await?;
-            // Changed between the two requests.
-            if answer["changedConfigs"].as_array().is_some_and(|changed| !changed.is_empty()) {
-                sleep(pause.next()).await;
-                continue;
-            }
-            let look = sleep(LOOK_EVERY.mul_f64(0.9 + fastrand::f64() / 5.0));
-            tokio::pin!(look);
-            loop {
-                tokio::select! {
-                    () = &mut look => break,
-                    push = pushes.recv() => match push {
-                        Ok(Push::Config(about)) => if about.0 == place.name && about.1 == place.group { break },
-                        Ok(Push::Service(_)) => {}
-                        Err(RecvError::Lagged(_)) => break,
-                        Err(RecvError::Closed) => anyhow::bail!("the connection to Nacos ended"),
-                    },
-                }
-            }
-        }
-    }
-}
-
-async fn follow_config(shared: Arc<Shared>, place: Place, to: watch::Sender<Arc<CommandText>>) {
-    let mut link = shared.link();
-    let mut pause = Pause::default();
-    loop {
-        let down = |why: &str| {
-            publish::stale(&to, why);
-        };
-        let conn = up(&mut link, down).await;
-        tokio::select! {
-            () = gone(&mut link, conn.number) => {}
-            Err(error) = shared.listen(&conn, &place, &to, &mut pause) => {
-                let error = format!("{error:#}");
-                if publish::stale(&to, &error) {
-                    tracing::warn!(group = place.group, error, "Nacos does not tell the commands, keeping the last ones");
-                }
-                sleep(pause.next()).await;
-            }
-        }
-    }
-}
-
 impl Registry for Grpc {
     fn watch(&self, service: &ServiceKey) -> watch::Receiver<Arc<Snapshot>> {
         let (shared, key) = (self.shared.clone(), service.clone());
-        self.lists.join(service.clone(), Arc::default(), |to| follow(shared, key, to))
+        self.lists.join(service.clone(), Arc::default(), |to| follow(shared, List::of(key), to))
     }
 
     fn register(&self, provided: &Provided, wanted: watch::Receiver<Wanted>) -> Option<watch::Receiver<Standing>> {
@@ -298,8 +157,8 @@ impl Registry for Grpc {
     }
 
     fn commands(&self, scope: &Scope) -> Option<watch::Receiver<Arc<CommandText>>> {
-        let (shared, place) = (self.shared.clone(), shape::commands(scope));
-        Some(self.texts.join(scope.clone(), Arc::default(), |to| follow_config(shared, place, to)))
+        let (shared, text) = (self.shared.clone(), Text::of(scope));
+        Some(self.texts.join(scope.clone(), Arc::default(), |to| follow(shared, text, to)))
     }
 
     fn write_commands<'a>(

@@ -3,6 +3,7 @@
 //!
 //! `docs/wire/nacos.md` says what is read and written.
 
+mod follow;
 mod grpc;
 mod http;
 mod link;
