@@ -1,10 +1,14 @@
 //! One registration, kept as wanted.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use tokio::{sync::watch, time::sleep};
 
-use super::{Standing, Wanted, pause::Pause};
+use super::{
+    Standing, Wanted,
+    link::{Ends, Link, connected},
+    pause::Pause,
+};
 
 /// A registration as a kind of registry makes it. Each call has an end of its own (a time-out).
 pub(super) trait Hold: Send + Sync + 'static {
@@ -112,10 +116,36 @@ pub(super) fn pending(standing: &watch::Sender<Standing>, why: &str) -> bool {
     })
 }
 
+/// [`pending`], which is logged when it was not known: for kinds whose tasks each keep one registration.
+pub(super) fn not_held(standing: &watch::Sender<Standing>, why: &str) {
+    if pending(standing, why) {
+        tracing::warn!(why, "a registration is not held");
+    }
+}
+
+/// The connection on which a registration is brought to where it is wanted, as soon as there is one. `None` when there
+/// is nothing more to do: nobody wants what the registry was never `told`, or the registry itself is gone.
+pub(super) async fn connection<C: Ends>(
+    link: &mut watch::Receiver<Link<C>>,
+    told: bool,
+    wanted: &mut watch::Receiver<Wanted>,
+    standing: &watch::Sender<Standing>,
+) -> Option<Arc<C>> {
+    loop {
+        if !told && goal(wanted) == Wanted::Gone {
+            standing.send_replace(Standing::Gone);
+            return None;
+        }
+        tokio::select! {
+            conn = connected(link, |why| not_held(standing, why)) => return conn,
+            // Only what was never told needs no connection to be gone.
+            _ = wanted.changed(), if !told => {}
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use anyhow::bail;
     use parking_lot::Mutex;
 

@@ -13,6 +13,7 @@ mod consul;
 mod dns;
 mod followed;
 mod keep;
+mod link;
 mod mesh;
 mod nacos;
 mod nodes;
@@ -242,7 +243,8 @@ mod tests {
 
     #[test]
     fn every_file_of_this_folder_is_a_kind() {
-        let ground = ["lib", "fetch", "followed", "keep", "nodes", "pause", "publish", "servers", "testing", "url"];
+        let ground =
+            ["lib", "fetch", "followed", "keep", "link", "nodes", "pause", "publish", "servers", "testing", "url"];
         let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/src");
         for entry in std::fs::read_dir(folder).unwrap() {
             let path = entry.unwrap().path();

@@ -30,6 +30,14 @@ impl Pause {
     }
 }
 
+/// Returns after `pause`, or never when there is none.
+pub(super) async fn after(pause: Option<Duration>) {
+    match pause {
+        Some(pause) => tokio::time::sleep(pause).await,
+        None => std::future::pending().await,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -15,7 +15,10 @@ use super::{
         RequestOp, Target, TxnRequest, TxnResponse, Union, end_of,
     },
 };
-use crate::servers::{OneOrMore, servers};
+use crate::{
+    link::connected,
+    servers::{OneOrMore, servers},
+};
 
 /// How long a request waits for a connection.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -172,7 +175,7 @@ impl Client {
 
     async fn conn(&self) -> Result<Arc<Conn>, Error> {
         let (mut link, mut why) = (self.link.clone(), String::new());
-        let found = timeout(PATIENCE, link::connected(&mut link, |now| now.clone_into(&mut why))).await;
+        let found = timeout(PATIENCE, connected(&mut link, |now| now.clone_into(&mut why))).await;
         match found {
             Ok(Some(conn)) => Ok(conn),
             _ if why.is_empty() => Err(Error::Unreachable(format!("{} do not answer", self.members))),

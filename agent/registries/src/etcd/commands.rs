@@ -3,19 +3,22 @@
 use std::sync::Arc;
 
 use anyhow::bail;
-use tokio::{
-    sync::watch,
-    time::{sleep, timeout},
-};
+use tokio::{sync::watch, time::sleep};
 
 use super::{
-    Etcd, PATIENCE,
+    Etcd,
     conn::{Conn, Failure},
-    link::{Link, connected},
+    link::Link,
     paths,
     wire::{Compare, KeyValue, Op, PutRequest, RequestOp, Target, TxnRequest, TxnResponse, Union},
 };
-use crate::{CommandText, Scope, nodes::LARGEST, pause::Pause, publish};
+use crate::{
+    CommandText, Scope,
+    link::{self, connected},
+    nodes::LARGEST,
+    pause::Pause,
+    publish,
+};
 
 /// Empty is none. What is no text reaches the reader as it is: he reports what he cannot understand.
 fn text(kv: &KeyValue) -> Option<String> {
@@ -87,20 +90,10 @@ pub(super) async fn write(
     scope: &Scope,
     expected: Option<&str>,
     text: &str,
-    mut link: watch::Receiver<Link>,
+    link: watch::Receiver<Link>,
 ) -> anyhow::Result<()> {
     let key = paths::command(&registry.options.prefix, scope);
-    let mut why = String::new();
-    let writing = async {
-        let conn = connected(&mut link, |reason| reason.clone_into(&mut why)).await;
-        let Some(conn) = conn else { bail!("the registry was taken away") };
-        replace(&conn, &key, expected, text).await
-    };
-    match timeout(PATIENCE, writing).await {
-        Ok(result) => result,
-        Err(_) if why.is_empty() => bail!("no answer within {PATIENCE:?}; look whether the text was written"),
-        Err(_) => bail!("no member can be reached: {why}"),
-    }
+    link::write(link, async |conn| replace(&conn, &key, expected, text).await).await
 }
 
 async fn replace(conn: &Conn, key: &str, expected: Option<&str>, new: &str) -> anyhow::Result<()> {

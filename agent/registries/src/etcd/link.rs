@@ -13,18 +13,21 @@ use super::{
     conn::{ANSWER, Conn, Failure},
     wire::{LeaseGrantRequest, LeaseGrantResponse, LeaseKeepAliveRequest, LeaseKeepAliveResponse},
 };
-use crate::pause::Pause;
+use crate::{
+    link::{Ends, connected, unreachable},
+    pause::Pause,
+};
 
 /// A connection that held this long, or half of the lease, was a good one.
 const GOOD: Duration = Duration::from_secs(5);
 
-/// Whether the registry can be asked.
-#[derive(Clone, Default)]
-pub(super) struct Link {
-    /// The connection; `None` while there is none.
-    pub conn: Option<Arc<Conn>>,
-    /// Why there is none.
-    pub why: String,
+/// How it stands with the connection.
+pub(super) type Link = crate::link::Link<Conn>;
+
+impl Ends for Conn {
+    fn is_over(&self) -> bool {
+        self.is_over()
+    }
 }
 
 /// Keeps a connection to one of the members until dropped.
@@ -40,10 +43,10 @@ pub(super) async fn keep(options: Arc<Options>, link: watch::Sender<Link>) {
                     let began = Instant::now();
                     tracing::info!(%server, "etcd: connected");
                     let conn = Arc::new(conn);
-                    link.send_replace(Link { conn: Some(conn.clone()), why: String::new() });
+                    link.send_replace(Link::up(conn.clone()));
                     let why = conn.ended().await;
                     tracing::warn!(%server, %why, "etcd: connection ended");
-                    link.send_replace(Link { conn: None, why: format!("{server}: {why}") });
+                    link.send_replace(Link::down(format!("{server}: {why}")));
                     if began.elapsed() >= GOOD.min(options.lease / 2) {
                         pause.reset();
                     }
@@ -53,36 +56,8 @@ pub(super) async fn keep(options: Arc<Options>, link: watch::Sender<Link>) {
                 Err(why) => reasons.push(format!("{server}: {why}")),
             }
         }
-        if !reasons.is_empty() {
-            let why = reasons.join("; ");
-            link.send_if_modified(|link| {
-                let new = link.why != why;
-                if new {
-                    tracing::warn!(%why, "etcd: no member can be reached");
-                    link.why = why;
-                }
-                new
-            });
-        }
+        unreachable(&link, "etcd", &reasons);
         sleep(pause.next()).await;
-    }
-}
-
-/// The connection, as soon as there is one; `down` is told why there is none. `None` means that the
-/// registry itself is gone.
-pub(super) async fn connected(link: &mut watch::Receiver<Link>, mut down: impl FnMut(&str)) -> Option<Arc<Conn>> {
-    loop {
-        {
-            let now = link.borrow_and_update();
-            // One that just ended is still here until its keeper has noticed.
-            if let Some(conn) = now.conn.as_ref().filter(|conn| !conn.is_over()) {
-                return Some(conn.clone());
-            }
-            if !now.why.is_empty() {
-                down(&now.why);
-            }
-        }
-        link.changed().await.ok()?;
     }
 }
 

@@ -34,8 +34,6 @@ use crate::BuildCx;
 
 /// Port of a member that names none.
 const PORT: u16 = 2379;
-/// How long a writer of commands waits.
-const PATIENCE: Duration = Duration::from_secs(5);
 
 #[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields)]

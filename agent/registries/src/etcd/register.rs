@@ -7,13 +7,13 @@ use tokio::{sync::watch, time::sleep};
 use super::{
     Etcd,
     conn::{Conn, Failure},
-    link::{Lease, Link, connected},
+    link::{Lease, Link},
     paths,
     wire::{Compare, DeleteRequest, Event, Op, PutRequest, RequestOp, Target, TxnRequest, TxnResponse, Union},
 };
 use crate::{
     Provided, Standing, Wanted,
-    keep::{goal, pending},
+    keep::{connection, goal, not_held},
     pause::Pause,
     url::Url,
 };
@@ -56,24 +56,12 @@ pub(super) async fn hold(
     };
     let mut pause = Pause::default();
     loop {
-        if holder.lease == 0 && goal(&mut wanted) == Wanted::Gone {
-            // Nothing of it was ever told.
-            standing.send_replace(Standing::Gone);
-            return;
-        }
-        let down = |why: &str| _ = pending(&standing, why);
-        let conn = tokio::select! {
-            conn = connected(&mut link, down) => match conn {
-                Some(conn) => conn,
-                None => return,
-            },
-            // Only what was never told needs no connection to be gone.
-            _ = wanted.changed(), if holder.lease == 0 => continue,
-        };
+        let told = holder.lease != 0;
+        let Some(conn) = connection(&mut link, told, &mut wanted, &standing).await else { return };
         let now = lease.borrow_and_update().clone();
         if now.id == 0 {
             if !now.why.is_empty() {
-                pending(&standing, &now.why);
+                not_held(&standing, &now.why);
             }
             tokio::select! {
                 changed = lease.changed() => if changed.is_err() { return },
@@ -93,7 +81,7 @@ pub(super) async fn hold(
             Ok(End::Again) => pause.reset(),
             Err(Failure::Lost | Failure::Compacted) => {}
             Err(failure) => {
-                pending(&standing, &format!("{}: {}: {failure}", conn.server, holder.server));
+                not_held(&standing, &format!("{}: {}: {failure}", conn.server, holder.server));
                 tokio::select! {
                     () = sleep(pause.next()) => {}
                     _ = wanted.changed() => {}
@@ -143,7 +131,7 @@ impl Holder {
                         Some(Fate::Deleted) => return Ok(End::Again),
                         Some(Fate::Taken(by)) => {
                             taken = true;
-                            pending(standing, &format!("{put}: written by another one, under lease {by:x}"));
+                            not_held(standing, &format!("{put}: written by another one, under lease {by:x}"));
                         }
                         None => {}
                     },

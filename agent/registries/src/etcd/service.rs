@@ -8,11 +8,12 @@ use tokio::{sync::watch, task::yield_now, time::sleep};
 use super::{
     Etcd,
     conn::{Conn, Failure},
-    link::{Link, connected},
+    link::Link,
     paths,
     wire::{Event, KeyValue, end_of},
 };
 use crate::{
+    link::connected,
     nodes::{LARGEST, Node, Nodes},
     pause::Pause,
 };

@@ -3,20 +3,22 @@
 use std::sync::Arc;
 
 use anyhow::{Context, bail};
-use tokio::{
-    sync::watch,
-    time::{sleep, timeout},
-};
+use tokio::sync::watch;
 
 use super::{
-    PATIENCE, Zookeeper,
+    Zookeeper,
     conn::{Conn, Failure, Watcher},
     java,
-    link::{Link, connected},
+    link::Link,
     paths, sign,
     wire::{Code, Stat},
 };
-use crate::{CommandText, Scope, pause::Pause, publish};
+use crate::{
+    CommandText, Scope,
+    link::{self, connected},
+    pause::{Pause, after},
+    publish,
+};
 
 /// What lies in a command node.
 struct Found {
@@ -62,7 +64,7 @@ pub(super) async fn follow(
     let (mut pause, mut session) = (Pause::default(), 0);
     loop {
         let down = |why: &str| _ = publish::stale(&text, why);
-        let Ok(conn) = connected(&mut link, down).await else { return };
+        let Some(conn) = connected(&mut link, down).await else { return };
         loop {
             let wait = match read(&conn, &path, Some(&watcher)).await {
                 Ok(found) => {
@@ -81,15 +83,9 @@ pub(super) async fn follow(
             {
                 sign::agent(&registry, &conn, application).await;
             }
-            let again = async {
-                match wait {
-                    Some(wait) => sleep(wait).await,
-                    None => std::future::pending().await,
-                }
-            };
             tokio::select! {
                 _ = watcher.fired() => {}
-                () = again => {}
+                () = after(wait) => {}
                 _ = conn.ended() => break,
             }
         }
@@ -102,20 +98,13 @@ pub(super) async fn write(
     scope: &Scope,
     expected: Option<&str>,
     text: &str,
-    mut link: watch::Receiver<Link>,
+    link: watch::Receiver<Link>,
 ) -> anyhow::Result<()> {
     let path = paths::command(&registry.options.root, scope).map_err(anyhow::Error::msg)?;
-    let mut why = String::new();
-    let writing = async {
-        let conn = connected(&mut link, |reason| reason.clone_into(&mut why)).await;
-        let conn = conn.map_err(|_| anyhow::anyhow!("the registry was taken away"))?;
+    link::write(link, async |conn| {
         replace(registry, &conn, &path, expected, text).await.with_context(|| format!("{}: {path}", conn.server))
-    };
-    match timeout(PATIENCE, writing).await {
-        Ok(result) => result,
-        Err(_) if why.is_empty() => bail!("no answer within {PATIENCE:?}; look whether the text was written"),
-        Err(_) => bail!("no server can be reached: {why}"),
-    }
+    })
+    .await
 }
 
 async fn replace(

@@ -12,7 +12,10 @@ use super::{
     conn::{Closed, Conn},
     wire::Identity,
 };
-use crate::pause::Pause;
+use crate::{
+    link::{Ends, unreachable},
+    pause::Pause,
+};
 
 /// A connection that held this long, or half of the session's patience, was a good one.
 const GOOD: Duration = Duration::from_secs(5);
@@ -21,13 +24,13 @@ const EMPTIED: Duration = Duration::from_secs(5);
 /// The longest pause between looks at them.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// Whether the registry can be asked.
-#[derive(Clone, Default)]
-pub(super) struct Link {
-    /// The connection; `None` while there is none.
-    pub conn: Option<Arc<Conn>>,
-    /// Why there is none.
-    pub why: String,
+/// How it stands with the connection.
+pub(super) type Link = crate::link::Link<Conn>;
+
+impl Ends for Conn {
+    fn is_over(&self) -> bool {
+        self.is_over()
+    }
 }
 
 /// Keeps a connection to one of the servers until dropped.
@@ -50,11 +53,11 @@ pub(super) async fn keep(options: Arc<Options>, link: watch::Sender<Link>) {
                     let session = format_args!("{:#x}", conn.session).to_string();
                     tracing::info!(%server, %session, known, "zookeeper: connected");
                     let conn = Arc::new(conn);
-                    link.send_replace(Link { conn: Some(conn.clone()), why: String::new() });
+                    link.send_replace(Link::up(conn.clone()));
                     let why = conn.ended().await;
                     tracing::warn!(%server, %why, "zookeeper: connection ended");
                     identity = conn.identity();
-                    link.send_replace(Link { conn: None, why: format!("{server}: {why}") });
+                    link.send_replace(Link::down(format!("{server}: {why}")));
                     (unknown, hung_up) = (None, false);
                     if began.elapsed() >= GOOD.min(options.session_timeout / 2) {
                         pause.reset();
@@ -75,17 +78,7 @@ pub(super) async fn keep(options: Arc<Options>, link: watch::Sender<Link>) {
             }
             at += 1;
         }
-        if !reasons.is_empty() {
-            let why = reasons.join("; ");
-            link.send_if_modified(|link| {
-                let new = link.why != why;
-                if new {
-                    tracing::warn!(%why, "zookeeper: no server can be reached");
-                    link.why = why;
-                }
-                new
-            });
-        }
+        unreachable(&link, "zookeeper", &reasons);
         if !hung_up {
             unknown = None;
         } else if identity.seen > 0 {
@@ -102,25 +95,3 @@ pub(super) async fn keep(options: Arc<Options>, link: watch::Sender<Link>) {
         sleep(pause.next()).await;
     }
 }
-
-/// The connection, as soon as there is one; `down` is told why there is none. An error means that the
-/// registry itself is gone.
-pub(super) async fn connected(link: &mut watch::Receiver<Link>, mut down: impl FnMut(&str)) -> Result<Arc<Conn>, Gone> {
-    loop {
-        {
-            let now = link.borrow_and_update();
-            // One that just ended is still here until its keeper has noticed.
-            if let Some(conn) = now.conn.as_ref().filter(|conn| !conn.is_over()) {
-                return Ok(conn.clone());
-            }
-            if !now.why.is_empty() {
-                down(&now.why);
-            }
-        }
-        link.changed().await.map_err(|_| Gone)?;
-    }
-}
-
-/// Nobody keeps the session any more.
-#[derive(Debug)]
-pub(super) struct Gone;

@@ -39,8 +39,6 @@ use crate::BuildCx;
 
 /// Port of a server that names none.
 const PORT: u16 = 2181;
-/// How long a writer of commands waits.
-const PATIENCE: Duration = Duration::from_secs(5);
 
 /// How node data is written. Either is read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]

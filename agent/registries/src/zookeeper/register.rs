@@ -2,19 +2,19 @@
 
 use std::sync::Arc;
 
-use tokio::{sync::watch, time::sleep};
+use tokio::sync::watch;
 
 use super::{
     Zookeeper,
     conn::{Conn, Failure, Watcher},
-    link::{Link, connected},
+    link::Link,
     paths,
     wire::Code,
 };
 use crate::{
     Provided, Standing, Wanted,
-    keep::{goal, pending},
-    pause::Pause,
+    keep::{connection, goal, not_held},
+    pause::{Pause, after},
     url::Url,
 };
 
@@ -51,20 +51,8 @@ pub(super) async fn hold(
     let mut holder = Holder { server, unavailable, data, session: 0, ours: Vec::new(), watcher: Arc::default() };
     let mut pause = Pause::default();
     loop {
-        if holder.session == 0 && goal(&mut wanted) == Wanted::Gone {
-            // Nothing of it was ever told.
-            standing.send_replace(Standing::Gone);
-            return;
-        }
-        let down = |why: &str| not_held(&standing, why);
-        let conn = tokio::select! {
-            conn = connected(&mut link, down) => match conn {
-                Ok(conn) => conn,
-                Err(_) => return,
-            },
-            // Only what was never told needs no connection to be gone.
-            _ = wanted.changed(), if holder.session == 0 => continue,
-        };
+        let told = holder.session != 0;
+        let Some(conn) = connection(&mut link, told, &mut wanted, &standing).await else { return };
         loop {
             let goal = goal(&mut wanted);
             let wait = match holder.settle(&conn, goal).await {
@@ -88,26 +76,14 @@ pub(super) async fn hold(
                     Some(pause.next())
                 }
             };
-            let again = async {
-                match wait {
-                    Some(wait) => sleep(wait).await,
-                    None => std::future::pending().await,
-                }
-            };
             tokio::select! {
                 // Dropped: what nobody wants any more is gone.
                 _ = wanted.changed() => {}
                 _ = holder.watcher.fired() => {}
-                () = again => {}
+                () = after(wait) => {}
                 _ = conn.ended() => break,
             }
         }
-    }
-}
-
-fn not_held(standing: &watch::Sender<Standing>, why: &str) {
-    if pending(standing, why) {
-        tracing::warn!(%why, "zookeeper: a registration is not held");
     }
 }
 

@@ -14,11 +14,12 @@ use super::{
     Zookeeper,
     conn::{Conn, Failure, Watcher},
     java,
-    link::{Link, connected},
+    link::Link,
     paths, sign,
     wire::Code,
 };
 use crate::{
+    link::connected,
     nodes::{Node, Nodes},
     pause::Pause,
 };
@@ -57,7 +58,7 @@ pub(super) async fn follow(
     let (mut pause, mut session) = (Pause::default(), 0);
     loop {
         let down = |why: &str| follower.nodes.stale(why);
-        let Ok(conn) = connected(&mut link, down).await else { return };
+        let Some(conn) = connected(&mut link, down).await else { return };
         // What changed while nobody looked is not known.
         follower.at = None;
         loop {
