@@ -58,7 +58,9 @@ pub(super) async fn keep(options: Arc<Options>, link: watch::Sender<Link>) {
                     tracing::warn!(%server, %why, "zookeeper: connection ended");
                     identity = conn.identity();
                     link.send_replace(Link::down(format!("{server}: {why}")));
+                    // What others said before it does not count any more.
                     (unknown, hung_up) = (None, false);
+                    reasons.clear();
                     if began.elapsed() >= GOOD.min(options.session_timeout / 2) {
                         pause.reset();
                     }
@@ -93,5 +95,36 @@ pub(super) async fn keep(options: Arc<Options>, link: watch::Sender<Link>) {
             continue;
         }
         sleep(pause.next()).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::TcpListener,
+    };
+
+    use super::super::build;
+    use crate::{BuildCx, Scope};
+
+    #[tokio::test]
+    async fn a_good_connection_that_ended_is_told_and_not_who_refused_before_it() {
+        let good = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let at = good.local_addr().unwrap();
+        // Nobody listens there. So many that one of them is asked before the good one.
+        let dead: Vec<String> = (1..30).map(|host| format!("'127.0.1.{host}:1'")).collect();
+        let yaml = format!("{{address: ['{at}', {}]}}", dead.join(", "));
+        let registry = build(&serde_yaml::from_str(&yaml).unwrap(), &BuildCx::default()).unwrap();
+        let mut text = registry.commands(&Scope::Group("g".to_owned())).unwrap();
+        let (mut io, _) = good.accept().await.unwrap();
+        io.read_exact(&mut [0; 49]).await.unwrap();
+        let welcome = [&[0, 0, 0, 37, 0, 0, 0, 0, 0, 0, 0x75, 0x30][..], &[7; 8], &[0, 0, 0, 16], &[1; 16], &[0]];
+        io.write_all(&welcome.concat()).await.unwrap();
+        io.read_exact(&mut [0; 4]).await.unwrap();
+        drop(io);
+        let told = text.wait_for(|text| text.stale.is_some()).await.unwrap();
+        let why = told.stale.as_deref().unwrap_or_default();
+        assert!(why.starts_with(&at.to_string()), "{why}");
     }
 }
