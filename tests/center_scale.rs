@@ -63,7 +63,6 @@ fn config(dir: &Path, addr: std::net::SocketAddr) -> String {
       options:
         command: [sh, {dir}/instance.sh, '{{port}}', '{{name}}', '{addr}', {agent}, {dir}]
         ports: {first}-{}
-        initial: 1
         drain: 1s
 pools:
   every: 500ms

@@ -75,7 +75,6 @@ impl Center {
         let decider = Decider::new(
             config.pools.clone(),
             store.clone(),
-            registry.clone(),
             capacity.clone(),
             commands.clone(),
             scalers.clone(),

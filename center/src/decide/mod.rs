@@ -12,7 +12,7 @@ mod world;
 mod tests;
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::Arc,
     time::Duration,
 };
@@ -34,7 +34,6 @@ use crate::{
     clock,
     command::Commands,
     error::Error,
-    registry::Registry,
     scale::Scalers,
     store::{Leadership, Store},
 };
@@ -97,7 +96,6 @@ impl Decider {
     pub fn new(
         config: Config,
         store: Arc<dyn Store>,
-        _registry: Arc<Registry>,
         capacity: Arc<Capacities>,
         commands: Arc<Commands>,
         scalers: Arc<Scalers>,
@@ -269,7 +267,11 @@ impl Decider {
     async fn look(self: &Arc<Self>, epoch: u64) {
         let blind = self.world.blind();
         let policies = self.policies();
-        let keys = self.world.keys();
+        let begun: BTreeSet<(String, String)> = policies.iter().filter(|policy| begins(policy)).map(name).collect();
+        let mut keys = self.world.keys();
+        keys.extend(begun.iter().cloned());
+        keys.sort_unstable();
+        keys.dedup();
         {
             // Pools that are gone are forgotten once their period is over: they may come back.
             let day = Duration::from_secs(24 * 3600);
@@ -278,13 +280,13 @@ impl Decider {
             let old = |s: &Standing| !waits(s) && s.changed.is_none_or(|at| at.elapsed() > day);
             self.standings.lock().retain(|name, standing| !gone(name) || !old(standing));
         }
-        self.raise(&policies, &keys, epoch);
         for groups in keys.chunk_by(|a, b| a.0 == b.0) {
             let views: Vec<View> = groups
                 .iter()
                 .filter_map(|(service, group)| {
                     let policy = policies.of(service, group);
-                    let pool = self.world.pool(&policy)?;
+                    let pool =
+                        self.world.pool(&policy).or_else(|| begun.contains(&name(&policy)).then(|| empty(&policy)))?;
                     Some(View { unheard: self.world.unheard(&policy), pool })
                 })
                 .collect();
@@ -292,30 +294,6 @@ impl Decider {
                 self.decide(&groups[0].0, views, blind.as_deref(), epoch);
             }
             tokio::task::yield_now().await;
-        }
-    }
-
-    /// Begins pools that a policy wants and of which nobody has registered an instance: those of a service that starts
-    /// with its centre, and those whose last instance is gone.
-    fn raise(self: &Arc<Self>, policies: &Policies, keys: &[(String, String)], epoch: u64) {
-        let wanted = policies.iter().filter(|policy| policy.scale && policy.min > 0 && !policy.driver.is_empty());
-        for policy in wanted.filter(|policy| !policy.service.is_empty() && !policy.group.is_empty()) {
-            let name = (policy.service.clone(), policy.group.clone());
-            if keys.binary_search(&name).is_ok() {
-                continue;
-            }
-            {
-                let mut all = self.standings.lock();
-                let standing = all.entry(name.clone()).or_default();
-                if standing.busy || standing.retry.is_some_and(|retry| Instant::now() < retry) {
-                    continue;
-                }
-                standing.busy = true;
-            }
-            let reason = format!("no instance is registered, and there shall be {}", policy.min);
-            let act = Act::Scale { pool: 0, wanted: policy.min, reason };
-            let views = vec![View { unheard: false, pool: empty(policy) }];
-            self.begin_acts(vec![name], views, vec![act], epoch);
         }
     }
 
@@ -484,6 +462,17 @@ impl Decider {
             }
         }
     }
+}
+
+fn name(policy: &PoolPolicy) -> (String, String) {
+    (policy.service.clone(), policy.group.clone())
+}
+
+/// Whether a policy wants instances of its pool although nobody has registered one: those of a service that starts with
+/// its centre, and those whose last instance is gone.
+fn begins(policy: &PoolPolicy) -> bool {
+    let named = !policy.service.is_empty() && !policy.group.is_empty();
+    named && policy.scale && policy.min > 0 && !policy.driver.is_empty()
 }
 
 /// A pool of which nothing is registered.

@@ -395,7 +395,16 @@ impl Look<'_> {
     fn scaling(&mut self, i: usize, standings: &mut [Standing]) {
         let pool = self.pool(i);
         let policy = &pool.policy;
-        let Some(each) = pool::takes(pool).map(|all| all / f64::from(pool.instances)).filter(|each| *each > 0.0) else {
+        let each = pool::takes(pool).map(|all| all / f64::from(pool.instances)).filter(|each| *each > 0.0);
+        let Some(each) = each else {
+            // What it can take is not known; the fewest that there shall be are wanted all the same.
+            let short = pool.instances < policy.min;
+            let held = standings[i].short.holds(self.now, short, self.hold(i));
+            if short {
+                let text = format!("there shall be {} instances; there are {}", policy.min, pool.instances);
+                // Where nothing is, nothing can be watched.
+                self.grow(i, policy.min, &text, held || pool.instances == 0, standings);
+            }
             return;
         };
         let load = self.own_load(i);
@@ -405,7 +414,9 @@ impl Look<'_> {
         let held = standings[i].short.holds(self.now, short, self.hold(i));
         if short {
             standings[i].ample = Since::default();
-            self.grow(i, wanted, held, standings);
+            let redundancy = policy.redundancy_percent;
+            let text = format!("{wanted} instances keep {redundancy:.0} % to lose; there are {}", pool.instances);
+            self.grow(i, wanted, &text, held, standings);
             return;
         }
         // With the margin, and without passing the warning line again.
@@ -431,11 +442,10 @@ impl Look<'_> {
         }
     }
 
-    fn grow(&mut self, i: usize, wanted: u32, held: bool, standings: &mut [Standing]) {
+    /// Grows a pool for the reason in `text`, as soon as that may be.
+    fn grow(&mut self, i: usize, wanted: u32, text: &str, held: bool, standings: &mut [Standing]) {
         let pool = self.pool(i);
         let policy = &pool.policy;
-        let text =
-            format!("{wanted} instances keep {:.0} % to lose; there are {}", policy.redundancy_percent, pool.instances);
         let most = policy.max.min(pool.instances.saturating_mul(2)).max(policy.min);
         let wait = if policy.driver.is_empty() {
             Some("the policy names no driver".to_owned())
@@ -454,6 +464,6 @@ impl Look<'_> {
         }
         let wanted = wanted.min(most);
         standings[i].advice.push(format!("{text}: the pool grows to {wanted}"));
-        self.act(Act::Scale { pool: i, wanted, reason: text });
+        self.act(Act::Scale { pool: i, wanted, reason: text.to_owned() });
     }
 }

@@ -44,7 +44,6 @@ scale:
         command: [\"{own}\", stand-in, shop, \"127.0.0.1:{{port}}\", --service, \"{{service}}\", --group, \"{{group}}\", \
          --center, \"{center}\"]
         ports: 21000-21099
-        initial: 2
         stop_after: 3s
 pools:
   every: 1s

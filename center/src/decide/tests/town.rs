@@ -323,6 +323,12 @@ async fn a_pool_of_which_nothing_is_registered_is_begun_and_begun_again() {
     seconds(30).await;
     assert_eq!(town.now().done(), ["new from 0 to 2", "new from 0 to 2"]);
     assert_eq!(town.now().sites["new"].instances, 2);
+    // Nothing is known of what they can take, and there are fewer than there shall be.
+    town.now().sites.get_mut("new").unwrap().each = 0.0;
+    town.now().sites.get_mut("new").unwrap().instances = 1;
+    town.now().sites.get_mut("new").unwrap().size = 1;
+    seconds(300).await;
+    assert_eq!(town.now().done().last(), Some(&"new from 1 to 2"));
 }
 
 #[tokio::test(start_paused = true)]

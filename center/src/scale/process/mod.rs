@@ -46,9 +46,6 @@ struct Options {
     directory: Option<PathBuf>,
     /// `20000-20099`: where `{port}` is taken from.
     ports: Option<String>,
-    /// Instances that a pool has before anybody asked for a number.
-    #[serde(default)]
-    initial: u32,
     /// Callers are told before an instance ends; this long they have to go elsewhere.
     #[serde(default = "drain", deserialize_with = "kind::duration")]
     drain: Duration,
@@ -188,9 +185,7 @@ impl Pool {
         let file = self.dir.join("state.json");
         let kept = match std::fs::read(&file) {
             Ok(bytes) => serde_json::from_slice(&bytes).with_context(|| format!("{} is broken", file.display()))?,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                Kept { wanted: self.options.initial, ..Kept::default() }
-            }
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Kept::default(),
             Err(error) => return Err(error).with_context(|| format!("cannot read {}", file.display())),
         };
         let kept: Kept = kept;

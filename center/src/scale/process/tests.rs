@@ -132,7 +132,8 @@ async fn one_that_will_not_end_is_killed_and_one_that_cannot_start_says_why() {
     driver_of.end(Ending::Center).await;
     assert_eq!(group(pid), 0);
 
-    let missing = driver(&cx(&self::dir()), "{command: [/nowhere/at/all], restart_after: 10ms, initial: 1}").unwrap();
+    let missing = driver(&cx(&self::dir()), "{command: [/nowhere/at/all], restart_after: 10ms}").unwrap();
+    missing.scale(1, "one").await.unwrap();
     until("it says why", || missing.instances()[0].reason.contains("cannot start /nowhere/at/all")).await;
     missing.end(Ending::Center).await;
 }
