@@ -46,7 +46,7 @@ use crate::{
     error::Error,
     monitor::Monitor,
     registry::Registry,
-    store::{Batch, Store},
+    store::{Batch, Store, StoreError},
 };
 
 pub use self::api::routes;
@@ -109,6 +109,8 @@ pub struct Alerts {
     store: Arc<dyn Store>,
     audit: Arc<Audit>,
     looker: Looker,
+    /// Held by whoever changes what is kept and `inner` with it.
+    turn: tokio::sync::Mutex<()>,
     inner: Mutex<Inner>,
 }
 
@@ -136,7 +138,15 @@ impl Alerts {
             fixed.extend(usual);
         }
         let looker = Looker::new(registry, monitor, decider);
-        Arc::new(Self { config, fixed, store, audit, looker, inner: Mutex::default() })
+        Arc::new(Self {
+            config,
+            fixed,
+            store,
+            audit,
+            looker,
+            turn: tokio::sync::Mutex::default(),
+            inner: Mutex::default(),
+        })
     }
 
     /// Reads rules and silences, and looks from now on while this centre leads.
@@ -161,21 +171,30 @@ impl Alerts {
             }
             None => None,
         };
-        let rules: Vec<AlertRule> = self.read("rule/").await?;
-        let silences: Vec<Silence> = self.read("silence/").await?;
-        let kept: Vec<Kept> = self.read("alert/").await?;
-        let forgotten = {
-            let mut inner = self.inner.lock();
-            inner.rules = rules.into_iter().map(|rule| (rule.name.clone(), rule)).collect();
-            inner.silences = silences.into_iter().map(|silence| (silence.id, silence)).collect();
-            inner.book.restore(kept, Instant::now())
-        };
-        let forgotten = forgotten.iter().map(|id| format!("alert/{id}")).collect();
-        self.commit(Batch { delete: forgotten, ..Batch::default() }).await;
+        self.restore().await?;
         let (answers, answered) = mpsc::channel(1024);
         let teller = Teller::new(self.store.leadership().borrow().leader.clone(), secret, answers);
         tokio::spawn(run(Arc::downgrade(self), teller, answered, self.config.every));
         Ok(())
+    }
+
+    /// Takes in what is kept. Answers the keys of what need not be kept any more.
+    async fn restore(&self) -> anyhow::Result<Vec<String>> {
+        let _turn = self.turn.lock().await;
+        let rules: Vec<AlertRule> = self.read("rule/").await?;
+        let silences: Vec<Silence> = self.read("silence/").await?;
+        let kept: Vec<Kept> = self.read("alert/").await?;
+        let mut inner = self.inner.lock();
+        inner.rules = rules.into_iter().map(|rule| (rule.name.clone(), rule)).collect();
+        inner.silences = silences.into_iter().map(|silence| (silence.id, silence)).collect();
+        inner.book = Book::default();
+        let forgotten = inner.book.restore(kept, Instant::now());
+        Ok(forgotten.iter().map(|id| format!("alert/{id}")).collect())
+    }
+
+    /// The epoch in which this centre may change anything.
+    fn fence(&self) -> Result<u64, StoreError> {
+        self.store.leadership().borrow().fence()
     }
 
     async fn read<T: serde::de::DeserializeOwned>(&self, prefix: &str) -> anyhow::Result<Vec<T>> {
@@ -237,6 +256,7 @@ impl Alerts {
                 "add it to `alerts: webhooks:` of the centre's file",
             ));
         }
+        let (_turn, epoch) = (self.turn.lock().await, self.fence()?);
         let full = {
             let inner = self.inner.lock();
             inner.rules.len() >= MOST && !inner.rules.contains_key(&rule.name)
@@ -248,7 +268,7 @@ impl Alerts {
         self.audit.record(actor, "alert.rule.put", &rule.name, "ok", detail).await?;
         let value = serde_json::to_vec(&rule).unwrap_or_default();
         let put = vec![(format!("rule/{}", rule.name), value)];
-        self.store.commit(Batch { put, ..Batch::default() }).await?;
+        self.store.commit(Batch { put, fenced: Some(epoch), ..Batch::default() }).await?;
         self.inner.lock().rules.insert(rule.name.clone(), rule.clone());
         Ok(rule)
     }
@@ -269,11 +289,13 @@ impl Alerts {
                 "change `alerts:` of the centre's file (`usual: false` ends the usual ones)",
             ));
         }
+        let (_turn, epoch) = (self.turn.lock().await, self.fence()?);
         if !self.inner.lock().rules.contains_key(name) {
             return Err(Error::not_found(format!("no rule `{name}`"), "look at the list of rules"));
         }
         self.audit.record(actor, "alert.rule.delete", name, "ok", serde_json::Value::Null).await?;
-        self.store.commit(Batch { delete: vec![format!("rule/{name}")], ..Batch::default() }).await?;
+        let delete = vec![format!("rule/{name}")];
+        self.store.commit(Batch { delete, fenced: Some(epoch), ..Batch::default() }).await?;
         self.inner.lock().rules.remove(name);
         Ok(())
     }
@@ -301,6 +323,7 @@ impl Alerts {
         if silence.reason.trim().is_empty() || [&silence.reason, &silence.rule].into_iter().any(long) {
             return Err(Error::bad("a silence needs a reason of at most 500 bytes", "say in `reason` why"));
         }
+        let (_turn, epoch) = (self.turn.lock().await, self.fence()?);
         let over = {
             let mut inner = self.inner.lock();
             let over: Vec<u64> = inner.silences.values().filter(|s| s.until_ms <= now).map(|s| s.id).collect();
@@ -320,7 +343,7 @@ impl Alerts {
         self.audit.record(actor, "alert.silence.put", &target, "ok", detail).await?;
         let put = vec![(format!("silence/{:020}", silence.id), serde_json::to_vec(&silence).unwrap_or_default())];
         let delete = over.iter().map(|id| format!("silence/{id:020}")).collect();
-        self.store.commit(Batch { put, delete, ..Batch::default() }).await?;
+        self.store.commit(Batch { put, delete, fenced: Some(epoch), ..Batch::default() }).await?;
         self.inner.lock().silences.insert(silence.id, silence.clone());
         Ok(silence)
     }
@@ -330,17 +353,26 @@ impl Alerts {
     /// # Errors
     /// There is none of this number, or the store did not take it.
     pub async fn unsilence(&self, actor: &Actor, id: u64) -> Result<(), Error> {
+        let (_turn, epoch) = (self.turn.lock().await, self.fence()?);
         if !self.inner.lock().silences.contains_key(&id) {
             return Err(Error::not_found(format!("no silence {id}"), "look at the list of silences"));
         }
         self.audit.record(actor, "alert.silence.delete", &id.to_string(), "ok", serde_json::Value::Null).await?;
-        self.store.commit(Batch { delete: vec![format!("silence/{id:020}")], ..Batch::default() }).await?;
+        let delete = vec![format!("silence/{id:020}")];
+        self.store.commit(Batch { delete, fenced: Some(epoch), ..Batch::default() }).await?;
         self.inner.lock().silences.remove(&id);
         Ok(())
     }
 
-    /// One round of looking; `round` says which rules are due.
-    async fn round(&self, round: u64, teller: &Arc<Teller>) {
+    /// Goes on with what the centre before left.
+    async fn begin(&self, epoch: u64) -> anyhow::Result<()> {
+        let delete = self.restore().await?;
+        self.commit(Batch { delete, fenced: Some(epoch), ..Batch::default() }).await?;
+        Ok(())
+    }
+
+    /// One round of looking, as whoever leads in `epoch`; `round` says which rules are due.
+    async fn round(&self, round: u64, epoch: u64, teller: &Arc<Teller>) {
         let rules = self.rules();
         let names: BTreeSet<String> = rules.iter().map(|rule| rule.name.clone()).collect();
         self.looker.keep(&names);
@@ -353,7 +385,7 @@ impl Alerts {
             looked_at.insert(rule.name.clone());
             for (of, verdict) in found {
                 seen.insert((rule.name.clone(), of.clone()));
-                self.observe(rule, &of, verdict, teller).await;
+                self.observe(rule, &of, verdict, epoch, teller).await;
             }
         }
         let missing = self.inner.lock().book.missing(&looked_at, &seen);
@@ -366,7 +398,7 @@ impl Alerts {
                 webhooks: Vec::new(),
             };
             let rule = rules.iter().find(|rule| rule.name == name).unwrap_or(&gone);
-            self.observe(rule, &of, judge::Verdict::Fine, teller).await;
+            self.observe(rule, &of, judge::Verdict::Fine, epoch, teller).await;
         }
         let named = |url: &str| self.webhooks_of(&rules).any(|known| known == url);
         teller.keep(named);
@@ -376,7 +408,7 @@ impl Alerts {
         self.config.tell.iter().chain(rules.iter().flat_map(|rule| &rule.webhooks)).map(String::as_str)
     }
 
-    async fn observe(&self, rule: &AlertRule, of: &Of, verdict: judge::Verdict, teller: &Arc<Teller>) {
+    async fn observe(&self, rule: &AlertRule, of: &Of, verdict: judge::Verdict, epoch: u64, teller: &Arc<Teller>) {
         let pace = Pace { resolve_after: self.config.resolve_after, repeat: self.config.repeat };
         let change = {
             let inner = &mut *self.inner.lock();
@@ -390,7 +422,9 @@ impl Alerts {
         let put = vec![(format!("alert/{}", kept.alert.id), serde_json::to_vec(&kept).unwrap_or_default())];
         let delete = forgotten.iter().map(|id| format!("alert/{id}")).collect();
         // Kept before it is told: a centre that dies in between repeats the message, and its key says so.
-        self.commit(Batch { put, delete, ..Batch::default() }).await;
+        if self.commit(Batch { put, delete, fenced: Some(epoch), ..Batch::default() }).await.is_err() {
+            return;
+        }
         if let Some(news) = news {
             let urls = if rule.webhooks.is_empty() { &self.config.tell } else { &rule.webhooks };
             for url in urls {
@@ -399,7 +433,7 @@ impl Alerts {
         }
     }
 
-    async fn answered(&self, answered: Answered) {
+    async fn answered(&self, answered: Answered, epoch: u64) {
         let Answered { id, url, answer } = answered;
         if !answer.starts_with('2') {
             tracing::warn!(alert = %id, %url, %answer, "a webhook was not told");
@@ -407,18 +441,23 @@ impl Alerts {
         let kept = self.inner.lock().book.answered(&id, &url, &answer);
         if let Some(kept) = kept {
             let put = vec![(format!("alert/{id}"), serde_json::to_vec(&kept).unwrap_or_default())];
-            self.commit(Batch { put, ..Batch::default() }).await;
+            // Whoever leads now tells it anew, and keeps what is answered then.
+            let _ = self.commit(Batch { put, fenced: Some(epoch), ..Batch::default() }).await;
         }
     }
 
-    /// What cannot be kept is told all the same.
-    async fn commit(&self, batch: Batch) {
+    /// Keeps what became of alerts. What cannot be kept is told all the same; an error when another centre leads, which
+    /// tells it.
+    async fn commit(&self, batch: Batch) -> Result<(), StoreError> {
         if batch.put.is_empty() && batch.delete.is_empty() {
-            return;
+            return Ok(());
         }
-        if let Err(error) = self.store.commit(batch).await {
-            tracing::warn!(%error, "an alert could not be kept; it is told all the same");
+        match self.store.commit(batch).await {
+            Ok(_) => {}
+            Err(StoreError::NotLeader) => return Err(StoreError::NotLeader),
+            Err(error) => tracing::warn!(%error, "an alert could not be kept; it is told all the same"),
         }
+        Ok(())
     }
 
     /// Alerts with what is over, newest first, series left out.
@@ -442,19 +481,29 @@ async fn run(
 ) {
     let mut ticks = interval(every);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut round = 0;
+    let (mut round, mut led) = (0, None);
     loop {
         tokio::select! {
             _ = ticks.tick() => {
                 let Some(alerts) = alerts.upgrade() else { return };
-                if alerts.store.leadership().borrow().leads {
-                    alerts.round(round, &teller).await;
-                    round += 1;
+                let Ok(epoch) = alerts.fence() else {
+                    led = None;
+                    continue;
+                };
+                if led != Some(epoch) {
+                    if let Err(error) = alerts.begin(epoch).await {
+                        tracing::warn!(error = format!("{error:#}"), "alerts cannot be read; nothing is looked at before");
+                        continue;
+                    }
+                    led = Some(epoch);
                 }
+                alerts.round(round, epoch, &teller).await;
+                round += 1;
             }
             Some(answer) = answered.recv() => {
                 let Some(alerts) = alerts.upgrade() else { return };
-                alerts.answered(answer).await;
+                // Noted here in any case; kept by whoever asked, as long as it leads.
+                alerts.answered(answer, led.unwrap_or_default()).await;
             }
         }
     }

@@ -160,3 +160,57 @@ async fn a_file_that_cannot_work_is_told_at_the_start() {
         assert!(said.contains(part), "{said}");
     }
 }
+
+#[tokio::test]
+async fn who_leads_no_more_changes_and_tells_nothing_and_who_leads_again_reads_what_others_kept() {
+    let (heard, url) = receiver().await;
+    let center = center(quick(&[], Vec::new())).await;
+    let store = Arc::new(crate::store::Memory::new("one"));
+    // It looks once, at its start, and not again on its own.
+    let config = Config { every: Duration::from_secs(3600), ..quick(&[url], vec![busy("busy")]) };
+    let (registry, monitor, decider) = (center.registry.clone(), center.monitor.clone(), center.decider.clone());
+    let alerts = Alerts::new(config, store.clone(), registry, monitor, decider, center.audit.clone());
+    alerts.load().await.unwrap();
+    let me = Actor::center();
+    alerts.put_rule(&me, busy("mine")).await.unwrap();
+    let wanted = Silence { until_ms: now_ms() + 60_000, reason: "works".to_owned(), ..Silence::default() };
+    let silence = alerts.silence(&me, wanted.clone()).await.unwrap();
+    let (epoch, before) = (alerts.fence().unwrap(), store.stamp().revision);
+
+    store.overtake();
+    let refused = [
+        alerts.put_rule(&me, busy("late")).await.err(),
+        alerts.delete_rule(&me, "mine").await.err(),
+        alerts.silence(&me, wanted).await.err(),
+        alerts.unsilence(&me, silence.id).await.err(),
+    ];
+    assert!(
+        refused.iter().flatten().filter(|error| error.code == crate::error::Code::ReadOnly).count() == 4,
+        "{refused:?}"
+    );
+    let (answers, _answered) = mpsc::channel(16);
+    let teller = Teller::new("one".to_owned(), None, answers);
+    let of = Of { service: "echo".to_owned(), group: "a".to_owned(), ..Of::default() };
+    let holds = || judge::Verdict::Holds(Box::default());
+    alerts.observe(&busy("busy"), &of, holds(), epoch, &teller).await;
+    assert_eq!(store.stamp().revision, before, "nothing was written");
+    assert_eq!(alerts.rules().len(), 2);
+
+    // What the other one did in the meantime.
+    let theirs = vec![("rule/theirs".to_owned(), serde_json::to_vec(&busy("theirs")).unwrap())];
+    let delete = vec!["rule/mine".to_owned()];
+    store.commit(Batch { put: theirs, delete, ..Batch::default() }).await.unwrap();
+    store.lead();
+    let epoch = alerts.fence().unwrap();
+    alerts.begin(epoch).await.unwrap();
+    assert_eq!(alerts.rules().iter().map(|rule| rule.name.as_str()).collect::<Vec<_>>(), ["busy", "theirs"]);
+    assert!(alerts.list().is_empty(), "what was never kept is found anew");
+    alerts.unsilence(&me, silence.id).await.unwrap();
+    alerts.observe(&busy("busy"), &of, holds(), epoch, &teller).await;
+    while heard.lock().is_empty() {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let key = heard.lock()[0].0["idempotency-key"].to_str().unwrap().to_owned();
+    let told = alerts.list();
+    assert!(told.len() == 1 && key.starts_with(&told[0].id), "{key}: the first that is told is the one that was kept");
+}

@@ -17,7 +17,7 @@ pub(super) fn build(options: &Value, cx: &BuildCx) -> anyhow::Result<Arc<dyn Sto
     Ok(Arc::new(Memory::new(&cx.name)))
 }
 
-/// Nobody else writes, ever.
+/// Nobody else writes, ever: the first one stays.
 const EPOCH: u64 = 1;
 
 /// See the module.
@@ -28,8 +28,9 @@ pub struct Memory {
     trouble: watch::Sender<Option<String>>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Inner {
+    epoch: u64,
     revision: u64,
     entries: BTreeMap<String, (u64, Vec<u8>)>,
 }
@@ -38,7 +39,22 @@ impl Memory {
     /// An empty one.
     pub fn new(name: &str) -> Self {
         let leadership = Leadership { leads: true, leader: name.to_owned(), epoch: EPOCH };
-        Self { inner: Mutex::default(), leadership: watch::Sender::new(leadership), trouble: watch::Sender::new(None) }
+        let inner = Mutex::new(Inner { epoch: EPOCH, revision: 0, entries: BTreeMap::new() });
+        Self { inner, leadership: watch::Sender::new(leadership), trouble: watch::Sender::new(None) }
+    }
+
+    /// Another centre has taken the lead, and this one has not heard of it yet.
+    #[cfg(test)]
+    pub fn overtake(&self) {
+        self.inner.lock().epoch += 1;
+    }
+
+    /// This centre has taken the lead again, and hears of it.
+    #[cfg(test)]
+    pub fn lead(&self) {
+        let mut inner = self.inner.lock();
+        inner.epoch += 1;
+        self.leadership.send_modify(|leadership| leadership.epoch = inner.epoch);
     }
 }
 
@@ -66,10 +82,10 @@ impl Store for Memory {
     fn commit(&self, batch: Batch) -> BoxFuture<'_, Result<Stamp, StoreError>> {
         Box::pin(async move {
             batch.check()?;
-            if batch.fenced.is_some_and(|epoch| epoch != EPOCH) {
+            let mut inner = self.inner.lock();
+            if batch.fenced.is_some_and(|epoch| epoch != inner.epoch) {
                 return Err(StoreError::NotLeader);
             }
-            let mut inner = self.inner.lock();
             for (key, revision) in batch.expect {
                 if inner.entries.get(&key).map_or(0, |(at, _)| *at) != revision {
                     return Err(StoreError::Conflict { key });
@@ -83,12 +99,13 @@ impl Store for Memory {
             for (key, value) in batch.put {
                 inner.entries.insert(key, (revision, value));
             }
-            Ok(Stamp { epoch: EPOCH, revision })
+            Ok(Stamp { epoch: inner.epoch, revision })
         })
     }
 
     fn stamp(&self) -> Stamp {
-        Stamp { epoch: EPOCH, revision: self.inner.lock().revision }
+        let inner = self.inner.lock();
+        Stamp { epoch: inner.epoch, revision: inner.revision }
     }
 
     fn leadership(&self) -> watch::Receiver<Leadership> {
@@ -109,7 +126,7 @@ impl Store for Memory {
                     revision: *revision,
                 };
                 let all: Vec<_> = inner.entries.iter().map(entry).collect();
-                (Stamp { epoch: EPOCH, revision: inner.revision }, all)
+                (Stamp { epoch: inner.epoch, revision: inner.revision }, all)
             };
             // Nobody may be listening any more.
             let _ = sink.send(all).await;

@@ -172,6 +172,16 @@ pub struct Leadership {
     pub epoch: u64,
 }
 
+impl Leadership {
+    /// The epoch for [`Batch::fenced`], where this centre leads.
+    ///
+    /// # Errors
+    /// [`StoreError::NotLeader`].
+    pub fn fence(&self) -> Result<u64, StoreError> {
+        if self.leads { Ok(self.epoch) } else { Err(StoreError::NotLeader) }
+    }
+}
+
 /// Keeps what the centre knows.
 pub trait Store: Send + Sync + 'static {
     /// Every entry whose key begins with `prefix`, in the order of keys, after `after`, at most `limit`.
