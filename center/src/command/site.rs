@@ -84,6 +84,6 @@ impl Site for Parts {
         expected: u64,
         text: Option<String>,
     ) -> BoxFuture<'a, Result<u64, Error>> {
-        Box::pin(self.registry.set_text(scope, expected, text))
+        Box::pin(self.registry.set_text(scope, expected, text, None))
     }
 }

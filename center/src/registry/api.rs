@@ -147,7 +147,7 @@ async fn put_text(State(center): State<Cx>, actor: Actor, Json(new): Json<NewTex
                 "look again and repeat",
             ));
         }
-        let revision = center.registry.set_text(&new.scope, revision, text.clone()).await?;
+        let revision = center.registry.set_text(&new.scope, revision, text.clone(), None).await?;
         Ok(TextOf { scope: new.scope.clone(), revision, text })
     };
     let done = done.await;

@@ -33,7 +33,7 @@ use parking_lot::Mutex;
 use serde::Deserialize;
 use tokio::sync::watch;
 
-use self::{catalog::Catalog, leases::Leases, record::Place, watchers::Watchers};
+use self::{catalog::Catalog, leases::Leases, record::Place, watchers::Watchers, write::Word};
 use crate::{audit::Audit, auth::Actor, error::Error, store::Store};
 
 pub use self::api::routes;
@@ -190,8 +190,8 @@ impl Registry {
     ) -> Result<(), Error> {
         let what = if out.is_some() { "instance.out" } else { "instance.in" };
         let out = out.map(str::to_owned);
-        let detail = serde_json::json!({"reason": out});
-        self.mark(actor, what, Place::new(key, address), detail, move |mark| {
+        let word = Word { actor, what, detail: serde_json::json!({"reason": out}), fenced: None };
+        self.mark(word, Place::new(key, address), move |mark| {
             if out.is_none() {
                 mark.drain = None;
             }
@@ -208,7 +208,8 @@ impl Registry {
         let detail = serde_json::json!({"reason": reason});
         let reason = reason.to_owned();
         let change = move |mark: &mut record::Mark| mark.drain = Some(reason.clone());
-        self.mark(actor, "instance.drain", Place::new(key, address), detail, change).await
+        let word = Word { actor, what: "instance.drain", detail, fenced: None };
+        self.mark(word, Place::new(key, address), change).await
     }
 
     /// Gives an instance another weight than it registered with, or its own again.
@@ -226,7 +227,19 @@ impl Registry {
             return Err(Error::bad(format!("weight {weight} of `{address}`"), "give 0 to 100,000"));
         }
         let detail = serde_json::json!({"weight": weight});
-        self.mark(actor, "instance.weight", Place::new(key, address), detail, move |mark| mark.weight = weight).await
+        let word = Word { actor, what: "instance.weight", detail, fenced: None };
+        self.mark(word, Place::new(key, address), move |mark| mark.weight = weight).await
+    }
+
+    /// As [`Registry::set_weight`], on behalf of the centre that leads in `epoch`: nothing is changed when another one
+    /// does.
+    ///
+    /// # Errors
+    /// As [`Registry::take_out`].
+    pub async fn warm(&self, key: &ServiceKey, address: &str, weight: Option<u32>, epoch: u64) -> Result<(), Error> {
+        let (actor, detail) = (Actor::center(), serde_json::json!({"weight": weight}));
+        let word = Word { actor: &actor, what: "instance.weight", detail, fenced: Some(epoch) };
+        self.mark(word, Place::new(key, address), move |mark| mark.weight = weight).await
     }
 
     /// The command text of a scope, and its revision (0: there never was one).
@@ -235,11 +248,18 @@ impl Registry {
     }
 
     /// Replaces the command text of a scope if it still stands at `expected`, durably, and tells agents that watch it.
-    /// Answers the new revision.
+    /// Answers the new revision. `fenced` is that of [`Batch`](crate::store::Batch): the epoch, where only the centre
+    /// that leads may write it.
     ///
     /// # Errors
     /// [`Code::Conflict`](crate::error::Code::Conflict) when it does not stand there.
-    pub async fn set_text(&self, scope: &CommandScope, expected: u64, text: Option<String>) -> Result<u64, Error> {
-        self.write_text(scope, expected, text).await
+    pub async fn set_text(
+        &self,
+        scope: &CommandScope,
+        expected: u64,
+        text: Option<String>,
+        fenced: Option<u64>,
+    ) -> Result<u64, Error> {
+        self.write_text(scope, expected, text, fenced).await
     }
 }

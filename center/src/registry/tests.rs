@@ -140,12 +140,12 @@ async fn watchers_hear_of_what_concerns_them_once_and_soon() {
     assert_eq!(told.services[0].snapshot.instances.len(), 5, "a burst is one answer");
     assert!(began.elapsed().as_millis() <= 21);
     let (told, revision) = tokio::join!(sync(&registry, &mut asked), async {
-        registry.set_text(&CommandScope::Group("a".into()), 0, Some("{}".into())).await.unwrap()
+        registry.set_text(&CommandScope::Group("a".into()), 0, Some("{}".into()), None).await.unwrap()
     });
     assert_eq!((told.services.len(), told.commands[0].text.as_deref()), (0, Some("{}")));
-    let stale = registry.set_text(&CommandScope::Group("a".into()), 0, Some("{ }".into())).await.unwrap_err();
+    let stale = registry.set_text(&CommandScope::Group("a".into()), 0, Some("{ }".into()), None).await.unwrap_err();
     assert_eq!(stale.code, Code::Conflict);
-    registry.set_text(&CommandScope::Group("a".into()), revision, None).await.unwrap();
+    registry.set_text(&CommandScope::Group("a".into()), revision, None, None).await.unwrap();
     let told = sync(&registry, &mut asked).await;
     assert_eq!(told.commands[0].text, None);
     assert!(told.commands[0].revision > revision, "taken away is a change too");
@@ -208,7 +208,7 @@ async fn the_operators_word_outlives_agents_and_centres() {
     register(&registry, all("h/a", 7, vec![one.clone(), two.clone()])).await;
     assert_eq!(listed(&registry, "s", "a"), "127.0.0.1:2*3");
     registry.drain(&by, &s, "127.0.0.1:2", "goes home").await.unwrap();
-    registry.set_text(&CommandScope::Agent("shop".into()), 0, Some("x".into())).await.unwrap();
+    registry.set_text(&CommandScope::Agent("shop".into()), 0, Some("x".into()), None).await.unwrap();
     drop(registry);
 
     let registry = start(&store, Config::default()).await;
@@ -302,4 +302,24 @@ async fn an_agent_that_took_more_than_this_centre_has_is_noticed() {
     assert!(!pieces.stamp.follows(Stamp { epoch: 3, revision: 900 }));
     assert_eq!(registry.taken_by("w"), Stamp { epoch: 3, revision: 900 });
     assert_eq!(registry.ahead(), Some(("w".into(), Stamp { epoch: 3, revision: 900 })));
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_leads_no_more_gives_no_weights_and_writes_no_commands_of_its_own() {
+    let store = Arc::new(Memory::new("c"));
+    let registry = start(&store, Config::default()).await;
+    register(&registry, all("h/a", 1, vec![said("s", "a", "127.0.0.1:1")])).await;
+    let (s, scope) = (key("s", "a"), CommandScope::Group("a".into()));
+    let epoch = store.leadership().borrow().fence().unwrap();
+    registry.warm(&s, "127.0.0.1:1", Some(2), epoch).await.unwrap();
+    let revision = registry.set_text(&scope, 0, Some("{}".into()), Some(epoch)).await.unwrap();
+    store.overtake();
+    assert_eq!(registry.warm(&s, "127.0.0.1:1", Some(3), epoch).await.unwrap_err().code, Code::ReadOnly);
+    let late = registry.set_text(&scope, revision, Some("{ }".into()), Some(epoch)).await.unwrap_err();
+    assert_eq!(late.code, Code::ReadOnly);
+    assert_eq!(listed(&registry, "s", "a"), "127.0.0.1:1*2");
+    assert_eq!(registry.text(&scope).1.as_deref(), Some("{}"));
+    // What any centre may write is written.
+    registry.set_weight(&operator(), &s, "127.0.0.1:1", Some(4)).await.unwrap();
+    assert_eq!(listed(&registry, "s", "a"), "127.0.0.1:1*4");
 }

@@ -125,10 +125,10 @@ async fn what_one_centre_is_told_all_know_and_an_agent_may_change_between_them()
     a.register(&anyone(), all(1, &[1, 2])).await.unwrap();
     listed(&b, "1 2").await;
     let scope = CommandScope::Group("g".into());
-    let revision = a.set_text(&scope, 0, Some("{}".into())).await.unwrap();
+    let revision = a.set_text(&scope, 0, Some("{}".into()), None).await.unwrap();
     assert!(beat(&b, 1).await, "any of them is enough");
     assert_eq!(b.text(&scope), (revision, Some("{}".into())));
-    let late = b.set_text(&scope, 0, None).await.unwrap_err();
+    let late = b.set_text(&scope, 0, None, None).await.unwrap_err();
     assert_eq!(late.code, crate::error::Code::Conflict);
     b.take_out(&anyone(), &key(), "127.0.0.1:1", Some("x")).await.unwrap();
     listed(&a, "2").await;

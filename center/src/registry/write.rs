@@ -43,6 +43,17 @@ pub(super) struct Step {
     record: Option<Record>,
 }
 
+/// What is said of an instance by somebody else than its agent, as it is put on record.
+pub(super) struct Word<'a> {
+    /// Who says it.
+    pub actor: &'a Actor,
+    /// Its kind, as `instance.out`.
+    pub what: &'static str,
+    pub detail: serde_json::Value,
+    /// See [`Batch::fenced`]: for what only the centre that leads says.
+    pub fenced: Option<u64>,
+}
+
 impl Registry {
     /// Takes what an agent says of everything it provides. Durable when it is answered.
     ///
@@ -89,7 +100,7 @@ impl Registry {
                 center: self.config.center.clone(),
             };
             let agent = (self.leases.record(&wanted.agent) != record).then_some((wanted.agent.as_str(), &record));
-            match self.write_steps(steps, agent).await {
+            match self.write_steps(steps, agent, None).await {
                 Ok(revision) => {
                     self.leases.registered(&wanted.agent, revision, record);
                     refused.splice(0..0, early);
@@ -174,12 +185,17 @@ impl Registry {
 
     /// Writes changes, and an agent's record last; answers the revision of the last batch, which holds here too by
     /// then. On an error those before it hold.
-    async fn write_steps(&self, steps: Vec<Step>, agent: Option<(&str, &AgentRecord)>) -> Result<u64, StoreError> {
+    async fn write_steps(
+        &self,
+        steps: Vec<Step>,
+        agent: Option<(&str, &AgentRecord)>,
+        fenced: Option<u64>,
+    ) -> Result<u64, StoreError> {
         let mut revision = 0;
         let mut rest = steps.into_iter().peekable();
         while rest.peek().is_some() || (revision == 0 && agent.is_some()) {
             let chunk: Vec<_> = rest.by_ref().take(BATCH).collect();
-            let mut batch = Batch::default();
+            let mut batch = Batch { fenced, ..Batch::default() };
             for step in &chunk {
                 let key = step.place.key();
                 batch.expect.push((key.clone(), step.expected));
@@ -296,7 +312,7 @@ impl Registry {
 
     /// [`Registry::write_steps`]; after a conflict the next look begins with what is there.
     async fn write_or_reread(&self, steps: Vec<Step>) -> Result<(), StoreError> {
-        match self.write_steps(steps, None).await {
+        match self.write_steps(steps, None, None).await {
             Err(StoreError::Conflict { key }) => self.reread(&key).await,
             done => done.map(drop),
         }
@@ -315,15 +331,14 @@ impl Registry {
         Ok(())
     }
 
-    /// Changes what operators say of an instance.
+    /// Changes what is said of an instance, beside what it says itself.
     pub(super) async fn mark(
         &self,
-        actor: &Actor,
-        what: &'static str,
+        word: Word<'_>,
         place: Place,
-        detail: serde_json::Value,
         change: impl Fn(&mut Mark) + Send + 'static,
     ) -> Result<(), Error> {
+        let Word { actor, what, detail, fenced } = word;
         let target = place.to_string();
         let missing =
             || Error::not_found(format!("no instance `{target}`"), "look at the service's page for those there are");
@@ -343,7 +358,7 @@ impl Registry {
                 }
                 let record = (record.registered.is_some() || !record.mark.is_none()).then_some(record);
                 let step = Step { place: at.clone(), expected: held.revision, record };
-                match me.write_steps(vec![step], None).await {
+                match me.write_steps(vec![step], None, fenced).await {
                     Ok(_) => return Ok(Ok(())),
                     Err(StoreError::Conflict { key }) => {
                         if let Err(error) = me.reread(&key).await {
@@ -372,6 +387,7 @@ impl Registry {
         scope: &CommandScope,
         expected: u64,
         text: Option<String>,
+        fenced: Option<u64>,
     ) -> Result<u64, Error> {
         let (CommandScope::Group(name) | CommandScope::Agent(name)) = scope;
         check::optional("scope", name)?;
@@ -403,7 +419,7 @@ impl Registry {
         let work = async move {
             let value = json(&record::TextRecord { text }).to_vec();
             let expect = vec![(key.clone(), expected)];
-            let batch = Batch { expect, put: vec![(key.clone(), value.clone())], ..Batch::default() };
+            let batch = Batch { expect, put: vec![(key.clone(), value.clone())], fenced, ..Batch::default() };
             let done = me.store.commit(batch).await;
             match &done {
                 Ok(stamp) => {

@@ -17,7 +17,6 @@ use tokio::time::Instant;
 
 use super::Scalers;
 use crate::{
-    auth::Actor,
     registry::Registry,
     store::{Batch, Store},
 };
@@ -166,7 +165,7 @@ pub(super) async fn run(
 ) {
     let leadership = store.leadership();
     let Some(mut changes) = scalers.upgrade().map(|scalers| scalers.registry.changes()) else { return };
-    let mut warmer = None;
+    let mut led: Option<(u64, Warmer)> = None;
     let mut ticks = tokio::time::interval(TICK);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
@@ -181,24 +180,24 @@ pub(super) async fn run(
             }
         }
         let Some(scalers) = scalers.upgrade() else { return };
-        if !leadership.borrow().leads {
-            warmer = None;
+        let Ok(epoch) = leadership.borrow().fence() else {
+            led = None;
             continue;
-        }
-        let warmer = match &mut warmer {
-            Some(warmer) => warmer,
-            none => {
-                restore(&scalers.registry, &store).await;
-                none.insert(Warmer::default())
+        };
+        let warmer = match &mut led {
+            Some((of, warmer)) if *of == epoch => warmer,
+            led => {
+                restore(&scalers.registry, &store, epoch).await;
+                &mut led.insert((epoch, Warmer::default())).1
             }
         };
         for policy in policies() {
-            look(&scalers, warmer, &store, &policy).await;
+            look(&scalers, warmer, &store, &policy, epoch).await;
         }
     }
 }
 
-async fn look(scalers: &Scalers, warmer: &mut Warmer, store: &Arc<dyn Store>, policy: &PoolPolicy) {
+async fn look(scalers: &Scalers, warmer: &mut Warmer, store: &Arc<dyn Store>, policy: &PoolPolicy, epoch: u64) {
     if !policy.driver.is_empty() {
         // Built when it is first asked for: what an earlier centre ran is found again now, not when it is scaled.
         scalers.wake(policy).await;
@@ -217,13 +216,13 @@ async fn look(scalers: &Scalers, warmer: &mut Warmer, store: &Arc<dyn Store>, po
     let after: Vec<&Place> = warmer.warming.keys().collect();
     if before.iter().collect::<Vec<_>>() != after {
         // Before the first weight is given: else nobody would know of it after an end in between.
-        keep(store, &after).await;
+        keep(store, &after, epoch).await;
     }
     for place in gone {
-        set(registry, &Turn { place, weight: None }).await;
+        set(registry, &Turn { place, weight: None }, epoch).await;
     }
     for turn in turns {
-        set(registry, &turn).await;
+        set(registry, &turn, epoch).await;
     }
 }
 
@@ -237,30 +236,30 @@ fn rows(registry: &Registry, key: &ServiceKey) -> Vec<(Place, InstanceRow)> {
     registry.rows(key).into_iter().map(|row| (place(&row.address), row)).collect()
 }
 
-async fn set(registry: &Registry, turn: &Turn) {
-    let done = registry.set_weight(&Actor::center(), &turn.place.key(), &turn.place.address, turn.weight).await;
+async fn set(registry: &Registry, turn: &Turn, epoch: u64) {
+    let done = registry.warm(&turn.place.key(), &turn.place.address, turn.weight, epoch).await;
     if let Err(error) = done {
-        tracing::debug!(address = %turn.place.address, %error, "an instance that warms up has gone");
+        tracing::debug!(address = %turn.place.address, %error, "an instance that warms up is not given its weight");
     }
 }
 
-async fn keep(store: &Arc<dyn Store>, places: &[&Place]) {
+async fn keep(store: &Arc<dyn Store>, places: &[&Place], epoch: u64) {
     let value = serde_json::to_vec(places).unwrap_or_default();
-    let batch = Batch { put: vec![(KEY.to_owned(), value)], ..Batch::default() };
+    let batch = Batch { put: vec![(KEY.to_owned(), value)], fenced: Some(epoch), ..Batch::default() };
     if let Err(error) = store.commit(batch).await {
         tracing::warn!(%error, "it could not be kept which instances warm up");
     }
 }
 
 /// Gives those who warmed up when a centre ended their own weights.
-async fn restore(registry: &Registry, store: &Arc<dyn Store>) {
+async fn restore(registry: &Registry, store: &Arc<dyn Store>, epoch: u64) {
     let Ok(entries) = store.scan(KEY, None, 1).await else { return };
     let places: Vec<Place> = entries.first().and_then(|e| serde_json::from_slice(&e.value).ok()).unwrap_or_default();
     for place in &places {
-        set(registry, &Turn { place: place.clone(), weight: None }).await;
+        set(registry, &Turn { place: place.clone(), weight: None }, epoch).await;
     }
     if !places.is_empty() {
-        keep(store, &[]).await;
+        keep(store, &[], epoch).await;
     }
 }
 
