@@ -46,3 +46,5 @@ mod snapshots;
 mod tcp;
 mod unix;
 mod zookeeper;
+mod zookeeper_ensemble;
+mod zookeeper_guarded;

@@ -18,21 +18,26 @@ use crate::{
 };
 
 /// Milliseconds of its tick: a session lasts at least 2 and at most 20 of them.
-const TICK: u32 = 500;
+pub(crate) const TICK: u32 = 500;
 
 /// A server with an empty tree that takes nodes of up to 20 MB and answers every four-letter word.
 pub fn zookeeper(place: &Place<'_>) -> Server {
+    configured(place, &[], "")
+}
+
+/// The same with further properties of Java and further lines of its configuration.
+pub fn configured(place: &Place<'_>, properties: &[&str], more: &str) -> Server {
     let (dir, addr) = (Temp::new(), SocketAddr::new(place.ip(), free_port()));
     let data = dir.file("data");
     let config = format!(
         "tickTime={TICK}\ndataDir={}\nclientPort={}\nclientPortAddress={}\nadmin.enableServer=false\n\
-         4lw.commands.whitelist=*\nmaxClientCnxns=0\nsnapshot.trust.empty=true\n",
+         4lw.commands.whitelist=*\nmaxClientCnxns=0\nsnapshot.trust.empty=true\n{more}",
         data.display(),
         addr.port(),
         addr.ip()
     );
     let file = dir.write("zoo.cfg", config);
-    let cmd = java().args(["-Xmx384m", "-XX:TieredStopAtLevel=1", "-Djute.maxbuffer=20000000"]);
+    let cmd = java().args(["-Xmx384m", "-XX:TieredStopAtLevel=1", "-Djute.maxbuffer=20000000"]).args(properties);
     let cmd = cmd.arg("org.apache.zookeeper.server.quorum.QuorumPeerMain").arg(file.display());
     let server = Server::start(addr, dir, place.put(cmd));
     serves(&server);
@@ -53,7 +58,7 @@ pub fn again_empty(server: &mut Server) {
     serves(server);
 }
 
-fn java() -> Cmd {
+pub(crate) fn java() -> Cmd {
     let java = which("java").expect("comes with the compiler");
     let jars = "/usr/share/java/zookeeper.jar:/usr/share/java/*";
     assert!(Path::new("/usr/share/java/zookeeper.jar").exists(), "it comes with zkServer.sh");
@@ -132,6 +137,30 @@ impl Client {
         client
     }
 
+    /// Says who it is: `NAME:PASSWORD`.
+    pub fn login(&mut self, account: &str) {
+        let mut body = vec![0; 4];
+        body.extend(with_length(b"digest"));
+        body.extend(with_length(account.as_bytes()));
+        let out = request(-4, 100, &body);
+        self.io.write_all(&out).unwrap();
+        assert_eq!(self.frame()[12..16], [0; 4], "cannot log in");
+    }
+
+    /// The error that reading a node gives; 0 for none.
+    pub fn reading(&mut self, path: &str) -> i32 {
+        let mut body = with_length(path.as_bytes());
+        body.push(0);
+        self.ask(4, &body).0
+    }
+
+    /// The error that deleting a node gives; 0 for none.
+    pub fn deleting(&mut self, path: &str) -> i32 {
+        let mut body = with_length(path.as_bytes());
+        body.extend((-1_i32).to_be_bytes());
+        self.ask(2, &body).0
+    }
+
     /// Makes a node that stays, with the folders above it.
     pub fn create(&mut self, path: &str, data: &[u8]) {
         self.make(path, data, 0);
@@ -192,10 +221,7 @@ impl Client {
 
     /// Deletes a node.
     pub fn delete(&mut self, path: &str) {
-        let mut body = with_length(path.as_bytes());
-        body.extend((-1_i32).to_be_bytes());
-        let code = self.ask(2, &body).0;
-        assert_eq!(code, 0, "cannot delete {path}");
+        assert_eq!(self.deleting(path), 0, "cannot delete {path}");
     }
 
     /// A node, if it is there.

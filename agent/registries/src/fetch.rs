@@ -1,7 +1,7 @@
 //! A small HTTP/1.1 client for what the agent itself asks of others: registries, collectors, other agents.
 //! Not for calls of programs, which run through `protocol`.
 
-mod tls;
+pub(crate) mod tls;
 
 use std::{
     fmt::{self, Write as _},
@@ -91,6 +91,15 @@ impl Peer {
         if self.tls.is_some() {
             self.tls = Some(Tls::of(certificates)?);
         }
+        Ok(self)
+    }
+
+    /// Talks TLS as `tls` says, whether its address says `https` or no scheme. An error when it says `http`.
+    pub(crate) fn over(mut self, tls: Tls, written: &str) -> anyhow::Result<Self> {
+        if written.starts_with("http://") {
+            bail!("`{written}` and the option `tls` do not fit; write `https://`");
+        }
+        self.tls = Some(tls);
         Ok(self)
     }
 

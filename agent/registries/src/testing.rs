@@ -8,7 +8,18 @@ use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::TokioIo;
 use model::Snapshot;
 use parking_lot::Mutex;
-use tokio::{net::TcpListener, sync::watch, time::timeout};
+use rustls::{
+    RootCertStore, ServerConfig,
+    pki_types::PrivateKeyDer,
+    server::{NoClientAuth, WebPkiClientVerifier, danger::ClientCertVerifier},
+};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpListener,
+    sync::watch,
+    time::timeout,
+};
+use tokio_rustls::TlsAcceptor;
 
 /// A request as it came: method, path with query, body.
 #[derive(Clone, Debug, PartialEq)]
@@ -22,6 +33,56 @@ pub(super) struct Asked {
 pub(super) type Answer = (u16, Vec<(&'static str, String)>, String);
 
 type Rule = dyn Fn(&Asked) -> Option<Answer> + Send + Sync;
+
+trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
+
+/// Certificates for `localhost` in a folder of their own: `ca.pem` of the server, `own.pem` and `own.key` of a client
+/// that it knows, `other.pem` and `other.key` of one that it does not. Removed on drop.
+pub(super) struct Certificates {
+    pub dir: std::path::PathBuf,
+    server: rcgen::CertifiedKey<rcgen::KeyPair>,
+    client: rcgen::CertifiedKey<rcgen::KeyPair>,
+}
+
+impl Certificates {
+    pub fn new(name: &str) -> Self {
+        let dir = std::env::temp_dir().join(format!("sockmesh-{name}-{}", std::process::id()));
+        std::fs::create_dir_all(&dir).unwrap();
+        let make = || rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
+        let (server, client, other) = (make(), make(), make());
+        std::fs::write(dir.join("ca.pem"), server.cert.pem()).unwrap();
+        for (name, made) in [("own", &client), ("other", &other)] {
+            std::fs::write(dir.join(format!("{name}.pem")), made.cert.pem()).unwrap();
+            std::fs::write(dir.join(format!("{name}.key")), made.signing_key.serialize_pem()).unwrap();
+        }
+        Self { dir, server, client }
+    }
+
+    /// A server that wants to see the client's certificate, or does not.
+    pub fn server(&self, asks: bool) -> TlsAcceptor {
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let verifier: Arc<dyn ClientCertVerifier> = if asks {
+            let mut roots = RootCertStore::empty();
+            roots.add(self.client.cert.der().clone()).unwrap();
+            WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone()).build().unwrap()
+        } else {
+            Arc::new(NoClientAuth)
+        };
+        let config = ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+        let key = PrivateKeyDer::try_from(self.server.signing_key.serialize_der()).unwrap();
+        let chain = vec![self.server.cert.der().clone()];
+        let config = config.with_client_cert_verifier(verifier).with_single_cert(chain, key).unwrap();
+        TlsAcceptor::from(Arc::new(config))
+    }
+}
+
+impl Drop for Certificates {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.dir);
+    }
+}
 
 /// Answers by a rule; what the rule has no answer for waits for ever.
 pub(super) struct StandIn {
@@ -39,6 +100,14 @@ impl Drop for StandIn {
 
 impl StandIn {
     pub async fn start(rule: impl Fn(&Asked) -> Option<Answer> + Send + Sync + 'static) -> Self {
+        Self::over(None, rule).await
+    }
+
+    /// The same over TLS, or without it.
+    pub async fn over(
+        tls: Option<TlsAcceptor>,
+        rule: impl Fn(&Asked) -> Option<Answer> + Send + Sync + 'static,
+    ) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let at = listener.local_addr().unwrap();
         let rule: Arc<Rule> = Arc::new(rule);
@@ -50,7 +119,7 @@ impl StandIn {
             let mut connections = tokio::task::JoinSet::new();
             loop {
                 let Ok((io, _)) = listener.accept().await else { return };
-                let (rule, all, counted) = (rule.clone(), all.clone(), counted.clone());
+                let (rule, all, counted, tls) = (rule.clone(), all.clone(), counted.clone(), tls.clone());
                 let service = service_fn(move |request: Request<Incoming>| {
                     let (rule, all, counted) = (rule.clone(), all.clone(), counted.clone());
                     async move {
@@ -70,6 +139,13 @@ impl StandIn {
                     }
                 });
                 connections.spawn(async move {
+                    let io: Box<dyn Io> = match tls {
+                        None => Box::new(io),
+                        Some(tls) => match tls.accept(io).await {
+                            Ok(io) => Box::new(io),
+                            Err(_) => return,
+                        },
+                    };
                     let _ = http1::Builder::new().serve_connection(TokioIo::new(io), service).await;
                 });
             }

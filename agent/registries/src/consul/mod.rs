@@ -33,7 +33,10 @@ use super::{
 };
 use model::kind::Value;
 
-use crate::{BuildCx, fetch::Peer};
+use crate::{
+    BuildCx,
+    fetch::{Peer, tls},
+};
 
 /// Where a Consul agent listens by its own default.
 const ADDRESS: &str = "127.0.0.1:8500";
@@ -47,6 +50,7 @@ struct Options {
     ttl: Option<String>,
     token: Option<String>,
     datacenter: Option<String>,
+    tls: Option<tls::Written>,
     layout: Option<Layout>,
     tag: Option<String>,
 }
@@ -62,9 +66,14 @@ enum Layout {
     Plain,
 }
 
-pub(super) fn build(options: &Value, _: &BuildCx) -> anyhow::Result<Arc<dyn Registry>> {
+pub(super) fn build(options: &Value, cx: &BuildCx) -> anyhow::Result<Arc<dyn Registry>> {
     let options: Options = model::kind::options(options)?;
-    let peer = Peer::parse(options.address.as_deref().unwrap_or(ADDRESS), 8500).context("option `address`")?;
+    let address = options.address.as_deref().unwrap_or(ADDRESS);
+    let mut peer = Peer::parse(address, 8500).context("option `address`")?;
+    if let Some(tls) = &options.tls {
+        let tls = tls.http(&cx.base_dir).context("option `tls`")?;
+        peer = peer.over(tls, address).context("option `address`")?;
+    }
     let ttl = duration("ttl", options.ttl.as_deref(), TTL)?;
     if ttl < Duration::from_secs(1) {
         bail!("option `ttl`: {ttl:?} is too short for a check, write at least `1s`");

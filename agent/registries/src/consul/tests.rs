@@ -6,7 +6,7 @@ use model::Instance;
 use serde_json::json;
 
 use super::*;
-use crate::testing::{Answer, StandIn, list};
+use crate::testing::{Answer, Asked, Certificates, StandIn, list};
 
 fn registry(at: std::net::SocketAddr, more: &str) -> Arc<dyn Registry> {
     let yaml = format!("{{address: '{at}'{more}}}");
@@ -214,4 +214,47 @@ fn says_what_is_wrong_with_its_options() {
     assert!(told("{ttl: 10ms}").contains("too short"));
     assert!(told("{layout: java}").contains("unknown variant `java`"));
     assert!(told("{tag: v1}").contains("`layout: plain`"));
+}
+
+#[tokio::test]
+async fn over_tls_who_is_not_believed_is_not_asked_and_who_shows_nothing_is_not_answered() {
+    let certificates = Certificates::new("consul");
+    let rule = |asked: &Asked| {
+        assert_eq!(asked.headers["x-consul-token"], "secret");
+        match asked.line.contains("index=") {
+            true => None,
+            false => indexed(5, json!([health("web", "w1", 1, &[], "passing")])),
+        }
+    };
+    let server = StandIn::over(Some(certificates.server(true)), rule).await;
+    let cx = BuildCx { base_dir: certificates.dir.clone(), ..BuildCx::default() };
+    let made = |address: &str, tls: &str| {
+        let port = server.at.port();
+        let yaml = format!("{{address: '{address}:{port}', layout: plain, token: secret, tls: {{{tls}}}}}");
+        build(&serde_yaml::from_str(&yaml).unwrap(), &cx)
+    };
+    let all = "ca_file: ca.pem, cert_file: own.pem, key_file: own.key";
+    for address in ["localhost", "https://localhost"] {
+        let registry = made(address, all).unwrap();
+        list(&mut registry.watch(&key("web", "")), "10.0.0.9:1", false).await;
+    }
+    for (address, tls) in [
+        ("127.0.0.1", all),
+        ("localhost", "ca_file: own.pem, cert_file: own.pem, key_file: own.key"),
+        ("localhost", "ca_file: ca.pem, cert_file: other.pem, key_file: other.key"),
+        ("localhost", "ca_file: ca.pem"),
+    ] {
+        list(&mut made(address, tls).unwrap().watch(&key("web", "")), "", true).await;
+    }
+    for (address, tls, why) in [
+        ("http://localhost", all, "write `https://`"),
+        ("localhost", "ca_file: gone.pem", "gone.pem"),
+        ("localhost", "ca_file: own.key", "no certificate in it"),
+        ("localhost", "ca_file: ca.pem, cert_file: own.pem", "write `key_file` as well"),
+        ("localhost", "ca_file: ca.pem, cert_file: own.pem, key_file: other.key", "do not fit"),
+        ("localhost", "ca_file: ca.pem, cert_file: own.pem, key_file: own.pem", "key_file"),
+    ] {
+        let told = format!("{:#}", made(address, tls).err().expect("refused"));
+        assert!(told.contains(why), "{tls}: {told}");
+    }
 }

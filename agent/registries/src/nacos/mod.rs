@@ -16,7 +16,7 @@ mod tests;
 
 use std::sync::Arc;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 
 use self::{http::Http, login::Login, shape::Names};
 use super::{
@@ -25,7 +25,10 @@ use super::{
 };
 use model::kind::Value;
 
-use crate::{BuildCx, fetch::Peer};
+use crate::{
+    BuildCx,
+    fetch::{Peer, tls},
+};
 
 /// Where Nacos' HTTP API listens by its own default.
 const PORT: u16 = 8848;
@@ -40,6 +43,7 @@ struct Options {
     namespace: Option<String>,
     username: Option<String>,
     password: Option<String>,
+    tls: Option<tls::Written>,
 }
 
 /// Which API is spoken.
@@ -51,16 +55,26 @@ enum Wire {
     Http,
 }
 
-pub(super) fn build(options: &Value, _: &BuildCx) -> anyhow::Result<Arc<dyn Registry>> {
+pub(super) fn build(options: &Value, cx: &BuildCx) -> anyhow::Result<Arc<dyn Registry>> {
     let options: Options = model::kind::options(options)?;
     let addresses = servers(options.address, PORT)?;
-    let peers: Vec<_> = addresses.iter().map(|a| Peer::parse(a, PORT)).collect::<Result<_, _>>().context("address")?;
+    let wire = options.api.unwrap_or_default();
+    let tls = match &options.tls {
+        Some(_) if wire == Wire::Grpc => bail!("option `tls`: is for `api: http` only"),
+        Some(tls) => Some(tls.http(&cx.base_dir).context("option `tls`")?),
+        None => None,
+    };
+    let peer = |address: &String| match (&tls, Peer::parse(address, PORT)?) {
+        (Some(tls), peer) => peer.over(tls.clone(), address),
+        (None, peer) => Ok(peer),
+    };
+    let peers: Vec<_> = addresses.iter().map(peer).collect::<Result<_, _>>().context("address")?;
     let names = Names::new(options.namespace);
     let login = match options.username.filter(|name| !name.is_empty()) {
         Some(name) => Login::new(peers.clone(), name, options.password.unwrap_or_default()),
         None => Login::none(),
     };
-    Ok(match options.api.unwrap_or_default() {
+    Ok(match wire {
         Wire::Grpc => grpc::registry(addresses, names, login)?,
         Wire::Http => Arc::new(Http::new(peers, names, login)),
     })

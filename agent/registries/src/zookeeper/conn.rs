@@ -14,17 +14,22 @@ use std::{
 use bytes::{Bytes, BytesMut};
 use parking_lot::Mutex;
 use tokio::{
-    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader},
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader, split},
     net::TcpStream,
     sync::{Notify, mpsc, oneshot},
     time::{MissedTickBehavior, interval, timeout},
 };
 
-use super::wire::{self, Code, EVENT, HEADER, Identity, Malformed, Op, PING, Stat};
+use super::{
+    access::{Access, Acl},
+    wire::{self, AUTH, Code, EVENT, HEADER, Identity, Malformed, Op, PING, Stat},
+};
 use crate::nodes::LARGEST;
 
 /// Time for a connect with its first exchange.
 const OPENING: Duration = Duration::from_secs(3);
+/// Time for a server that hung up to say why.
+const ASKING: Duration = Duration::from_secs(1);
 /// Time for a farewell.
 const CLOSING: Duration = Duration::from_secs(1);
 /// Requests waiting to be written; further ones wait for room.
@@ -69,6 +74,8 @@ pub(super) enum Closed {
     Expired,
     /// The server hung up without a word: it is not ready, or knows less than was seen elsewhere.
     Unanswered,
+    /// The server hung up and says that it serves nobody at present: it starts, or has lost its quorum.
+    Waiting,
     /// Anything else, for operators.
     Other(String),
 }
@@ -109,6 +116,7 @@ pub(super) struct Conn {
     /// Number of the session, which outlives connections.
     pub session: i64,
     password: Bytes,
+    acl: Acl,
 }
 
 /// What requests share with the task that drives the connection.
@@ -134,36 +142,23 @@ struct Pending {
 impl Conn {
     /// Connects to `server` (`HOST:PORT`) as `identity`, for a session that survives `silence` without us.
     /// The connection is driven by a task of its own.
-    pub async fn open(server: &str, identity: &Identity, silence: Duration) -> Result<Self, Closed> {
+    pub async fn open(server: &str, identity: &Identity, silence: Duration, access: &Access) -> Result<Self, Closed> {
         let opening = async {
-            let io = TcpStream::connect(server).await.map_err(|e| Closed::Other(format!("cannot connect: {e}")))?;
-            let _ = io.set_nodelay(true);
-            Self::greet(io, server, identity, silence).await
+            let io = dial(server).await?;
+            let local = io.local_addr().map_err(|e| Closed::Other(e.to_string()))?.ip();
+            let mut to = Greeting { server, identity, silence, access, local };
+            match &access.tls {
+                None => to.say(io).await,
+                Some(tls) => to.say(tls.connect(host(server), io).await.map_err(odd)?).await,
+            }
         };
-        timeout(OPENING, opening).await.unwrap_or_else(|_| Err(Closed::Other(format!("no answer within {OPENING:?}"))))
-    }
-
-    async fn greet(mut io: TcpStream, server: &str, identity: &Identity, silence: Duration) -> Result<Self, Closed> {
-        let local = io.local_addr().map_err(|e| Closed::Other(e.to_string()))?.ip();
-        let asked = i32::try_from(silence.as_millis()).unwrap_or(i32::MAX);
-        io.write_all(&wire::hello(identity, asked)).await.map_err(|_| Closed::Unanswered)?;
-        let length = io.read_i32().await.map_err(|_| Closed::Unanswered)?;
-        let strange = || Closed::Other("what listens there is no ZooKeeper server".to_owned());
-        if !(16..1024).contains(&length) {
-            return Err(strange());
+        let opened = timeout(OPENING, opening).await;
+        let opened = opened.unwrap_or_else(|_| Err(Closed::Other(format!("no answer within {OPENING:?}"))));
+        // Who has nothing to lose need not know.
+        if matches!(opened, Err(Closed::Unanswered)) && identity.seen > 0 && serves_nobody(server, access).await {
+            return Err(Closed::Waiting);
         }
-        let mut answer = vec![0; length as usize];
-        io.read_exact(&mut answer).await.map_err(|_| Closed::Unanswered)?;
-        let welcome = wire::welcome(answer.into()).map_err(|_| strange())?;
-        if welcome.timeout <= 0 {
-            return Err(Closed::Expired);
-        }
-        let silence = Duration::from_millis(welcome.timeout as u64);
-        let common =
-            Arc::new(Common { watches: Mutex::default(), seen: AtomicI64::new(identity.seen), why: OnceLock::new() });
-        let (out, requests) = mpsc::channel(WAITING);
-        tokio::spawn(drive(io, requests, common.clone(), silence));
-        Ok(Self { out, common, server: server.to_owned(), local, session: welcome.session, password: welcome.password })
+        opened
     }
 
     /// What the next connection of this session shows.
@@ -207,7 +202,7 @@ impl Conn {
     pub async fn create(&self, path: &str, data: &[u8], ephemeral: bool) -> Result<(), Failure> {
         // Whoever clears the tree at this moment will not do so for ever.
         for _ in 0..8 {
-            match self.ask(Op::Create, wire::create(path, data, ephemeral), LARGEST).await {
+            match self.ask(Op::Create, wire::create(path, data, self.acl.entries(), ephemeral), LARGEST).await {
                 Err(Failure::Refused(Code::NO_NODE)) => self.create_above(path).await?,
                 other => return other.map(drop),
             }
@@ -217,7 +212,7 @@ impl Conn {
 
     async fn create_above(&self, path: &str) -> Result<(), Failure> {
         for (end, _) in path.match_indices('/').skip(1) {
-            match self.ask(Op::Create, wire::create(&path[..end], &[], false), LARGEST).await {
+            match self.ask(Op::Create, wire::create(&path[..end], &[], self.acl.entries(), false), LARGEST).await {
                 Ok(_) | Err(Failure::Refused(Code::NODE_EXISTS)) => {}
                 // A parent that may not be seen or written is perhaps there all the same.
                 Err(Failure::Refused(_)) => {}
@@ -260,9 +255,97 @@ impl Conn {
     }
 }
 
+async fn dial(server: &str) -> Result<TcpStream, Closed> {
+    let io = TcpStream::connect(server).await.map_err(|e| Closed::Other(format!("cannot connect: {e}")))?;
+    let _ = io.set_nodelay(true);
+    Ok(io)
+}
+
+/// The name or address in `HOST:PORT`, without brackets.
+fn host(server: &str) -> &str {
+    let host = server.rsplit_once(':').map_or(server, |(host, _)| host);
+    host.trim_start_matches('[').trim_end_matches(']')
+}
+
+fn odd(why: anyhow::Error) -> Closed {
+    Closed::Other(format!("{why:#}"))
+}
+
+/// Whether a server says that it serves nobody at present. One that does not say so, or is forbidden to, may serve.
+async fn serves_nobody(server: &str, access: &Access) -> bool {
+    async fn said(mut io: impl AsyncRead + AsyncWrite + Unpin) -> bool {
+        // One of the words that servers answer unless they are told not to.
+        let mut said = Vec::with_capacity(256);
+        let asked = io.write_all(b"srvr").await;
+        asked.is_ok()
+            && io.take(256).read_to_end(&mut said).await.is_ok()
+            && String::from_utf8_lossy(&said).contains("not currently serving")
+    }
+    let asking = async {
+        let io = dial(server).await.ok()?;
+        Some(match &access.tls {
+            None => said(io).await,
+            Some(tls) => said(tls.connect(host(server), io).await.ok()?).await,
+        })
+    };
+    timeout(ASKING, asking).await.ok().flatten().unwrap_or(false)
+}
+
+/// The beginning of a connection.
+struct Greeting<'a> {
+    server: &'a str,
+    identity: &'a Identity,
+    silence: Duration,
+    access: &'a Access,
+    local: IpAddr,
+}
+
+impl Greeting<'_> {
+    async fn say(&mut self, mut io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) -> Result<Conn, Closed> {
+        let asked = i32::try_from(self.silence.as_millis()).unwrap_or(i32::MAX);
+        io.write_all(&wire::hello(self.identity, asked)).await.map_err(|_| Closed::Unanswered)?;
+        io.flush().await.map_err(|_| Closed::Unanswered)?;
+        let length = io.read_i32().await.map_err(|_| Closed::Unanswered)?;
+        let strange = || Closed::Other("what listens there is no ZooKeeper server".to_owned());
+        if !(16..1024).contains(&length) {
+            return Err(strange());
+        }
+        let mut answer = vec![0; length as usize];
+        io.read_exact(&mut answer).await.map_err(|_| Closed::Unanswered)?;
+        let welcome = wire::welcome(answer.into()).map_err(|_| strange())?;
+        if welcome.timeout <= 0 {
+            return Err(Closed::Expired);
+        }
+        if let Some(login) = &self.access.login {
+            // Before everything else: what follows is done with its rights.
+            let said = wire::request(AUTH, Op::Auth, &wire::auth(login.text()));
+            io.write_all(&said).await.map_err(|_| Closed::Unanswered)?;
+        }
+        let silence = Duration::from_millis(welcome.timeout as u64);
+        let seen = AtomicI64::new(self.identity.seen);
+        let common = Arc::new(Common { watches: Mutex::default(), seen, why: OnceLock::new() });
+        let (out, requests) = mpsc::channel(WAITING);
+        tokio::spawn(drive(io, requests, common.clone(), silence));
+        Ok(Conn {
+            out,
+            common,
+            server: self.server.to_owned(),
+            local: self.local,
+            session: welcome.session,
+            password: welcome.password,
+            acl: self.access.acl,
+        })
+    }
+}
+
 /// Runs a connection until it breaks or nobody has any use for it.
-async fn drive(io: TcpStream, requests: mpsc::Receiver<Outgoing>, common: Arc<Common>, silence: Duration) {
-    let (read, write) = io.into_split();
+async fn drive(
+    io: impl AsyncRead + AsyncWrite + Send + 'static,
+    requests: mpsc::Receiver<Outgoing>,
+    common: Arc<Common>,
+    silence: Duration,
+) {
+    let (read, write) = split(io);
     let pending = Mutex::new(VecDeque::new());
     let mut reader = Reader {
         io: BufReader::with_capacity(64 << 10, read),
@@ -284,6 +367,7 @@ async fn drive(io: TcpStream, requests: mpsc::Receiver<Outgoing>, common: Arc<Co
         None => {
             let farewell = async {
                 writer.write_all(&wire::request(0, Op::CloseSession, &[])).await?;
+                writer.flush().await?;
                 // The server hangs up when it is done.
                 while reader.io.read_u8().await.is_ok() {}
                 Ok::<_, std::io::Error>(())
@@ -324,6 +408,7 @@ async fn write_all(
             next = if batch.len() < 64 << 10 { requests.try_recv().ok() } else { None };
         }
         io.write_all(&batch).await?;
+        io.flush().await?;
         batch.clear();
     }
 }
@@ -360,6 +445,8 @@ impl<R: AsyncRead + Unpin> Reader<'_, R> {
         }
         match number {
             PING => self.skip(rest).await,
+            AUTH if code != 0 => Err(format!("login: {}", Code(code))),
+            AUTH => self.skip(rest).await,
             EVENT => {
                 if rest > LARGEST {
                     return Err(strange(Malformed));

@@ -42,11 +42,11 @@ pub(super) async fn keep(options: Arc<Options>, link: watch::Sender<Link>) {
     loop {
         let mut servers = options.servers.clone();
         fastrand::shuffle(&mut servers);
-        let mut hung_up = false;
+        let (mut hung_up, mut waiting) = (false, false);
         let mut reasons = Vec::new();
         let mut at = 0;
         while let Some(server) = servers.get(at) {
-            match Conn::open(server, &identity, options.session_timeout).await {
+            match Conn::open(server, &identity, options.session_timeout, &options.access).await {
                 Ok(conn) => {
                     let began = Instant::now();
                     let known = identity.session == conn.session;
@@ -76,12 +76,17 @@ pub(super) async fn keep(options: Arc<Options>, link: watch::Sender<Link>) {
                     hung_up = true;
                     reasons.push(format!("{server}: closed the connection without an answer"));
                 }
+                Err(Closed::Waiting) => {
+                    waiting = true;
+                    reasons.push(format!("{server}: serves nobody at present: it has no quorum"));
+                }
                 Err(Closed::Other(why)) => reasons.push(format!("{server}: {why}")),
             }
             at += 1;
         }
         unreachable(&link, "zookeeper", &reasons);
-        if !hung_up {
+        // As long as members look for their quorum, what is behind need not be what counts.
+        if !hung_up || waiting {
             unknown = None;
         } else if identity.seen > 0 {
             // A member that lags behind catches up within this time; one that was emptied never will.
@@ -94,7 +99,9 @@ pub(super) async fn keep(options: Arc<Options>, link: watch::Sender<Link>) {
             sleep(pause.next().min(LOOK)).await;
             continue;
         }
-        sleep(pause.next()).await;
+        // A session that may still be kept is not slept through.
+        let longest = if identity.session == 0 { Duration::MAX } else { options.session_timeout / 6 };
+        sleep(pause.next().min(longest)).await;
     }
 }
 

@@ -5,6 +5,7 @@
 //! its own, which begins anew on every connection: a server that was away is asked for everything again,
 //! so that nothing depends on which events were lost.
 
+mod access;
 mod commands;
 mod conn;
 mod java;
@@ -20,13 +21,16 @@ mod tests;
 
 use std::{sync::Arc, time::Duration};
 
-use anyhow::bail;
+use anyhow::{Context as _, bail};
 use futures_util::future::BoxFuture;
 use model::{ServiceKey, Snapshot};
 use serde::Deserialize;
 use tokio::sync::watch;
 
-use self::link::Link;
+use self::{
+    access::{Access, Acl, Login},
+    link::Link,
+};
 use super::{
     CommandText, Provided, Registry, Scope, Standing, Wanted,
     followed::Followed,
@@ -35,7 +39,7 @@ use super::{
 };
 use model::kind::Value;
 
-use crate::BuildCx;
+use crate::{BuildCx, fetch::tls};
 
 /// Port of a server that names none.
 const PORT: u16 = 2181;
@@ -59,6 +63,11 @@ struct Written {
     #[serde(default)]
     encoding: Encoding,
     chroot: Option<String>,
+    username: Option<String>,
+    password: Option<String>,
+    #[serde(default)]
+    acl: Acl,
+    tls: Option<tls::Written>,
 }
 
 /// The options, checked.
@@ -69,6 +78,7 @@ struct Options {
     encoding: Encoding,
     /// Empty, or a path that begins with `/` and does not end with it.
     root: String,
+    access: Access,
 }
 
 impl Options {
@@ -100,14 +110,36 @@ pub(super) fn build(options: &Value, cx: &BuildCx) -> anyhow::Result<Arc<dyn Reg
     if !root.is_empty() && (!root.starts_with('/') || root.contains("//")) {
         bail!("chroot: `{root}` is no path; write it like `/mesh`");
     }
+    let access = access(written.username, written.password, written.acl, written.tls.as_ref(), cx)?;
+    let (encoding, root) = (written.encoding, root.to_owned());
     Ok(Arc::new(Shared(Arc::new(Zookeeper {
-        options: Arc::new(Options { servers, session_timeout, encoding: written.encoding, root: root.to_owned() }),
+        options: Arc::new(Options { servers, session_timeout, encoding, root, access }),
         application: cx.application.clone(),
         management: cx.management,
         link: Followed::default(),
         services: Followed::default(),
         commands: Followed::default(),
     }))))
+}
+
+fn access(
+    name: Option<String>,
+    password: Option<String>,
+    acl: Acl,
+    tls: Option<&tls::Written>,
+    cx: &BuildCx,
+) -> anyhow::Result<Access> {
+    let login = match (name.filter(|name| !name.is_empty()), password) {
+        (Some(name), _) if name.contains(':') => bail!("username: `{name}` has a colon, which ends it for ZooKeeper"),
+        (Some(name), password) => Some(Login::new(&name, &password.unwrap_or_default())),
+        (None, Some(_)) => bail!("`password` without an account; write `username` as well"),
+        (None, None) => None,
+    };
+    if acl != Acl::Open && login.is_none() {
+        bail!("`acl` keeps others out, and nobody is let in: write `username` and `password`");
+    }
+    let tls = tls.map(|tls| tls.build(&cx.base_dir, None)).transpose().context("option `tls`")?;
+    Ok(Access { tls, login, acl })
 }
 
 impl Zookeeper {

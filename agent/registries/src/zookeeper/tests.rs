@@ -8,9 +8,12 @@ use tokio::{
 };
 
 use super::{
+    access::{Access, Acl, Login},
+    build,
     conn::{Closed, Conn, Failure, Watcher},
     wire::{Code, Identity},
 };
+use crate::BuildCx;
 
 const SILENCE: Duration = Duration::from_secs(30);
 
@@ -61,7 +64,7 @@ fn answer(number: i32, code: i32, body: &[u8]) -> Vec<u8> {
 }
 
 async fn open(at: &str) -> Result<Conn, Closed> {
-    Conn::open(at, &Identity::default(), SILENCE).await
+    Conn::open(at, &Identity::default(), SILENCE, &Access::default()).await
 }
 
 #[tokio::test]
@@ -135,4 +138,84 @@ async fn large_data_is_passed_over_and_watches_fire_once() {
     assert_eq!(watcher.fired().await, ["/a".to_owned()].into());
     assert_eq!((conn.session, conn.identity().seen), (7, 9));
     assert_eq!(Failure::Refused(Code::NO_NODE).to_string(), "no such node");
+}
+
+#[tokio::test]
+async fn an_account_is_shown_before_anything_else_and_owns_what_is_made() {
+    let at = server(async |mut io| {
+        io.write_all(&welcome(30_000)).await.unwrap();
+        let (number, kind, body) = request(&mut io).await;
+        assert_eq!((number, kind), (-4, 100));
+        assert_eq!(&body[..], b"\0\0\0\0\0\0\0\x06digest\0\0\0\x06me:pwd");
+        io.write_all(&answer(-4, 0, &[])).await.unwrap();
+        let (number, kind, body) = request(&mut io).await;
+        assert_eq!(kind, 1);
+        let acl = b"\0\0\0\x02\0\0\0\x1f\0\0\0\x04auth\0\0\0\0\0\0\0\x01\0\0\0\x05world\0\0\0\x06anyone";
+        assert!(body.windows(acl.len()).any(|w| w == acl), "{body:?}");
+        io.write_all(&answer(number, 0, &[])).await.unwrap();
+        let _ = request(&mut io).await;
+    })
+    .await;
+    let login = Some(Login::new("me", "pwd"));
+    assert_eq!(format!("{login:?}"), "Some(Login(...))");
+    let access = Access { login, acl: Acl::OwnerWrites, ..Access::default() };
+    let conn = Conn::open(&at, &Identity::default(), SILENCE, &access).await.unwrap();
+    conn.create("/a", b"x", true).await.unwrap();
+    drop(conn);
+
+    let refuses = server(async |mut io| {
+        io.write_all(&welcome(30_000)).await.unwrap();
+        request(&mut io).await;
+        io.write_all(&answer(-4, -115, &[])).await.unwrap();
+        std::future::pending().await
+    })
+    .await;
+    let conn = Conn::open(&refuses, &Identity::default(), SILENCE, &access).await.unwrap();
+    assert_eq!(conn.ended().await, "login: the account is refused");
+}
+
+#[tokio::test]
+async fn a_server_without_quorum_is_told_from_one_that_knows_less() {
+    for (said, waits) in
+        [("This ZooKeeper instance is not currently serving requests\n", true), ("Mode: standalone\n", false)]
+    {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let at = listener.local_addr().unwrap().to_string();
+        tokio::spawn(async move {
+            let (mut io, _) = listener.accept().await.unwrap();
+            let mut hello = [0; 49];
+            io.read_exact(&mut hello).await.unwrap();
+            drop(io);
+            let (mut io, _) = listener.accept().await.unwrap();
+            let mut word = [0; 4];
+            io.read_exact(&mut word).await.unwrap();
+            assert_eq!(&word, b"srvr");
+            io.write_all(said.as_bytes()).await.unwrap();
+        });
+        let seen = Identity { seen: 7, ..Identity::default() };
+        let closed = Conn::open(&at, &seen, SILENCE, &Access::default()).await.err().unwrap();
+        assert_eq!(matches!(closed, Closed::Waiting), waits, "{closed:?}");
+        assert_eq!(matches!(closed, Closed::Unanswered), !waits, "{closed:?}");
+    }
+}
+
+#[test]
+fn options_that_let_nobody_in_are_refused() {
+    let built = |more: &str| {
+        let yaml = format!("{{address: '127.0.0.1:1'{more}}}");
+        build(&serde_yaml::from_str(&yaml).unwrap(), &BuildCx::default()).map(drop).map_err(|e| format!("{e:#}"))
+    };
+    for more in ["", ", username: a, password: b", ", username: a, password: b, acl: owner_writes", ", acl: open"] {
+        assert_eq!(built(more), Ok(()), "{more}");
+    }
+    for (more, why) in [
+        (", acl: owner_only", "write `username`"),
+        (", password: b", "without an account"),
+        (", username: 'a:b'", "has a colon"),
+        (", tls: {ca_file: /nowhere}", "/nowhere"),
+        (", acl: mine", "mine"),
+    ] {
+        let told = built(more).unwrap_err();
+        assert!(told.contains(why), "{more}: {told}");
+    }
 }

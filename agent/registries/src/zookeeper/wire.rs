@@ -13,11 +13,15 @@ pub(super) enum Op {
     Ping = 11,
     /// With the folder's [`Stat`].
     GetChildren2 = 12,
+    /// Says who asks.
+    Auth = 100,
     CloseSession = -11,
 }
 
 /// Number of a ping, whose answer may come between others.
 pub(super) const PING: i32 = -2;
+/// Number of a login, whose answer comes like a ping's.
+pub(super) const AUTH: i32 = -4;
 /// Number under which the server tells that a watch fired.
 pub(super) const EVENT: i32 = -1;
 /// Bytes of the header of every answer: number, transaction, error.
@@ -43,6 +47,8 @@ impl std::fmt::Display for Code {
             -110 => "exists already",
             -111 => "has children",
             -112 => "the session expired",
+            -114 => "the access list names nobody: `acl` needs an account",
+            -115 => "the account is refused",
             -118 => "the session moved",
             -119 => "the server is read-only: it lost its quorum",
             -125 => "over the server's quota",
@@ -128,15 +134,26 @@ pub(super) fn look(path: &str, watch: bool) -> Bytes {
     })
 }
 
-/// Body of [`Op::Create`]: readable and writable for everybody, as everything of Motan's.
-pub(super) fn create(path: &str, data: &[u8], ephemeral: bool) -> Bytes {
+/// Body of [`Op::Auth`] for an account of the scheme `digest`: `NAME:PASSWORD`.
+pub(super) fn auth(account: &[u8]) -> Bytes {
+    body(|out| {
+        out.put_i32(0);
+        put_bytes(out, b"digest");
+        put_bytes(out, account);
+    })
+}
+
+/// Body of [`Op::Create`]; `acl` has permissions, scheme and name of each entry.
+pub(super) fn create(path: &str, data: &[u8], acl: &[(i32, &str, &str)], ephemeral: bool) -> Bytes {
     body(|out| {
         put_bytes(out, path.as_bytes());
         put_bytes(out, data);
-        out.put_i32(1);
-        out.put_i32(31);
-        put_bytes(out, b"world");
-        put_bytes(out, b"anyone");
+        out.put_i32(acl.len() as i32);
+        for (permissions, scheme, name) in acl {
+            out.put_i32(*permissions);
+            put_bytes(out, scheme.as_bytes());
+            put_bytes(out, name.as_bytes());
+        }
         out.put_i32(ephemeral.into());
     })
 }
