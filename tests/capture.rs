@@ -249,7 +249,7 @@ fn capture_auto_without_the_rights_serves_by_port_and_says_why() {
         return;
     }
     let (group, server, listen) = (Cgroup::new("g"), Backend::named("x"), host::net::free_addr());
-    let settings = Settings { enroll: &[&group], mode: "auto", powerless: true, ..Settings::default() };
+    let settings = Settings { enroll: &[&group], mode: "auto", powers: Some(&[]), ..Settings::default() };
     let service = format!(
         "referers:\n  - {{service: s, protocol: http, address: \"{WEB}\", listen: {listen}, endpoints: [{}]}}\n",
         server.addr()
@@ -264,6 +264,6 @@ fn capture_auto_without_the_rights_serves_by_port_and_says_why() {
     let file = agent.dir().file("mesh.yaml");
     let yaml = fs::read_to_string(&file).unwrap().replace("mode: auto", "mode: ebpf");
     fs::write(&file, yaml).unwrap();
-    let said = host::agent::sockmesh("run -c").arg(file.display()).powerless().run().failed();
+    let said = host::agent::sockmesh("run -c").arg(file.display()).powers(&[]).run().failed();
     assert!(said.contains("CAP_BPF") && !said.contains("panicked"), "{said}");
 }

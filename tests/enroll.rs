@@ -1,6 +1,6 @@
 //! Enrolment by command and in other network namespaces, with the agent as operators run it.
 
-use host::{Agent, Backend, Cgroup, Cmd, Need, Net, agent::Settings, lacks, until};
+use host::{Agent, Backend, Cgroup, Cmd, Need, Net, Proc, agent::Settings, lacks, program, until};
 
 const WEB: &str = "240.0.0.1:80";
 
@@ -115,4 +115,74 @@ fn enroll_reaches_other_network_namespaces_through_one_agent() {
         sleep.stop();
     }
     until("it listens there no more", || spaces() == 0);
+}
+
+/// Answers of `name`, as `stream.py asks` said them from line `from` on.
+fn answers(proc: &Proc, from: usize) -> usize {
+    proc.lines().iter().skip(from).filter(|line| line.contains(r#""what": "a""#)).count()
+}
+
+/// What listens in `net`, one line each.
+fn listeners(net: &Net) -> String {
+    Cmd::line("ss -H -l -t -u -n").netns(net).run().ok()
+}
+
+#[test]
+fn enroll_reaches_other_network_namespaces_again_after_the_agents_death() {
+    let needs =
+        [Need::Kernel, Need::Program("curl"), Need::Program("ip"), Need::Program("ss"), Need::Program("python3")];
+    if lacks(&needs) {
+        return;
+    }
+    let (callers, dir) = (Cgroup::new("callers"), host::Temp::new());
+    let web = Backend::http(|_| host::http::ok("mesh"));
+    let serve = program::python("stream.py").args(["serve", "a"]).spawn(&dir.file("serve"));
+    let said = |log: &Proc, key: &str| {
+        serde_json::from_str::<serde_json::Value>(log.lines().first()?).ok()?[key].as_str().map(str::to_owned)
+    };
+    let at = host::until_some("the server listens", || said(&serve, "at"));
+    let services = format!(
+        "referers:\n  - {{service: web, protocol: http, address: \"{WEB}\", endpoints: [{}]}}\n\
+         \x20 - {{service: name, protocol: tcp, address: \"240.0.0.2:80\", endpoints: [\"{at}\"]}}\n",
+        web.addr()
+    );
+    let nets = [Net::new(), Net::new()];
+    let mut agent = Agent::with(&Settings { enroll: &[&callers], ..Settings::default() }, &services);
+    // They live on through everything that follows, and connect all the time.
+    let asks = nets.each_ref().map(|net| {
+        let asks = program::python("stream.py").args(["asks", "240.0.0.2", "80"]).cgroup(&callers).netns(net);
+        asks.spawn(&dir.file(net.name()))
+    });
+    let resolves = |net: &Net| {
+        let ask = program::python("names.py").args(["ask", "sendto", "192.0.2.53", "web.mesh"]);
+        ask.cgroup(&callers).netns(net).run().out.trim().to_owned()
+    };
+    for (net, asks) in nets.iter().zip(&asks) {
+        until("the agent listens there", || answers(asks, 0) > 0);
+        until("and answers questions for names", || resolves(net) == "0 240.0.0.1");
+    }
+    let spaces = |agent: &Agent| agent.json("/enrolled")["namespaces"].as_array().unwrap().len();
+    for _ in 0..5 {
+        agent.kill9();
+        agent.again();
+        // Who is ready is in every namespace where programs lived on.
+        assert_eq!(spaces(&agent), 2, "{}", agent.json("/enrolled"));
+        for (net, asks) in nets.iter().zip(&asks) {
+            assert_eq!(curl(&callers).netns(net).run().ok(), "mesh");
+            assert_eq!(resolves(net), "0 240.0.0.1");
+            let now = asks.lines().len();
+            until("the program that lived on is served", || answers(asks, now) > 2);
+        }
+    }
+    // An orderly end takes everything along, though the programs live on.
+    assert!(nets.iter().all(|net| listeners(net).lines().count() >= 4), "{}", listeners(&nets[0]));
+    let pins = agent.pins();
+    assert!(agent.stop().success());
+    assert!(!pins.exists());
+    for (net, asks) in nets.iter().zip(&asks) {
+        assert_eq!(listeners(net), "", "nothing listens in the namespace");
+        let now = asks.lines().len();
+        until("programs there connect on their own again", || asks.lines().len() > now + 1);
+        assert_eq!(answers(asks, now), 0);
+    }
 }

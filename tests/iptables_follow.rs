@@ -1,8 +1,12 @@
 //! The mode `iptables` follows who is enrolled and what the file says, and is chosen where nothing better works.
 
-use std::fs;
+use std::{fs, os::unix::fs::PermissionsExt as _, path::Path};
 
-use host::{Agent, Backend, Cgroup, Cmd, Need, Net, agent::Settings, agent::sockmesh, lacks, net::Inside, until};
+use host::{
+    Agent, Backend, Cgroup, Cmd, Need, Net, Temp, agent::Settings, agent::sockmesh, lacks, need::which, net::Inside,
+    until,
+};
+use serde_json::Value;
 
 use crate::iptables::PROGRAMS;
 
@@ -23,6 +27,11 @@ struct World {
 
 impl World {
     fn new(mode: &str, capture: &str) -> Option<Self> {
+        Self::started(mode, capture, None)
+    }
+
+    /// Its programs are searched in the folder `path` first.
+    fn started(mode: &str, capture: &str, path: Option<&Path>) -> Option<Self> {
         if lacks(&[Need::Kernel]) || lacks(&PROGRAMS.map(Need::Program)) {
             return None;
         }
@@ -34,7 +43,7 @@ impl World {
             direct.addr(),
             meshed.addr()
         );
-        let settings = Settings { enroll: &[&nobody], mode, capture, ..Settings::default() };
+        let settings = Settings { enroll: &[&nobody], mode, capture, path, ..Settings::default() };
         let agent = Agent::with(&settings, &services);
         Some(Self { agent, meshed, direct, services, _nobody: nobody, _inside: inside, _net: net })
     }
@@ -190,7 +199,7 @@ fn iptables_is_what_auto_takes_where_hooks_cannot_be_and_it_says_why() {
     let stat = world.agent.cli("stat --once").ok();
     assert!(stat.contains("capture iptables: ") && stat.contains("no eBPF here"), "{stat}");
     let file = world.agent.dir().file("mesh.yaml");
-    let check = |file: &std::path::Path| sockmesh("check -c").arg(file.display()).run().out;
+    let check = |file: &Path| sockmesh("check -c").arg(file.display()).run().out;
     let line = |said: String| said.lines().find(|l| l.contains("capture: auto")).unwrap_or_default().to_owned();
     let said = line(check(&file));
     assert!(said.contains("`iptables`, no eBPF here: bpffs: /dev/null is no directory"), "{said}");
@@ -221,4 +230,90 @@ fn iptables_is_what_auto_takes_where_hooks_cannot_be_and_it_says_why() {
     world.agent.again();
     assert_eq!(chosen(&world.agent).0, "ebpf");
     assert!(line(check(&file)).contains("`ebpf`"));
+}
+
+/// Stand-ins for the programs that write rules, on a kernel that has no match for control groups: they refuse what has
+/// one, in the words of the real ones, and are the real ones otherwise.
+fn without_cgroup_match() -> Temp {
+    let dir = Temp::new();
+    for (program, word, says) in [
+        ("iptables-restore", "-m cgroup", "iptables-restore: Couldn't load match cgroup: No such file or directory"),
+        ("ip6tables-restore", "-m cgroup", "ip6tables-restore: Couldn't load match cgroup: No such file or directory"),
+        ("nft", "socket cgroupv2", "Error: Could not process rule: No such file or directory"),
+    ] {
+        let real = which(program).unwrap();
+        let file = dir.write(
+            program,
+            format!(
+                "#!/bin/sh\nrules=$(cat)\ncase $rules in *'{word}'*) echo \"{says}\" >&2; exit 2;; esac\n\
+                 printf '%s\\n' \"$rules\" | exec {} \"$@\"\n",
+                real.display()
+            ),
+        );
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    dir
+}
+
+fn widens(backend: &str) {
+    let programs = without_cgroup_match();
+    let Some(world) = World::started("iptables", &format!("iptables: {backend}"), Some(programs.path())) else {
+        return;
+    };
+    let reason = world.agent.json("/config")["capture_reason"].as_str().unwrap().to_owned();
+    assert!(reason.contains("EVERY program of this network namespace"), "{reason}");
+    assert!(world.agent.cli("stat --once").ok().contains("EVERY program"), "operators see it");
+    // Nobody enrolled this group, and the agent's own connections still arrive.
+    let stranger = Cgroup::new("stranger");
+    assert_eq!(world.who(&stranger, 0), "meshed");
+    assert_eq!(world.who(&stranger, 1234), "meshed");
+    assert!(world.meshed.accepted() > 0 && world.direct.accepted() == 0);
+    // Nobody at all: then nothing is redirected either.
+    world.agent.cli(&format!("release {}", world._nobody.path().display())).ok();
+    assert_eq!(world.who(&stranger, 0), "direct");
+    let file = world.agent.dir().file("mesh.yaml");
+    let path = format!("PATH={}:{}", programs.path().display(), std::env::var("PATH").unwrap_or_default());
+    let said = sockmesh("check -c").arg(file.display()).under(&["env", &path]).run().out;
+    assert!(said.contains("it redirects everyone"), "{said}");
+}
+
+#[test]
+fn iptables_widens_to_everybody_where_groups_cannot_be_matched_with_nft() {
+    widens("nft");
+}
+
+#[test]
+fn iptables_widens_to_everybody_where_groups_cannot_be_matched_with_iptables() {
+    widens("iptables");
+}
+
+#[test]
+fn iptables_never_widens_unless_it_is_asked_for_by_name() {
+    let programs = without_cgroup_match();
+    let Some(world) = World::started("auto", "bpffs: /dev/null", Some(programs.path())) else { return };
+    let config = world.agent.json("/config");
+    let reason = config["capture_reason"].as_str().unwrap();
+    assert_eq!(config["capture"], "port", "{reason}");
+    assert!(reason.contains("no iptables here: ") && reason.contains("No such file or directory"), "{reason}");
+    assert_eq!(world.who(&world._nobody, 0), "direct");
+}
+
+#[test]
+fn iptables_says_which_enrolled_programs_its_rules_do_not_reach() {
+    let Some(world) = World::new("iptables", "iptables: auto") else { return };
+    let (group, other, dir) = (Cgroup::new("callers"), Net::new(), Temp::new());
+    world.agent.cli(&format!("enroll {}", group.path().display())).ok();
+    let refused = || world.agent.json("/enrolled")["refused"].clone();
+    let mut elsewhere = Cmd::line("sleep 300").cgroup(&group).netns(&other).spawn(&dir.file("sleep"));
+    let _here = Cmd::line("sleep 300").cgroup(&group).spawn(&dir.file("sleep"));
+    until("the one elsewhere is told", || refused().as_array().is_some_and(|notes| !notes.is_empty()));
+    let said = world.agent.cli("enroll").ok();
+    let wanted = format!("! process {} in another network namespace (net:[", elsewhere.pid());
+    assert!(said.contains(&wanted) && said.contains("use `capture: ebpf`"), "{said}");
+    assert!(world.agent.log().contains("enrolled programs that no rule reaches connect directly"));
+    elsewhere.stop();
+    until("nobody is told any more", || refused() == Value::Array(Vec::new()));
+    // A namespace as a whole is refused at once.
+    let said = world.agent.cli(&format!("enroll netns:/run/netns/{}", other.name())).failed();
+    assert!(said.contains("cannot be enrolled by rules") && said.contains("`capture: ebpf`"), "{said}");
 }

@@ -220,6 +220,72 @@ fn kernelway_leaves_an_endpoint_that_left() {
 }
 
 #[test]
+fn kernelway_leaves_an_endpoint_that_left_in_other_network_namespaces_too() {
+    if lacks(&[Need::Kernel, Need::Program("python3"), Need::Program("ip")]) {
+        return;
+    }
+    let net = Net::new();
+    let near = |name: &str| Server::start(name, stream("serve").args([name, &net.here().to_string()]));
+    let world = World::with(near("a"), near("b"));
+    let idle = |n: usize| {
+        let idle = stream("idle").args(SERVICE).cgroup(&world.callers).netns(&net);
+        idle.spawn(&world.dir.file(&format!("idle{n}")))
+    };
+    let idle: Vec<_> = (0..8).map(idle).collect();
+    let to = |proc: &Proc| lines(proc).first().map(|l| l["to"].as_str().unwrap().to_owned());
+    let went: Vec<_> = idle.iter().map(|proc| until_some("it is connected", || to(proc))).collect();
+    assert!(went.iter().any(|to| to == "a"), "{went:?}");
+    until("their ends there are shown", || {
+        let rows = world.agent.sockets();
+        let there = |row: &&Value| row["peer"].as_str().unwrap().starts_with(&format!("{}:", net.there()));
+        rows.iter().filter(there).filter(|row| row["sent_bytes"].as_u64() > Some(0)).count() == idle.len()
+    });
+    world.agent.rewrite(&referer(&[world.b.at]));
+    world.agent.cli("reload").ok();
+    for (proc, _) in idle.iter().zip(&went).filter(|(_, to)| *to == "a") {
+        until("the idle connection is closed", || lines(proc).len() == 2);
+        assert_eq!(lines(proc)[1]["end"], "ECONNABORTED");
+    }
+    let kept: Vec<_> = idle.iter().zip(&went).filter(|(_, to)| *to == "b").collect();
+    assert!(kept.iter().all(|(proc, _)| lines(proc).len() == 1), "those to endpoints that stay are left alone");
+}
+
+#[test]
+fn kernelway_joined_says_why_a_connection_is_not() {
+    if lacks(&[Need::Kernel, Need::Program("python3"), Need::Program("ip")]) {
+        return;
+    }
+    let net = Net::new();
+    let (callers, dir) = (Cgroup::new("callers"), Temp::new());
+    let near = Server::start("a", stream("serve").args(["a", &net.here().to_string()]));
+    let enroll = [&callers, &near.group];
+    let settings = Settings { enroll: &enroll, join: true, capture: "redirect: on", ..Settings::default() };
+    let mut agent = Agent::with(&settings, &referer(&[near.at]));
+    let how = |agent: &Agent, cmd: Cmd| {
+        let idle = cmd.args(SERVICE).cgroup(&callers).spawn(&dir.file("idle"));
+        until_some("the connection is shown", || {
+            let rows = agent.sockets();
+            rows.iter().find(|row| row["pid"] == idle.pid())?["redirect"].as_str().map(str::to_owned)
+        })
+    };
+    let elsewhere = "not joined: the endpoint is in another network namespace, or on another host";
+    until("a program elsewhere is told why", || how(&agent, stream("idle").netns(&net)) == elsewhere);
+    let said = agent.cli("sockets").ok();
+    assert!(!said.contains("joined"), "nobody is connected now: {said}");
+    until("beside it, it is joined", || how(&agent, stream("idle")) == "joined");
+    let fresh = Server::new("b");
+    agent.rewrite(&referer(&[fresh.at]));
+    agent.cli("reload").ok();
+    until("the endpoint's program is not enrolled", || {
+        how(&agent, stream("idle")) == "not joined: the endpoint's program is not enrolled"
+    });
+    agent.rewrite_head("redirect: on", "redirect: off", &referer(&[fresh.at]));
+    agent.cli("reload").ok();
+    assert_eq!(how(&agent, stream("idle")), "not joined: capture.redirect is off");
+    assert!(agent.stop().success());
+}
+
+#[test]
 fn kernelway_passes_over_an_endpoint_behind_a_black_hole() {
     if lacks(&[Need::Kernel, Need::Program("python3"), Need::Program("ip")]) {
         return;

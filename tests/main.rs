@@ -41,6 +41,7 @@ mod redirect;
 mod redirect_loss;
 mod registering;
 mod reload;
+mod rights;
 mod semantics;
 mod snapshots;
 mod tcp;

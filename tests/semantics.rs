@@ -1,5 +1,5 @@
-//! A program cannot tell, other than by speed, how its bytes travel: every row of the program `rows` directly and
-//! through the agent. What must differ is listed here with its reason.
+//! A program cannot tell, other than by speed, how its bytes travel: every row of the programs `rows` and `rings`
+//! directly and through the agent. What must differ is listed here with its reason.
 
 use std::{
     collections::BTreeMap,
@@ -16,7 +16,8 @@ use std::{
 
 use agent::sys;
 use host::{
-    Agent, Cgroup, Cmd, Need, agent::Settings, free_port, heavy, lacks, temp::serial, until_some, wait::within,
+    Agent, Cgroup, Cmd, Need, agent::Settings, free_port, heavy, lacks, need, program, temp::serial, until_some,
+    wait::within,
 };
 
 /// Rows at once: most of them wait most of the time.
@@ -69,6 +70,10 @@ const ON: &[Change] = &[
     change("close_unread", "", "EOF", "closing with bytes unread looks like an orderly close"),
     change("splice", "up", "0, EAGAIN, intact", "`splice` from a socket finds nothing"),
     change("splice", "down", "0, EAGAIN, intact", "the same"),
+    change("ring_nonempty", "part", "400, -", "io_uring does not tell that more is there"),
+    change("ring_zerocopy", "up sent", "EOPNOTSUPP", "io_uring refuses zero-copy sends to who connected"),
+    change("ring_splice", "moved", "nothing", "`splice` by io_uring finds nothing"),
+    change("ring_splice", "read", "nothing", "the same"),
 ];
 
 /// What `redirect: auto` changes besides: nothing can tell which programs rely on this.
@@ -88,22 +93,58 @@ const LEFT_ALONE: &[(&str, &str)] = &[
     ("ulp", "off: sets TCP_ULP"),
     ("splice", "off: can splice sockets"),
 ];
+/// What it makes of every row of `rings`.
+const RINGS: &str = "off: uses io_uring";
 /// The kernel half's number for a program that may be redirected.
 const ON_VERDICT: u32 = 1;
 const BLOCKING: &str = "off: uses blocking sockets";
 
-/// Every row: those of `rows` and the one of `splicer`.
+/// Every row: those of `rows`, the one of `splicer`, and those of `rings` where this kernel has them.
 fn rows() -> &'static [String] {
     static ROWS: OnceLock<Vec<String>> = OnceLock::new();
     ROWS.get_or_init(|| {
         let said = Cmd::new(env!("CARGO_BIN_EXE_rows")).args(["list"]).run().ok();
-        said.lines().map(str::to_owned).chain(["splice".to_owned()]).collect()
+        let rings = rings().map(|file| Cmd::new(file).args(["list"]).run().ok()).unwrap_or_default();
+        said.lines().chain(["splice"]).chain(rings.lines()).map(str::to_owned).collect()
     })
 }
 
+/// The program whose rows use io_uring; none, having said so, where there is no compiler for it or the kernel does not
+/// let us.
+fn rings() -> Option<&'static Path> {
+    static RINGS: OnceLock<Option<PathBuf>> = OnceLock::new();
+    let built = RINGS.get_or_init(|| {
+        if lacks(&[Need::Program("cc")]) {
+            return None;
+        }
+        let file = PathBuf::from(program::c("rings.c").program());
+        if Cmd::new(&file).args(["list"]).run().status.code() == Some(77) {
+            need::skip("rows of io_uring: this kernel does not let us use it");
+            return None;
+        }
+        Some(file)
+    });
+    built.as_deref()
+}
+
+/// Whether a row belongs to `rings`.
+fn is_ring(row: &str) -> bool {
+    row.starts_with("ring_")
+}
+
 /// The program of a row.
-fn program(row: &str) -> PathBuf {
-    if row == "splice" { env!("CARGO_BIN_EXE_splicer") } else { env!("CARGO_BIN_EXE_rows") }.into()
+fn program_of(row: &str) -> PathBuf {
+    match row {
+        "splice" => env!("CARGO_BIN_EXE_splicer").into(),
+        row if is_ring(row) => rings().expect("it has named the row").to_owned(),
+        _ => env!("CARGO_BIN_EXE_rows").into(),
+    }
+}
+
+/// Why the program of a row is left on TCP by `redirect: auto`; none where it is redirected.
+fn left_alone(row: &str) -> Option<&'static str> {
+    let listed = LEFT_ALONE.iter().find(|(name, _)| *name == row).map(|(_, why)| *why);
+    listed.or_else(|| is_ring(row).then_some(RINGS))
 }
 
 /// Where a row's program listens and what it dials, over IPv4 and IPv6.
@@ -174,7 +215,7 @@ fn all(perform: impl Fn(&str) -> Seen + Sync) -> BTreeMap<&'static str, Seen> {
 /// What every row sees without a mesh.
 fn direct() -> &'static BTreeMap<&'static str, Seen> {
     static DIRECT: OnceLock<BTreeMap<&'static str, Seen>> = OnceLock::new();
-    DIRECT.get_or_init(|| all(|row| perform(&program(row), row, &Road::direct(), None)))
+    DIRECT.get_or_init(|| all(|row| perform(&program_of(row), row, &Road::direct(), None)))
 }
 
 /// What a row sees where `changes` hold, from what it sees directly.
@@ -221,7 +262,7 @@ impl World {
     /// A copy of the program of `row`, which nobody knows.
     fn copy(&self, row: &str) -> PathBuf {
         let file = self.agent.dir().file(&format!("program-{row}"));
-        fs::copy(program(row), &file).unwrap();
+        fs::copy(program_of(row), &file).unwrap();
         file
     }
 
@@ -304,7 +345,7 @@ fn semantics_of_sockets_are_kept_by_an_agent_in_between() {
     }
     let _heavy = heavy();
     let world = World::new("off");
-    let seen = all(|row| perform(&program(row), row, world.road(row), Some(&world.group)));
+    let seen = all(|row| perform(&program_of(row), row, world.road(row), Some(&world.group)));
     assert_seen(&[BETWEEN], &seen);
     assert!(world.agent.metric("sockmesh_connections_accepted_total", &[]) > rows().len() as f64);
     assert_eq!(world.outcome("redirected"), 0.0);
@@ -317,7 +358,7 @@ fn semantics_of_redirected_sockets_differ_only_as_documented() {
     }
     let _heavy = heavy();
     let world = World::new("on");
-    let seen = all(|row| perform(&program(row), row, world.road(row), Some(&world.group)));
+    let seen = all(|row| perform(&program_of(row), row, world.road(row), Some(&world.group)));
     assert_seen(&[BETWEEN, ON], &seen);
     assert!(world.outcome("redirected") > 1000.0);
 }
@@ -328,9 +369,9 @@ fn semantics_are_kept_by_leaving_programs_alone_that_would_notice() {
         return;
     }
     let world = World::new("auto");
-    let alone: Vec<_> = LEFT_ALONE.iter().map(|(row, _)| *row).collect();
+    let alone: Vec<_> = rows().iter().map(String::as_str).filter(|row| left_alone(row).is_some()).collect();
     let mut seen = each(&alone, |row| {
-        let verdict = LEFT_ALONE.iter().find(|(name, _)| *name == row).expect("it is one of them").1;
+        let verdict = left_alone(row).expect("it is one of them");
         // A program is known by its file, and each of these does one thing only.
         let file = world.copy(row);
         let road = world.road(row);

@@ -7,7 +7,7 @@ use core::ptr;
 
 use aya_ebpf::{
     bindings::BPF_F_INGRESS,
-    helpers::generated::bpf_msg_redirect_hash,
+    helpers::generated::{bpf_ktime_get_ns, bpf_msg_redirect_hash},
     macros::{classifier, sk_msg},
     programs::{SkMsgContext, TcContext},
 };
@@ -70,6 +70,10 @@ fn message(ctx: &SkMsgContext) {
                     (*reader).bytes += size;
                     (*reader).received += size;
                     (*reader).messages += 1;
+                    if flow.flags & End::JOIN != 0 {
+                        // TCP does not see it: who looks whether the connection is idle asks here.
+                        (*reader).last_ns = bpf_ktime_get_ns();
+                    }
                 }
             } else {
                 // Closed, or about to be: TCP knows what its sender must be told.

@@ -122,10 +122,8 @@ fn enter(ops: *mut bpf_sock_ops, own: &SocketKey, flags: u32) {
         });
     }
     // Last: from here on the other end redirects to it.
-    if MESH_ENDS
-        .insert(own, End { sk: sk as u64, flags, way: Way::Idle as u32, bytes: 0, messages: 0, received: 0 }, 0)
-        .is_err()
-    {
+    let end = End { sk: sk as u64, flags, way: Way::Idle as u32, bytes: 0, messages: 0, received: 0, last_ns: 0 };
+    if MESH_ENDS.insert(own, end, 0).is_err() {
         return count(Outcome::PairFull);
     }
     // SAFETY: the flags of before and one more.

@@ -25,8 +25,10 @@ pub struct Settings<'a> {
     pub net: Option<&'a Net>,
     /// Runs in this group.
     pub cgroup: Option<&'a Cgroup>,
-    /// Runs without any of root's powers.
-    pub powerless: bool,
+    /// Runs with these of root's powers only, as [`Cmd::powers`] takes them.
+    pub powers: Option<&'a [&'a str]>,
+    /// Its programs are searched in this folder first.
+    pub path: Option<&'a Path>,
     /// How programs in `enroll` are captured; `ebpf` when empty.
     pub mode: &'a str,
     /// Further keys of `capture`, such as `exempt: {ports: [22]}`.
@@ -96,8 +98,12 @@ impl Agent {
         if let Some(most) = settings.descriptors {
             cmd = cmd.descriptors(most);
         }
-        if settings.powerless {
-            cmd = cmd.powerless();
+        if let Some(dir) = settings.path {
+            let path = std::env::var("PATH").unwrap_or_default();
+            cmd = cmd.under(&["env", &format!("PATH={}:{path}", dir.display())]);
+        }
+        if let Some(powers) = settings.powers {
+            cmd = cmd.powers(powers);
         }
         if let Some(net) = settings.net {
             cmd = cmd.netns(net);

@@ -20,7 +20,8 @@ pub struct Cmd {
     cgroup: Option<PathBuf>,
     netns: Option<String>,
     descriptors: Option<u32>,
-    powerless: bool,
+    /// What `setpriv --bounding-set` is told; empty for everything.
+    powers: String,
     limit: Duration,
 }
 
@@ -30,7 +31,7 @@ const WRAP: &str = r#"
 if [ -n "$1" ]; then echo $$ > "$1/cgroup.procs" || exit 96; fi
 if [ -n "$2" ]; then ulimit -n "$2" || exit 97; fi
 netns=$3 powers=$4; shift 4
-if [ -n "$powers" ]; then set -- setpriv --bounding-set=-all --inh-caps=-all -- "$@"; fi
+if [ -n "$powers" ]; then set -- setpriv --bounding-set="$powers" --inh-caps=-all -- "$@"; fi
 if [ -n "$netns" ]; then set -- nsenter --net="/run/netns/$netns" -- "$@"; fi
 exec setpriv --pdeathsig KILL -- "$@"
 "#;
@@ -44,7 +45,7 @@ impl Cmd {
             cgroup: None,
             netns: None,
             descriptors: None,
-            powerless: false,
+            powers: String::new(),
             limit: Duration::from_secs(60),
         }
     }
@@ -96,9 +97,9 @@ impl Cmd {
         self
     }
 
-    /// Runs as root without any of root's powers.
-    pub fn powerless(mut self) -> Self {
-        self.powerless = true;
+    /// Runs as root with these of root's powers only, as `setpriv` names them, such as `net_admin`.
+    pub fn powers(mut self, powers: &[&str]) -> Self {
+        self.powers = powers.iter().fold("-all".to_owned(), |all, power| all + ",+" + power);
         self
     }
 
@@ -112,7 +113,7 @@ impl Cmd {
         let mut command = Command::new("sh");
         command.args(["-c", WRAP, "sh"]).arg(self.cgroup.as_deref().unwrap_or(Path::new("")));
         command.arg(self.descriptors.map_or_else(String::new, |n| n.to_string()));
-        command.arg(self.netns.as_deref().unwrap_or("")).arg(if self.powerless { "none" } else { "" });
+        command.arg(self.netns.as_deref().unwrap_or("")).arg(&self.powers);
         command.args(&self.argv).stdin(Stdio::null());
         command
     }

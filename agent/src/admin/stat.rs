@@ -72,6 +72,7 @@ fn caller(used: &Used) -> view::Caller {
 pub(super) fn sockets(handles: &Handles) -> view::Sockets {
     let redirect = handles.capture.redirect();
     let mut sockets = handles.live.rows_with(|socket, pid| Some(redirect.as_ref()?.describe(socket, pid)));
+    let disabled = redirect.as_ref().and_then(|redirect| redirect.disabled());
     sockets.extend(handles.capture.connections().into_iter().map(|c| {
         let unspecified =
             if c.destination.is_ipv4() { IpAddr::V4(Ipv4Addr::UNSPECIFIED) } else { Ipv6Addr::UNSPECIFIED.into() };
@@ -88,7 +89,10 @@ pub(super) fn sockets(handles: &Handles) -> view::Sockets {
             received_bytes: c.bytes.0,
             sent_bytes: c.bytes.1,
             age_seconds: c.age.as_secs_f64(),
-            redirect: c.joined.then(|| "joined".to_owned()),
+            redirect: match c.apart {
+                Some(why) => Some(format!("not joined: {}", disabled.as_deref().unwrap_or(why))),
+                None => c.joined.then(|| "joined".to_owned()),
+            },
         }
     }));
     view::Sockets { sockets }

@@ -40,11 +40,12 @@ use super::{
     names::NameMaps,
     pins::{Found, Pins},
     redirect::{self, Redirect},
+    rights,
 };
 use crate::{
     config::{self, OnAgentLoss, VirtualAddress},
     stream::Meter as _,
-    sys::{self, BpfMap, Hook},
+    sys::{self, BpfMap, Hook, diag::Diag},
 };
 
 /// A connection that was not accepted for this long never will be: longer than the kernel repeats a SYN.
@@ -126,7 +127,8 @@ impl Ebpf {
                 if found != Found::Adopted {
                     let _ = pins.remove();
                 }
-                Err(e)
+                // Without it the verifier forbids what it lets pass otherwise, and says nothing of rights.
+                Err(if rights::PERFMON.is_held() { e } else { e.context(rights::PERFMON.missing()) })
             }
         }
     }
@@ -293,6 +295,19 @@ impl Ebpf {
         self.listeners.insert(&self.netns, &listener).context("cannot write the kernel's table of listeners")
     }
 
+    /// Begins conversations about the sockets of a network namespace; none where the agent cannot enter it, or knows
+    /// no program there any more.
+    fn looks(&self) -> impl Fn(u64) -> Option<Diag> + use<> {
+        // Looked up now: whoever calls it may hold locks that are taken after this one.
+        let (own, spaces) = (self.netns, self.change.lock().known_spaces());
+        move |netns| {
+            if netns == own {
+                return Diag::open().ok();
+            }
+            spaces.iter().find(|space| space.cookie == netns)?.enter(Diag::open).ok()
+        }
+    }
+
     /// How often that has happened since the tables were made.
     fn counted(&self, outcome: Outcome) -> u64 {
         self.counters.get(&(outcome as u32), 0).map_or(0, |by_cpu| by_cpu.iter().sum())
@@ -422,14 +437,14 @@ impl Capture for Ebpf {
             Err(error) => tracing::warn!(%error, "failed: {what}"),
         };
         if beat.is_multiple_of(BEATS_PER_LOOK) {
-            let closed = self.balance.close_left(self.netns, |end| self.redirect.unread(end));
+            let closed = self.balance.close_left(monotonic_ns(), self.looks(), |end| self.redirect.unread(end));
             told("idle connections to endpoints that have left were closed", closed);
         }
         if beat % BEATS_PER_FOLD == 1 {
             told("rows of callers and endpoints that are gone were added up", self.balance.fold().map(|()| 0));
         }
         if beat % BEATS_PER_SWEEP == 2 {
-            let swept = self.balance.sweep_connections(self.netns, monotonic_ns());
+            let swept = self.balance.sweep_connections(monotonic_ns(), self.looks());
             told("connections whose end was not seen were taken from the list", swept);
         }
     }
@@ -449,7 +464,7 @@ impl Capture for Ebpf {
     }
 
     fn connections(&self) -> Vec<balance::Connection> {
-        self.balance.connections(monotonic_ns())
+        self.balance.connections(monotonic_ns(), self.looks())
     }
 
     fn stop_capturing(&self) {
@@ -655,29 +670,8 @@ pub fn own_netns() -> anyhow::Result<u64> {
 
 /// The capabilities that loading and attaching need and this process has not.
 pub fn missing_rights() -> Option<String> {
-    const NET_ADMIN: u64 = 1 << 12;
-    const SYS_ADMIN: u64 = 1 << 21;
-    const BPF: u64 = 1 << 39;
-    let has = rights()?;
-    let mut missing = Vec::new();
-    if has & (BPF | SYS_ADMIN) == 0 {
-        missing.push("CAP_BPF");
-    }
-    if has & NET_ADMIN == 0 {
-        missing.push("CAP_NET_ADMIN");
-    }
+    let missing: Vec<_> = [rights::BPF, rights::NET_ADMIN].iter().filter(|r| !r.is_held()).map(|r| r.name).collect();
     (!missing.is_empty()).then(|| missing.join(" and "))
-}
-
-/// Whether this process has one of the capabilities in the set `any`.
-pub(super) fn has_right(any: u64) -> bool {
-    rights().is_none_or(|has| has & any != 0)
-}
-
-fn rights() -> Option<u64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|l| l.strip_prefix("CapEff:"))?;
-    u64::from_str_radix(line.trim(), 16).ok()
 }
 
 /// `CLOCK_MONOTONIC`, which is what programs read.

@@ -13,6 +13,7 @@ mod names;
 pub mod pins;
 pub mod port;
 pub mod redirect;
+pub mod rights;
 
 use std::{
     collections::BTreeMap,

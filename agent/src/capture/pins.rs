@@ -214,8 +214,12 @@ fn mount(path: &Path) -> anyhow::Result<()> {
     if is_bpffs(path) {
         return Ok(());
     }
-    let remedy =
-        || format!("no bpffs at {0} and cannot mount one: run as root, or `mount -t bpf bpf {0}`", path.display());
+    let remedy = || {
+        format!(
+            "no bpffs at {0}, and mounting one takes CAP_SYS_ADMIN: run as root, or `mount -t bpf bpf {0}`",
+            path.display()
+        )
+    };
     rustix::mount::mount(SOURCE, path, "bpf", rustix::mount::MountFlags::empty(), None).with_context(remedy)
 }
 

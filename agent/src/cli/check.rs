@@ -20,6 +20,7 @@ use crate::{
         iptables::{self, Backend},
         pins,
         redirect::{self, selftest},
+        rights,
     },
     config::{self, CaptureMode, Config, Who},
     sys::{self, Hook},
@@ -211,6 +212,14 @@ impl Report {
                 self.lack("rights", format!("lacks {lacks}"), "run as root, or grant those capabilities");
             }
         }
+        for right in rights::ALL.iter().skip(2) {
+            if right.is_held() {
+                self.ok(right.name, format!("present, for {}", right.purpose));
+            } else {
+                let hint = format!("{}; {}", right.without, rights::REMEDY);
+                self.bad(State::Warning, right.name, format!("missing, needed for {}", right.purpose), &hint);
+            }
+        }
         match aya::sys::is_map_supported(MapType::SkStorage) {
             Ok(true) => self.ok("socket storage", "supported"),
             Ok(false) => self.lack("socket storage", "not supported", "Linux 5.2 or newer has it"),
@@ -242,7 +251,10 @@ impl Report {
             no_redirect = Some(refused);
             tried = again;
         }
-        let hint = "`docs/kernel.md` has the minimum kernel of each hook";
+        let hint = match rights::PERFMON.is_held() {
+            true => "`docs/kernel.md` has the minimum kernel of each hook",
+            false => "CAP_PERFMON is missing, without which the verifier forbids what it lets pass otherwise",
+        };
         for (what, refused) in tried.hooks {
             match refused {
                 None => self.ok(what, "the kernel takes it"),

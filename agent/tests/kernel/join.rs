@@ -130,6 +130,19 @@ else:
     s.close()
 ";
 
+/// Sends 1000 bytes, reads them back, says so, and waits, not inside a read, for what ends the connection.
+const WAITS: &str = "
+import errno, select, socket, sys
+s = socket.create_connection((sys.argv[1], int(sys.argv[2])))
+s.sendall(b'x' * 1000)
+got = 0
+while got < 1000: got += len(s.recv(4096))
+print(got, flush=True)
+select.select([s], [], [])
+try: print('end' if not s.recv(1) else 'more', flush=True)
+except OSError as e: print(errno.errorcode[e.errno], flush=True)
+";
+
 /// A server in a control group of its own and callers in `bed.enrolled`, which may be joined to it.
 struct Joined {
     bed: Bed,
@@ -312,6 +325,31 @@ async fn a_joined_connection_that_is_busy_outlives_its_endpoint_in_the_list() {
         sleep(std::time::Duration::from_millis(20)).await;
     }
     assert_eq!(talk.done().await, "flows\nwhole");
+}
+
+#[tokio::test]
+async fn a_joined_connection_that_was_answered_is_closed_when_its_endpoint_leaves() {
+    need!("a_joined_connection_that_was_answered_is_closed_when_its_endpoint_leaves", "python3");
+    let mut joined = Joined::new("echo", true).await;
+    joined.introduce().await;
+    let mut idle = joined.bed.python(WAITS, &[ADDRESS.0, ADDRESS.1]);
+    assert_eq!(idle.line().await, "1000");
+    assert!(joined.bed.counter("redirected") >= 2, "{:?}", joined.bed.ebpf().counters());
+    let mut closed = tokio::spawn(async move { idle.line().await });
+    let balance = |joined: &Joined| joined.bed.ebpf().balance(&joined.bed.table.straight);
+    joined.until("it is shown as joined", |bed| bed.ebpf().connections().iter().any(|c| c.joined)).await;
+    joined.bed.table.straight[0].endpoints = Some(Vec::new());
+    // Who would wait for an answer has 60 s, longer than this waits.
+    let said = tokio::time::timeout(LIMIT / 2, async {
+        loop {
+            balance(&joined);
+            tokio::select! {
+                said = &mut closed => return said.unwrap(),
+                () = sleep(std::time::Duration::from_millis(20)) => {}
+            }
+        }
+    });
+    assert_eq!(said.await.expect("it is closed"), "ECONNABORTED");
 }
 
 #[tokio::test]

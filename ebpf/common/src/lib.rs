@@ -32,7 +32,7 @@ pub use workload::{MAX_DEPTH, MAX_MEMBERS, MAX_STRANGERS, MAX_WORKLOADS, Workloa
 
 /// Changes whenever the meaning or the shape of any pinned map changes. An agent adopts what another left
 /// behind only if this is equal.
-pub const LAYOUT_VERSION: u64 = 2;
+pub const LAYOUT_VERSION: u64 = 3;
 
 /// Mark of the agent's own sockets (`SO_MARK`), which every hook leaves alone. Setting a mark takes a
 /// capability, so an enrolled program without rights cannot put it on to escape. Spells "mesh".

@@ -60,6 +60,8 @@ pub struct End {
     pub messages: u64,
     /// All bytes ever redirected to it.
     pub received: u64,
+    /// When bytes were redirected to it last, `CLOCK_MONOTONIC` in ns; 0 where that is not kept: only joined ends do.
+    pub last_ns: u64,
 }
 
 impl End {
@@ -327,7 +329,7 @@ pub const MAX_ACCEPTORS: usize = 4096;
 // No hidden padding: the fields' sizes add up to the type's.
 const _: () = {
     assert!(size_of::<SocketKey>() == 8 + 16 * 2 + 2 * 2 + 4);
-    assert!(size_of::<End>() == 8 + 4 * 2 + 8 * 3);
+    assert!(size_of::<End>() == 8 + 4 * 2 + 8 * 4);
     assert!(size_of::<Flow>() == 48 + 8 * 2 + 4 * 2);
     assert!(size_of::<AcceptorKey>() == 8 + 16 + 2 + 6);
     assert!(size_of::<ExecutableKey>() == 8 + 4 * 2);

@@ -20,7 +20,6 @@ use ebpf_common::{
 use model::ServiceKey as Name;
 use parking_lot::Mutex;
 
-use self::live::Moving;
 pub use self::{
     counts::{Failing, Used},
     live::Connection,
@@ -109,8 +108,6 @@ struct Inner {
     strange: HashSet<u64>,
     /// Listed connections that did not exist when they were last looked for.
     missing: HashSet<u64>,
-    /// How far joined connections to endpoints that have left have come, by cookie.
-    moving: HashMap<u64, Moving>,
 }
 
 struct Resolved {

@@ -166,7 +166,7 @@ impl Members {
         let now = Instant::now();
         for cookie in self.strangers.keys(MAX_STRANGERS).unwrap_or_default() {
             if let Ok(Some(pid)) = self.strangers.take(&cookie) {
-                self.spaces.see(&pid.to_string(), now);
+                self.spaces.see_stranger(pid, now);
             }
         }
         if all {
@@ -179,6 +179,11 @@ impl Members {
             }
             self.spaces.forget(now);
         }
+        self.spaces.all()
+    }
+
+    /// The network namespaces besides the agent's own in which enrolled programs were seen lately.
+    pub fn known_spaces(&self) -> Vec<Space> {
         self.spaces.all()
     }
 

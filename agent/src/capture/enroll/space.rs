@@ -15,11 +15,14 @@ use anyhow::Context as _;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use super::glob::children;
-use crate::sys;
+use crate::{capture::rights, sys};
 
 /// How long a namespace is kept open after the last enrolled program there has ended: one after another may
 /// be started in it.
 const LINGER: Duration = Duration::from_secs(5);
+
+/// Stands for the namespaces of all processes that cannot be looked at: no file has this number.
+const UNSEEN: u64 = 0;
 
 /// How long a namespace that could not be entered is left alone.
 const TRY_AGAIN: Duration = Duration::from_secs(60);
@@ -45,7 +48,10 @@ impl Space {
             // Any socket will do, bound or not.
             sys::netns_cookie(UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?)
         })
-        .with_context(|| format!("cannot enter {} (it takes CAP_SYS_ADMIN)", path.display()))?;
+        .with_context(|| match rights::SYS_ADMIN.is_held() {
+            true => format!("cannot enter {}", path.display()),
+            false => format!("cannot enter {}: {}", path.display(), rights::SYS_ADMIN.missing()),
+        })?;
         Ok(Self { cookie, inode, label: path.display().to_string(), file: Arc::new(file) })
     }
 
@@ -116,6 +122,21 @@ impl Spaces {
                 );
                 self.refused.insert(inode, (format!("process {pid}: {error:#}"), now));
             }
+        }
+    }
+
+    /// Notes the namespace of process `pid`, which is known to live in another one than the agent's.
+    pub(super) fn see_stranger(&mut self, pid: u32, now: Instant) {
+        let link = Path::new("/proc").join(pid.to_string()).join("ns/net");
+        match fs::read_link(&link) {
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                // Which namespace it is stays unknown, so there is one note for all of them.
+                let note = format!("process {pid}: cannot see its network namespace: {}", rights::SYS_PTRACE.missing());
+                if self.refused.insert(UNSEEN, (note.clone(), now)).is_none() {
+                    tracing::warn!(pid, error = note, "enrolled programs in other network namespaces connect directly");
+                }
+            }
+            _ => self.see(&pid.to_string(), now),
         }
     }
 

@@ -5,6 +5,7 @@
 
 mod backend;
 mod callers;
+mod elsewhere;
 mod left;
 mod rules;
 
@@ -34,6 +35,9 @@ use super::{
 };
 use crate::config::{self, CallPath, CaptureMode, Config, Enroll, VirtualAddress, Who};
 
+/// Looks at who is enrolled for one at where they all live, which takes longer.
+const LOOKS_PER_ELSEWHERE: u32 = 4;
+
 /// Capture by rules.
 #[derive(Debug)]
 pub struct Iptables {
@@ -59,6 +63,10 @@ struct State {
     inbound_to: [Option<u16>; 2],
     /// What went wrong last when it looked again who is enrolled, so that it is told once.
     told: Option<String>,
+    /// Looks until the next one for enrolled programs that no rule reaches.
+    until_elsewhere: u32,
+    /// What was found then.
+    elsewhere: Vec<String>,
 }
 
 /// Whose connections the rules can tell from others'.
@@ -96,6 +104,8 @@ impl Iptables {
                 callers: Callers::default(),
                 inbound_to: [None, None],
                 told: None,
+                until_elsewhere: 0,
+                elsewhere: Vec::new(),
             }),
             settled: AtomicBool::new(false),
             redirected: AtomicU64::new(0),
@@ -322,10 +332,19 @@ impl Capture for Iptables {
             tracing::warn!(error, "cannot follow who is enrolled; it is tried again");
         }
         state.told = told;
+        if state.until_elsewhere == 0 {
+            let found = elsewhere::notes(&state.callers);
+            for note in found.iter().filter(|note| !state.elsewhere.contains(note)) {
+                tracing::warn!(note, "enrolled programs that no rule reaches connect directly");
+            }
+            state.elsewhere = found;
+        }
+        state.until_elsewhere = (state.until_elsewhere + 1) % LOOKS_PER_ELSEWHERE;
     }
 
     fn matched(&self) -> (Vec<Matched>, Vec<String>) {
-        (self.state.lock().callers.matched.clone(), Vec::new())
+        let state = self.state.lock();
+        (state.callers.matched.clone(), state.elsewhere.clone())
     }
 
     fn origin(&self, conn: &TcpStream) -> io::Result<Origin> {

@@ -37,7 +37,13 @@ impl OwnGroup {
             return Ok(Self { cgroup: Cgroup::open(&current)?, made: None });
         }
         let own = mount.join(format!("sockmesh-{name}"));
-        fs::create_dir_all(&own).with_context(|| format!("cannot create the control group {}", own.display()))?;
+        let remedy = || {
+            format!(
+                "cannot create the control group {}: start the agent in one of its own, as systemd does",
+                own.display()
+            )
+        };
+        fs::create_dir_all(&own).with_context(remedy)?;
         move_to(&own)?;
         Ok(Self { cgroup: Cgroup::open(&own)?, made: Some((own, current)) })
     }

@@ -30,10 +30,15 @@ use crate::sys::diag::Diag;
 pub const SAMPLES: u32 = 3;
 /// How often an executable with a verdict is looked at again.
 pub const AGAIN: Duration = Duration::from_secs(1);
+/// How often all descriptors of an executable with a verdict are: it may hold a great many.
+const RINGS_AGAIN: Duration = Duration::from_secs(30);
 /// Executables remembered; beyond that the oldest look is forgotten.
 const ROOM: usize = 4096;
 /// A file larger than this is not read: nobody's program, or one that is not worth the time.
 const MAX_FILE: u64 = 512 << 20;
+
+/// What descriptors of rings are called in `/proc/PID/fd`.
+const RING: &str = "anon_inode:[io_uring]";
 
 /// Programs that splice sockets with system calls of their own, which no look into the file shows.
 const SPLICERS: [&str; 3] = ["haproxy", "systemd-socket-proxyd", "3proxy"];
@@ -59,13 +64,15 @@ pub enum Reason {
     Ulp = Asked::Ulp as u32,
     /// It asked for the size of what is unread with every read.
     Inquiry = Asked::Inquiry as u32,
+    /// It holds an io_uring: what waits for its bytes is the kernel, which nothing here can see or tell.
+    Ring = 9,
     /// Its file could not be read.
     Unreadable = 10,
 }
 
 impl Reason {
     /// All of them.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Blocking,
         Self::Splice,
         Self::Go,
@@ -74,6 +81,7 @@ impl Reason {
         Self::LowWater,
         Self::Ulp,
         Self::Inquiry,
+        Self::Ring,
         Self::Unreadable,
     ];
 
@@ -93,6 +101,7 @@ impl Reason {
             Self::LowWater => "sets SO_RCVLOWAT",
             Self::Ulp => "sets TCP_ULP",
             Self::Inquiry => "sets TCP_INQ",
+            Self::Ring => "uses io_uring",
             Self::Unreadable => "its program file cannot be read",
         }
     }
@@ -232,6 +241,12 @@ fn descriptor_flags(pid: u32, inode: u64) -> io::Result<Option<u32>> {
     Ok(None)
 }
 
+/// Whether process `pid` holds an io_uring. Looks at all its descriptors: for rare use.
+pub fn has_ring(pid: u32) -> io::Result<bool> {
+    let is_ring = |entry: fs::DirEntry| fs::read_link(entry.path()).is_ok_and(|to| to.as_os_str() == RING);
+    Ok(fs::read_dir(format!("/proc/{pid}/fd"))?.flatten().any(is_ring))
+}
+
 /// The flags, octal, in the text of `/proc/PID/fdinfo/N`.
 fn flags_of(info: &str) -> Option<u32> {
     let line = info.lines().find_map(|l| l.strip_prefix("flags:"))?;
@@ -295,6 +310,8 @@ pub struct Memory {
 struct Known {
     verdict: Verdict,
     looked: Option<Instant>,
+    /// When its descriptors were looked through for rings.
+    searched: Option<Instant>,
 }
 
 impl Memory {
@@ -311,6 +328,21 @@ impl Memory {
     /// What is known of `file`.
     pub fn verdict(&self, file: File) -> Option<Verdict> {
         self.known.get(&file).map(|known| known.verdict)
+    }
+
+    /// Whether it is time to look through the descriptors of a process that runs `file`, and notes that it is done:
+    /// with every connection while it is learned, afterwards now and then.
+    pub fn searches(&mut self, file: File, now: Instant) -> bool {
+        let known = self.entry(file, now);
+        let due = match known.verdict {
+            Verdict::Learning(_) => true,
+            Verdict::On => known.searched.is_none_or(|at| now.duration_since(at) >= RINGS_AGAIN),
+            Verdict::Off(_) => false,
+        };
+        if due {
+            known.searched = Some(now);
+        }
+        due
     }
 
     /// A socket of `file` was seen; returns what is known now.
@@ -343,7 +375,7 @@ impl Memory {
                 self.known.remove(&oldest);
             }
         }
-        self.known.entry(file).or_insert(Known { verdict: Verdict::Learning(0), looked: None })
+        self.known.entry(file).or_insert(Known { verdict: Verdict::Learning(0), looked: None, searched: None })
     }
 }
 
@@ -377,6 +409,22 @@ mod tests {
         assert_eq!(memory.refuse(FILE, Reason::Go, now), Verdict::Off(Reason::Blocking), "the first reason stays");
         assert_eq!(memory.verdict(FILE).unwrap().text(), "off: uses blocking sockets");
         assert_eq!(Verdict::Learning(2).text(), "learning (2 of 3 connections seen)");
+    }
+
+    #[test]
+    fn descriptors_are_looked_through_while_a_program_is_learned_and_now_and_then() {
+        let now = Instant::now();
+        let mut memory = Memory::default();
+        for _ in 0..SAMPLES {
+            assert!(memory.searches(FILE, now));
+            memory.saw(FILE, true, now);
+        }
+        assert_eq!(memory.verdict(FILE), Some(Verdict::On));
+        assert!(!memory.searches(FILE, now + AGAIN));
+        assert!(memory.searches(FILE, now + RINGS_AGAIN));
+        assert!(!memory.searches(FILE, now + RINGS_AGAIN + AGAIN));
+        assert_eq!(memory.refuse(FILE, Reason::Ring, now), Verdict::Off(Reason::Ring));
+        assert!(!memory.searches(FILE, now + 10 * RINGS_AGAIN));
     }
 
     #[test]

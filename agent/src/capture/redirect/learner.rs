@@ -177,6 +177,12 @@ impl School {
             None => look_into(pid, path, self.inspect).await,
             Some(_) => None,
         };
+        if refused == Some(Reason::Unreadable) && learn::executable(pid).ok().is_none_or(|(now, _)| now != file) {
+            // It ended, or became another program, before it could be read.
+            return None;
+        }
+        let search = refused.is_none() && self.memory.lock().searches(file, Instant::now());
+        let refused = if search { look_for_rings(pid).await } else { refused };
         let seen = match refused {
             Some(_) => None,
             None => Some(look_at(pid, local, remote).await?),
@@ -205,6 +211,13 @@ async fn look_into(pid: u32, path: PathBuf, inspect: Inspect) -> Option<Reason> 
         found
     };
     tokio::task::spawn_blocking(look).await.unwrap_or(Some(Reason::Unreadable))
+}
+
+/// Looks through the descriptors of a process, which may be many.
+async fn look_for_rings(pid: u32) -> Option<Reason> {
+    let looked = tokio::task::spawn_blocking(move || learn::has_ring(pid)).await;
+    // One that cannot be looked at is learned nothing of, and stays on TCP.
+    matches!(looked, Ok(Ok(true))).then_some(Reason::Ring)
 }
 
 /// Looks at the socket, twice: programs may connect or accept and set it to non-blocking a moment later, or the
@@ -277,6 +290,36 @@ mod tests {
         }
         assert_eq!(World::new(|_, _| None).connects(false).await, Verdict::Off(Reason::Blocking));
         assert_eq!(World::new(|_, _| Some(Reason::Go)).connects(true).await, Verdict::Off(Reason::Go));
+    }
+
+    #[tokio::test]
+    async fn a_program_that_ends_while_it_is_looked_at_teaches_nothing() {
+        fn ends(pid: u32, _: &Path) -> Option<Reason> {
+            let pid = rustix::process::Pid::from_raw(pid.cast_signed()).unwrap();
+            rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+            // Nobody has waited for it yet, but it runs no program any more.
+            let ended = |status: &str| status.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('Z'));
+            while !ended(&std::fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero())).unwrap()) {
+                std::thread::yield_now();
+            }
+            Some(Reason::Unreadable)
+        }
+        let mut child = process::Command::new("sleep").arg("100").spawn().unwrap();
+        let (table, _told) = channel(16);
+        let school =
+            School { memory: Mutex::default(), owners: Mutex::default(), table: Arc::new(Told(table)), inspect: ends };
+        // Not the program that this process has become for a moment on its way there.
+        let own = learn::executable(process::id()).unwrap().0;
+        let file = loop {
+            match learn::executable(child.id()) {
+                Ok((file, _)) if file != own => break file,
+                _ => std::thread::yield_now(),
+            }
+        };
+        let nowhere = SocketAddr::from(([127, 0, 0, 1], 1));
+        assert_eq!(school.judge(child.id(), nowhere, nowhere).await, None);
+        assert_eq!(school.memory.lock().verdict(file), None);
+        child.wait().unwrap();
     }
 
     #[tokio::test]

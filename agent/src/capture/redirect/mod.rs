@@ -40,6 +40,7 @@ use super::{
     convert::{octets, socket_addr},
     ebpf::{load_program, open, own_netns},
     pins::Pins,
+    rights,
 };
 use crate::{
     config,
@@ -125,11 +126,9 @@ pub struct Ways {
 
 /// The offsets for the programs, all zero with the reason when redirect cannot be had here.
 pub fn offsets() -> (Offsets, Option<String>) {
-    const PERFMON: u64 = 1 << 38;
-    const SYS_ADMIN: u64 = 1 << 21;
     let none = |reason: String| (Offsets::default(), Some(reason));
-    if !super::ebpf::has_right(PERFMON | SYS_ADMIN) {
-        return none("this process lacks CAP_PERFMON".to_owned());
+    if !rights::PERFMON.is_held() {
+        return none(rights::PERFMON.missing());
     }
     let lockdown = std::fs::read_to_string("/sys/kernel/security/lockdown").unwrap_or_default();
     if lockdown.contains("[confidentiality]") {
@@ -222,9 +221,15 @@ impl Redirect {
     /// Begins to learn how programs use their sockets and makes the self-test, which `auto` waits for. Called
     /// once, on the runtime that is to do this, which must not be the one that moves bytes.
     pub fn start(self: &Arc<Self>) {
-        if self.state.lock().unusable.is_some() {
+        let state = self.state.lock();
+        if state.unusable.is_some() {
             return;
         }
+        if state.mode == config::Redirect::Auto && !rights::SYS_PTRACE.is_held() {
+            let without = format!("{}; {}", rights::SYS_PTRACE.without, rights::REMEDY);
+            tracing::warn!(missing = rights::SYS_PTRACE.name, without, "redirect: auto cannot look at every program");
+        }
+        drop(state);
         let learner = Learner::start(Arc::new(Verdicts::new(self)));
         let again = Mutex::new(Again { callers: Instant::now(), acceptors: HashMap::new() });
         let learning = Learning { learner, runtime: runtime::Handle::current(), again };
@@ -299,7 +304,9 @@ impl Redirect {
             flags if flags & Origin::REFUSED_WORKLOAD != 0 => "off: enrolled so".to_owned(),
             flags if flags & (Origin::REFUSED_PROGRAM | Origin::UNKNOWN_PROGRAM) != 0 => match self.verdict(pid) {
                 Some(Verdict::On) => "off: came before the program was known".to_owned(),
+                Some(verdict @ Verdict::Learning(_)) if !rights::SYS_PTRACE.is_held() => unseen(verdict),
                 Some(verdict) => verdict.text(),
+                None if !rights::SYS_PTRACE.is_held() => unseen(Verdict::Learning(0)),
                 None => Verdict::Learning(0).text(),
             },
             flags if flags & Origin::REDIRECT != 0 => "off: the kernel did not take both sockets".to_owned(),
@@ -509,6 +516,11 @@ impl Again {
         }
         is_time
     }
+}
+
+/// A verdict that may never come, because the program cannot be looked at.
+fn unseen(verdict: Verdict) -> String {
+    format!("{}; looking at programs of others takes {}", verdict.text(), rights::SYS_PTRACE.name)
 }
 
 /// The key of `io`'s own end.
