@@ -332,6 +332,7 @@ export const zh = {
   'guard {text}': '护栏 {text}',
   'ended': '结束',
   'warning {n} %': '预警 {n}%',
+  'takes at least {rate}/s': '至少可承受 {rate}/s',
   'capacity {rate}/s': '容量 {rate}/秒',
   'calls': '调用',
   'Calls by group': '各分组调用',

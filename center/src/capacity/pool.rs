@@ -57,12 +57,16 @@ pub fn limit_known(pool: &Pool) -> bool {
     pool.capacity.as_ref().is_some_and(|capacity| capacity.confidence > Confidence::LowerBound)
 }
 
+/// Load in percent of what is known to go well; where no limit was seen, the water level at most.
+fn reckoned(pool: &Pool) -> Option<f64> {
+    let all = pool.capacity.as_ref().map(|capacity| capacity.per_instance * f64::from(pool.instances));
+    all.filter(|all| *all > 0.0).map(|all| pool.load / all * 100.0)
+}
+
 /// Reckons water level, redundancy and level from load, instances and capacity.
 fn settle(pool: &mut Pool) {
-    let all = pool.capacity.as_ref().map(|capacity| capacity.per_instance * f64::from(pool.instances));
-    pool.water_percent = all.filter(|all| *all > 0.0).map(|all| pool.load / all * 100.0);
-    pool.redundancy_percent = pool.water_percent.map(|water| (1.0 - water / pool.policy.fatal_percent) * 100.0);
-    let word = match pool.water_percent {
+    let water = reckoned(pool);
+    let word = match water {
         None if pool.instances == 0 && pool.load > 0.0 => "fatal",
         None => "unknown",
         Some(water) if water < IDLE_PERCENT => "idle",
@@ -73,6 +77,9 @@ fn settle(pool: &mut Pool) {
         Some(_) => "fatal",
     };
     pool.level = word.to_owned();
+    // A number near a hundred would be read as an alarm, by people and by rules.
+    pool.water_percent = water.filter(|_| word != "unknown");
+    pool.redundancy_percent = pool.water_percent.map(|water| (1.0 - water / pool.policy.fatal_percent) * 100.0);
 }
 
 /// The pool with another load, in the same mix of fast and slow calls.
@@ -144,7 +151,7 @@ fn judge(pool: &mut Pool, more: f64, answer: &mut WhatIf) {
         }
         return;
     };
-    let (water, policy) = (pool.water_percent.unwrap_or(0.0), &pool.policy);
+    let (water, policy) = (reckoned(pool).unwrap_or(0.0), &pool.policy);
     if water > policy.fatal_percent {
         let at_most = if limit_known(pool) { "" } else { " at most, for its limit was never seen" };
         answer.fails.push(format!(
@@ -209,7 +216,8 @@ mod tests {
         let with = |rate, confidence| {
             of(&policy, Seen { instances: 1, rate, bands: Vec::new(), capacity: Some(capacity(100.0, confidence)) })
         };
-        assert_eq!(with(95.0, Confidence::LowerBound).level, "unknown");
+        let unknown = with(95.0, Confidence::LowerBound);
+        assert_eq!((unknown.level.as_str(), unknown.water_percent, unknown.redundancy_percent), ("unknown", None, None));
         assert_eq!(with(50.0, Confidence::LowerBound).level, "normal");
         assert_eq!(with(95.0, Confidence::Low).level, "warning");
         assert_eq!(takes(&with(1.0, Confidence::Low)), Some(90.0), "extrapolated capacity is not given away");

@@ -182,7 +182,8 @@ pub struct Pool {
     pub load: f64,
     /// What one instance can take; none when nothing is known.
     pub capacity: Option<Capacity>,
-    /// Load in percent of what all instances can take.
+    /// Load in percent of what all instances can take; none where the level is unknown, also because a limit was never
+    /// seen and the load is near the highest that was.
     pub water_percent: Option<f64>,
     /// Share of the instances that may be lost before the fatal line, percent; below 0: already over.
     pub redundancy_percent: Option<f64>,

@@ -59,10 +59,11 @@ export function Curves({ of, groups, group, range, commands = [], pool, small })
   const column = (name, factor) => (mine ? at(times, mine, name, factor) : []);
   const per = pool?.capacity?.per_instance;
   const most = per ? per * pool.instances : null;
-  const lines = most ? [
+  const bound = pool?.capacity?.confidence === 'lower_bound';
+  const lines = !most ? [] : bound ? [{ value: most, label: t('takes at least {rate}/s', { rate: rate(most) }), tone: '--faint' }] : [
     { value: (most * pool.policy.warning_percent) / 100, label: t('warning {n} %', { n: pool.policy.warning_percent }), tone: '--warn-fill' },
     { value: (most * pool.policy.fatal_percent) / 100, label: t('capacity {rate}/s', { rate: rate(most) }), tone: '--bad-fill' },
-  ] : [];
+  ];
   const calls = (read.data?.series ?? []).map((series, i) => ({ label: shown[i] || t('calls'), color: i % 6, values: at(times, series, 'rate') }));
   const plots = [
     html`<${Plot} ...${shared} title=${shown.length > 1 ? t('Calls by group') : t('Calls')} unit=${t('calls/s')} format=${rate} marks=${marks} series=${calls} />`,

@@ -7,6 +7,8 @@ import { attempt } from '../../ui.js';
 
 /// Asked once for the whole page: most centres are no demo.
 let asked = null;
+/// Others turn it too, by the API or in another window.
+const AGAIN_MS = 3000;
 
 export function Demo() {
   const [demo, set] = useState(null);
@@ -15,7 +17,12 @@ export function Demo() {
     asked ??= get('v1/demo').catch(() => null);
     let here = true;
     asked.then((answer) => here && answer?.max && set(answer));
-    return () => { here = false; };
+    const again = setInterval(async () => {
+      if (!(await asked)?.max) return clearInterval(again);
+      const answer = await get('v1/demo').catch(() => null);
+      if (here && answer?.max && !timer.current) { asked = Promise.resolve(answer); set(answer); }
+    }, AGAIN_MS);
+    return () => { here = false; clearInterval(again); };
   }, []);
   if (!demo) return null;
   const turn = (load) => {
@@ -23,7 +30,11 @@ export function Demo() {
     set(next);
     asked = Promise.resolve(next);
     clearTimeout(timer.current);
-    timer.current = setTimeout(() => attempt(() => put('v1/demo', { load })), 150);
+    const mine = setTimeout(async () => {
+      await attempt(() => put('v1/demo', { load }));
+      if (timer.current === mine) timer.current = null;
+    }, 150);
+    timer.current = mine;
   };
   return html`<div class="demo"><label for="demo-load">${t('Load of the demo')}</label>
     <input id="demo-load" type="range" min="0.1" max=${demo.max} step="0.1" value=${demo.load} onInput=${(e) => turn(Number(e.target.value))} />
