@@ -34,6 +34,11 @@ pub struct Peer {
     tls: Option<Tls>,
 }
 
+/// A connection, encrypted or not.
+pub trait Io: AsyncRead + AsyncWrite + Unpin + Send {}
+
+impl<T: AsyncRead + AsyncWrite + Unpin + Send> Io for T {}
+
 /// What came back.
 #[derive(Debug)]
 pub struct Answer {
@@ -68,9 +73,18 @@ impl Peer {
     /// Reads `http://HOST:PORT[/PATH]`, the same with `https`, or `HOST:PORT`; `port` is taken where none is written.
     /// The first `https` of a process reads the host's trusted certificates.
     pub fn parse(text: &str, port: u16) -> anyhow::Result<Self> {
+        Self::with(text, port, None)
+    }
+
+    /// As [`Peer::parse`]; with `https` the certificates of this PEM file are believed, where one is given, and not
+    /// those that the host trusts.
+    ///
+    /// # Errors
+    /// It is no address; or the file cannot be read, or holds none: names it.
+    pub fn with(text: &str, port: u16, ca: Option<&Path>) -> anyhow::Result<Self> {
         let (rest, tls) = match text.split_once("://") {
             Some(("http", rest)) => (rest, None),
-            Some(("https", rest)) => (rest, Some(Tls::host()?)),
+            Some(("https", rest)) => (rest, Some(ca.map_or_else(Tls::host, Tls::of)?)),
             Some((scheme, _)) => bail!("`{text}`: `{scheme}` is not supported, write `http://HOST:PORT` or `https://`"),
             None => (text, None),
         };
@@ -109,6 +123,25 @@ impl Peer {
         host.trim_start_matches('[').trim_end_matches(']')
     }
 
+    /// `HOST:PORT`, as the header `Host` has it.
+    pub fn authority(&self) -> &str {
+        &self.authority
+    }
+
+    /// A connection to it, through TLS where it speaks that.
+    ///
+    /// # Errors
+    /// It cannot be reached, or its certificate is not believed.
+    pub async fn connect(&self) -> anyhow::Result<Box<dyn Io>> {
+        let io = TcpStream::connect(&self.authority).await.context("cannot connect")?;
+        // What is written goes as it is: whoever writes in pieces knows why.
+        io.set_nodelay(true)?;
+        match &self.tls {
+            None => Ok(Box::new(io)),
+            Some(tls) => Ok(Box::new(tls.connect(self.host(), io).await?)),
+        }
+    }
+
     /// Asks once on a connection of its own, everything within `patience`. Dropping the future closes the
     /// connection. `path` begins with `/` and carries its query.
     pub async fn ask(
@@ -139,21 +172,7 @@ impl Peer {
         headers: &[(&'static str, &str)],
         body: Bytes,
     ) -> anyhow::Result<Answer> {
-        let io = TcpStream::connect(&self.authority).await.context("cannot connect")?;
-        match &self.tls {
-            None => self.speak(io, method, path, headers, body).await,
-            Some(tls) => self.speak(tls.connect(self.host(), io).await?, method, path, headers, body).await,
-        }
-    }
-
-    async fn speak(
-        &self,
-        io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
-        method: &Method,
-        path: &str,
-        headers: &[(&'static str, &str)],
-        body: Bytes,
-    ) -> anyhow::Result<Answer> {
+        let io = self.connect().await?;
         let (mut sender, connection) = http1::handshake(TokioIo::new(io)).await?;
         let mut request = Request::builder().method(method).uri(format!("{}{path}", self.base));
         for (name, value) in headers {
@@ -293,10 +312,12 @@ mod tests {
         peer("127.0.0.1").get("/", Duration::from_secs(5)).await.unwrap_err();
         let other = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
         std::fs::write(&file, other.cert.pem()).unwrap();
-        let stranger = peer("localhost").trusting(&file).unwrap();
+        let stranger = Peer::with(&format!("https://localhost:{port}"), 1, Some(&file)).unwrap();
         stranger.get("/", Duration::from_secs(5)).await.unwrap_err();
         std::fs::write(&file, "nothing").unwrap();
-        assert!(format!("{:#}", peer("localhost").trusting(&file).unwrap_err()).contains("sockmesh-trusted"));
+        let told = Peer::with("https://localhost", 1, Some(&file)).unwrap_err();
+        assert!(format!("{told:#}").contains("sockmesh-trusted"), "{told:#}");
+        Peer::with("http://localhost", 1, Some(&file)).unwrap();
         std::fs::remove_file(&file).unwrap();
     }
 }

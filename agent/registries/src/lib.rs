@@ -69,16 +69,19 @@ pub struct BuildCx {
 /// How the governance centre is reached.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct Center {
-    /// `HOST:PORT` of each one; any of them that answers is enough.
+    /// `HOST:PORT` of each one, with `https://` before it for TLS; any of them that answers is enough.
     pub addresses: Vec<String>,
     /// Proves who this agent is.
     pub token: Option<String>,
+    /// PEM file of the certificates that centres are believed by, instead of those of the host.
+    pub ca: Option<PathBuf>,
 }
 
 impl fmt::Debug for Center {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let token = self.token.as_ref().map(|_| "...");
-        f.debug_struct("Center").field("addresses", &self.addresses).field("token", &token).finish()
+        let mut told = f.debug_struct("Center");
+        told.field("addresses", &self.addresses).field("token", &token).field("ca", &self.ca).finish()
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::{path::Path, time::Duration};
 
-use registries::Center as Access;
+use registries::{Center as Access, fetch::Peer};
 
 use super::{
     keys,
@@ -57,6 +57,14 @@ pub(super) fn center(node: &Node, path: &str, base_dir: &Path, report: &mut Repo
                 }
             }
         }
+    }
+    if let Some(file) = map.read("ca_file", values::path, report) {
+        let file = base_dir.join(file);
+        // Read here, so that a mistake is told with its place.
+        if let Err(error) = Peer::with("https://localhost", model::center::PORT, Some(&file)) {
+            report.mistake(map.place("ca_file").problem(format!("{error:#}"), "write certificates there, as PEM"));
+        }
+        center.access.ca = Some(file);
     }
     map.set("report", interval, &mut center.report, report);
     Some(center)
@@ -127,6 +135,7 @@ mod tests {
             "center: {address: a, token: 'a b'}",
             "center: {address: a, token: b, token_file: c}",
             "center: {address: a, token_file: /does/not/exist}",
+            "center: {address: a, ca_file: /does/not/exist}",
             "center: {address: a, report: 1ms}",
             "center: {address: a, report: 1h}",
         ] {

@@ -364,10 +364,16 @@ pub(crate) const CENTER: Section = Section {
             "address",
             "`HOST:PORT` or a list of them",
             Required,
-            "Where centres listen, with `https://` before it for TLS (with the certificates that the host trusts, or those of the file that the environment variable `SSL_CERT_FILE` names). Each of them is told what this agent counts; without a port it is 7480.",
+            "Where centres listen, with `https://` before it for TLS. Each of them is told what this agent counts; without a port it is 7480.",
         ),
         key("token", "text", Says("none"), "Proves to the centre who this agent is."),
         key("token_file", "path", Says("none"), "File that holds the token, instead of `token`."),
+        key(
+            "ca_file",
+            "path",
+            Says("those of the host, or of the file in the environment variable `SSL_CERT_FILE`"),
+            "PEM file of the certificates that centres with `https://` are believed by. Read at the start.",
+        ),
         key("report", "duration, 500ms to 30s", Yaml("2s"), "How often it is told what this agent counts. 0s: never."),
     ],
 };

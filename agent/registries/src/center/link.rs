@@ -1,6 +1,7 @@
 //! Asking a centre, whichever answers.
 
 use std::{
+    path::Path,
     sync::atomic::{AtomicUsize, Ordering::Relaxed},
     time::Duration,
 };
@@ -70,9 +71,11 @@ fn problem(status: StatusCode, body: &[u8]) -> anyhow::Error {
 }
 
 impl Link {
-    /// To `HOST:PORT` of each centre. Agents begin with different ones.
-    pub fn new(addresses: &[String], token: Option<String>) -> anyhow::Result<Self> {
-        let peers = addresses.iter().map(|at| Peer::parse(at, model::center::PORT)).collect::<anyhow::Result<Vec<_>>>();
+    /// To `HOST:PORT` of each centre, with `https://` before those that speak TLS, which are believed by the
+    /// certificates of the file `ca` or by those of the host. Agents begin with different ones.
+    pub fn new(addresses: &[String], token: Option<String>, ca: Option<&Path>) -> anyhow::Result<Self> {
+        let peer = |at: &String| Peer::with(at, model::center::PORT, ca);
+        let peers = addresses.iter().map(peer).collect::<anyhow::Result<Vec<_>>>();
         let peers = peers.context("option `address`")?;
         let present = AtomicUsize::new(fastrand::usize(..peers.len().max(1)));
         Ok(Self { peers, authorization: token.map(|token| format!("Bearer {token}")), present })

@@ -9,7 +9,7 @@ mod stamps;
 #[cfg(test)]
 mod tests;
 
-use std::{sync::Arc, time::Duration};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use futures_util::future::BoxFuture;
 use http::Method;
@@ -36,6 +36,7 @@ const TTL: Duration = Duration::from_secs(30);
 struct Options {
     address: Option<OneOrMore>,
     token: Option<String>,
+    ca_file: Option<PathBuf>,
     ttl: Option<String>,
 }
 
@@ -43,7 +44,7 @@ pub(super) fn build(options: &Value, cx: &BuildCx) -> anyhow::Result<Arc<dyn Reg
     let options: Options = model::kind::options(options)?;
     let usual = cx.center.as_deref();
     let written = options.address.or_else(|| usual.map(|center| OneOrMore::More(center.addresses.clone())));
-    let addresses = servers(written, PORT)?;
+    let addresses = addresses(written)?;
     let token = options.token.or_else(|| usual.and_then(|center| center.token.clone())).filter(|t| !t.is_empty());
     let ttl = duration("ttl", options.ttl.as_deref(), TTL)?;
     if !(Duration::from_secs(1)..=Duration::from_secs(3600)).contains(&ttl) {
@@ -51,10 +52,34 @@ pub(super) fn build(options: &Value, cx: &BuildCx) -> anyhow::Result<Arc<dyn Reg
     }
     let stamps = Stamps::read(cx.state.as_deref(), &addresses);
     let agent = if cx.agent.is_empty() { cx.application.to_string() } else { cx.agent.to_string() };
-    let link = Arc::new(Link::new(&addresses, token)?);
+    let ca = options.ca_file.map(|ca| cx.base_dir.join(ca)).or_else(|| usual.and_then(|center| center.ca.clone()));
+    let link = Arc::new(Link::new(&addresses, token, ca.as_deref())?);
     let follows = Arc::new(Follows::new(agent.clone(), link.clone(), stamps));
     let holds = Arc::new(Holds::new(agent, ttl, link.clone()));
     Ok(Arc::new(Center { link, follows, holds, lists: Followed::default(), texts: Followed::default() }))
+}
+
+/// `HOST:PORT` of each centre, with `https://` before those that speak TLS.
+fn addresses(written: Option<OneOrMore>) -> anyhow::Result<Vec<String>> {
+    let written = match written {
+        None => Vec::new(),
+        Some(OneOrMore::One(one)) => vec![one],
+        Some(OneOrMore::More(more)) => more,
+    };
+    let mut addresses = Vec::new();
+    for text in written.iter().flat_map(|text| text.split(',')).map(str::trim).filter(|text| !text.is_empty()) {
+        let (scheme, rest) = match text.split_once("://") {
+            Some(("https", rest)) => ("https://", rest),
+            Some(("http", rest)) => ("", rest),
+            _ => ("", text),
+        };
+        let rest = rest.trim_end_matches('/').to_owned();
+        addresses.extend(servers(Some(OneOrMore::One(rest)), PORT)?.into_iter().map(|at| format!("{scheme}{at}")));
+    }
+    if addresses.is_empty() {
+        return servers(None, PORT);
+    }
+    Ok(addresses)
 }
 
 struct Center {

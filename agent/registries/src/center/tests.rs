@@ -280,7 +280,7 @@ fn says_what_is_wrong_with_its_options() {
     assert!(told("{}").contains("add `address: [HOST:7480]`"));
     assert!(told("{adress: x}").contains("unknown field `adress`"));
     assert!(told("{address: x, ttl: 10ms}").contains("write 1s to 1h"));
-    let center = crate::Center { addresses: vec!["127.0.0.1:7480".into()], token: None };
+    let center = crate::Center { addresses: vec!["127.0.0.1:7480".into()], token: None, ca: None };
     let cx = BuildCx { center: Some(Arc::new(center)), ..BuildCx::default() };
     assert!(build(&Value::Null, &cx).is_ok(), "the agent's own section says where the centre is");
 }

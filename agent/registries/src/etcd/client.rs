@@ -1,12 +1,14 @@
 //! etcd as a store: ranges, transactions, changes, leases. What the governance centre keeps its data with.
 
-use std::{sync::Arc, time::Duration};
+use std::{path::Path, sync::Arc, time::Duration};
 
 use futures_util::stream;
 use tokio::{sync::watch, task::JoinHandle, time::timeout};
 
+pub use super::access::Written as Access;
 use super::{
     Options,
+    access::Access as Reached,
     conn::{Conn, Failure, Watching},
     link::{self, Link},
     wire::{
@@ -155,16 +157,18 @@ impl Drop for Client {
 }
 
 impl Client {
-    /// Of the members at `address` (`HOST:PORT`, commas separate). One that is silent for two thirds of `silence` is
-    /// given up. Must be called within a tokio runtime.
+    /// Of the members at `address` (`HOST:PORT`, commas separate), reached as `access` says, whose files are relative
+    /// to the working directory. One that is silent for two thirds of `silence` is given up. Must be called within a
+    /// tokio runtime.
     ///
     /// # Errors
-    /// An address is none.
-    pub fn new(address: &[String], silence: Duration) -> anyhow::Result<Self> {
+    /// An address is none, or a file cannot be read.
+    pub fn new(address: &[String], access: Access, silence: Duration) -> anyhow::Result<Self> {
         let servers = servers(Some(OneOrMore::More(address.to_vec())), super::PORT)?;
+        let access = Reached::read(access, Path::new(""))?;
         let members = servers.join(", ");
         let (sender, link) = watch::channel(Link::default());
-        let options = Arc::new(Options { servers, prefix: String::new(), lease: silence });
+        let options = Arc::new(Options { servers, access, prefix: String::new(), lease: silence });
         Ok(Self { link, keeper: tokio::spawn(link::keep(options, sender)), members })
     }
 

@@ -20,14 +20,17 @@ use tokio::{
 use tonic::{
     Code, Request, Status, Streaming,
     client::Grpc,
-    metadata::MetadataValue,
+    metadata::{Ascii, MetadataValue},
     transport::{Channel, Endpoint},
 };
 use tonic_prost::ProstCodec;
 
-use super::wire::{
-    Event, KeyValue, RangeRequest, RangeResponse, WatchCancel, WatchCreate, WatchProgress, WatchRequest, WatchResponse,
-    WatchUnion,
+use super::{
+    access::{Access, Login},
+    wire::{
+        AuthenticateRequest, AuthenticateResponse, Event, KeyValue, RangeRequest, RangeResponse, WatchCancel,
+        WatchCreate, WatchProgress, WatchRequest, WatchResponse, WatchUnion,
+    },
 };
 
 /// Time for a connect with its first exchange.
@@ -90,8 +93,47 @@ pub(super) struct Conn {
     /// The member's address as configured.
     pub server: String,
     channel: Channel,
+    ticket: Ticket,
     asks: mpsc::Sender<WatchRequest>,
     common: Arc<Common>,
+}
+
+/// Who asks: what the member gave for name and password. It forgets that after some minutes without a question.
+struct Ticket {
+    login: Option<Login>,
+    token: Mutex<Option<MetadataValue<Ascii>>>,
+}
+
+impl Ticket {
+    /// Puts it on a request.
+    fn show<T>(&self, request: &mut Request<T>) {
+        if let Some(token) = self.token.lock().clone() {
+            request.metadata_mut().insert("token", token);
+        }
+    }
+
+    /// Gets another one. Members that ask nobody who he is give none.
+    async fn renew(&self, channel: &Channel) -> Result<(), Failure> {
+        let Some(Login { user, password }) = self.login.clone() else { return Ok(()) };
+        let request = AuthenticateRequest { name: user, password };
+        let path = PathAndQuery::from_static("/etcdserverpb.Auth/Authenticate");
+        let codec = ProstCodec::<AuthenticateRequest, AuthenticateResponse>::default();
+        let mut grpc = Grpc::new(channel.clone());
+        grpc.ready().await.map_err(|_| Failure::Lost)?;
+        let token = match grpc.unary(Request::new(request), path, codec).await {
+            Ok(answer) => Some(answer.into_inner().token),
+            Err(status) if status.message().contains("authentication is not enabled") => None,
+            Err(status) => return Err(status.into()),
+        };
+        let token = token.map(MetadataValue::try_from).transpose();
+        *self.token.lock() = token.map_err(|_| Failure::Refused("the member's token is no text".to_owned()))?;
+        Ok(())
+    }
+}
+
+/// Whether a member does not know (any more) who asks.
+fn is_unknown(said: &str) -> bool {
+    ["invalid auth token", "revision of auth store is old", "user name is empty"].iter().any(|part| said.contains(part))
 }
 
 struct Common {
@@ -133,17 +175,17 @@ impl Drop for Watching {
 
 impl Conn {
     /// Connects to `server` (`HOST:PORT`). A member that says nothing for two thirds of `silence` is given up.
-    pub async fn open(server: &str, silence: Duration) -> Result<Self, String> {
+    pub async fn open(server: &str, access: &Access, silence: Duration) -> Result<Self, String> {
         let opening = async {
-            let endpoint = Endpoint::from_shared(format!("http://{server}")).map_err(|e| e.to_string())?;
             // Members that hang take no farewell either: in the end the connection goes. More often than every
             // five seconds they would take it for an attack.
-            let endpoint = endpoint.connect_timeout(OPENING).tcp_nodelay(true);
-            let endpoint = endpoint.http2_keep_alive_interval(Duration::from_secs(30)).keep_alive_while_idle(true);
-            let channel = endpoint.connect().await.map_err(|e| {
-                let cause = std::error::Error::source(&e).map(ToString::to_string);
-                format!("cannot connect: {}", cause.unwrap_or_else(|| e.to_string()))
-            })?;
+            let settings = |endpoint: Endpoint| {
+                let endpoint = endpoint.connect_timeout(OPENING).tcp_nodelay(true);
+                endpoint.http2_keep_alive_interval(Duration::from_secs(30)).keep_alive_while_idle(true)
+            };
+            let channel = access.connect(server, settings).await?;
+            let ticket = Ticket { login: access.login.clone(), token: Mutex::default() };
+            ticket.renew(&channel).await.map_err(|failure| failure.to_string())?;
             let (asks, requests) = mpsc::channel(64);
             let progress = || WatchRequest { union: Some(WatchUnion::Progress(WatchProgress {})) };
             // The stream's answer begins when it has something to say.
@@ -158,18 +200,19 @@ impl Conn {
             let mut request = Request::new(requests);
             // A member that has lost its leader must say so instead of saying nothing.
             request.metadata_mut().insert("hasleader", MetadataValue::from_static("true"));
+            ticket.show(&mut request);
             let codec = ProstCodec::<WatchRequest, WatchResponse>::default();
             let events = grpc.streaming(request, path, codec).await.map_err(|s| told(&s))?.into_inner();
             let common =
                 Arc::new(Common { watches: Mutex::default(), next: AtomicI64::new(1), why: watch::Sender::new(None) });
             let driver = drive(events, asks.downgrade(), common.clone(), silence);
-            Ok((channel, asks, common, driver))
+            Ok((channel, ticket, asks, common, driver))
         };
         let opened = timeout(OPENING, opening).await;
-        let (channel, asks, common, driver) =
+        let (channel, ticket, asks, common, driver) =
             opened.unwrap_or_else(|_| Err(format!("no answer within {OPENING:?}")))?;
         tokio::spawn(driver);
-        Ok(Self { server: server.to_owned(), channel, asks, common })
+        Ok(Self { server: server.to_owned(), channel, ticket, asks, common })
     }
 
     /// Whether the connection has ended.
@@ -187,15 +230,30 @@ impl Conn {
     /// One request to `path`, such as `/etcdserverpb.KV/Put`.
     pub async fn ask<A, B>(&self, path: &'static str, request: A) -> Result<B, Failure>
     where
-        A: Message + 'static,
+        A: Message + Clone + 'static,
         B: Message + Default + 'static,
     {
         let asking = async {
-            let mut grpc = Grpc::new(self.channel.clone()).max_decoding_message_size(ANSWER_BYTES);
-            grpc.ready().await.map_err(|_| Failure::Lost)?;
-            let path = PathAndQuery::from_static(path);
-            let answer = grpc.unary(Request::new(request), path, ProstCodec::<A, B>::default()).await?;
-            Ok(answer.into_inner())
+            let once = async |request: A| {
+                let mut grpc = Grpc::new(self.channel.clone()).max_decoding_message_size(ANSWER_BYTES);
+                grpc.ready().await.map_err(|_| Failure::Lost)?;
+                let path = PathAndQuery::from_static(path);
+                let mut request = Request::new(request);
+                self.ticket.show(&mut request);
+                let answer = grpc.unary(request, path, ProstCodec::<A, B>::default()).await?;
+                Ok(answer.into_inner())
+            };
+            if self.ticket.login.is_none() {
+                return once(request).await;
+            }
+            match once(request.clone()).await {
+                // Refused before anything was done.
+                Err(Failure::Refused(why)) if is_unknown(&why) => {
+                    self.ticket.renew(&self.channel).await?;
+                    once(request).await
+                }
+                answer => answer,
+            }
         };
         tokio::select! {
             biased;
@@ -220,6 +278,7 @@ impl Conn {
         grpc.ready().await.map_err(|_| Failure::Lost)?;
         let mut request = Request::new(requests);
         request.metadata_mut().insert("hasleader", MetadataValue::from_static("true"));
+        self.ticket.show(&mut request);
         let opening = grpc.streaming(request, PathAndQuery::from_static(path), ProstCodec::<A, B>::default());
         match timeout(ANSWER, opening).await {
             Ok(answer) => Ok(answer?.into_inner()),
@@ -287,6 +346,10 @@ async fn drive(
             answer = timeout_at(heard + patience, events.message()) => match answer {
                 Ok(Ok(Some(answer))) => {
                     heard = Instant::now();
+                    // The stream shows what it was opened with. Another connection shows another one.
+                    if answer.canceled && is_denied(&answer.cancel_reason) {
+                        break Some(answer.cancel_reason);
+                    }
                     common.deal(answer);
                 }
                 Ok(Ok(None)) => break Some("the member closed the connection".to_owned()),
@@ -297,6 +360,11 @@ async fn drive(
     };
     common.why.send_replace(Some(why.unwrap_or_else(|| "it was of no more use".to_owned())));
     common.watches.lock().clear();
+}
+
+/// Whether a watch was ended because of who asked.
+fn is_denied(reason: &str) -> bool {
+    is_unknown(reason) || reason.contains("permission denied")
 }
 
 impl Common {

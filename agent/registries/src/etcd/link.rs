@@ -38,7 +38,7 @@ pub(super) async fn keep(options: Arc<Options>, link: watch::Sender<Link>) {
         fastrand::shuffle(&mut servers);
         let mut reasons = Vec::new();
         for server in &servers {
-            match Conn::open(server, options.lease).await {
+            match Conn::open(server, &options.access, options.lease).await {
                 Ok(conn) => {
                     let began = Instant::now();
                     tracing::info!(%server, "etcd: connected");

@@ -6,6 +6,7 @@
 
 pub mod client;
 
+mod access;
 mod commands;
 mod conn;
 mod link;
@@ -14,7 +15,7 @@ mod register;
 mod service;
 mod wire;
 
-use std::{sync::Arc, time::Duration};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::bail;
 use futures_util::future::BoxFuture;
@@ -22,7 +23,10 @@ use model::{ServiceKey, Snapshot};
 use serde::Deserialize;
 use tokio::sync::watch;
 
-use self::link::{Lease, Link};
+use self::{
+    access::Access,
+    link::{Lease, Link},
+};
 use super::{
     CommandText, Provided, Registry, Scope, Standing, Wanted,
     followed::Followed,
@@ -41,12 +45,17 @@ struct Written {
     address: Option<OneOrMore>,
     prefix: Option<String>,
     lease: Option<String>,
+    tls: Option<Value>,
+    username: Option<String>,
+    password: Option<String>,
+    password_file: Option<PathBuf>,
 }
 
 /// The options, checked.
 #[derive(Debug)]
 struct Options {
     servers: Vec<String>,
+    access: Access,
     /// What all keys begin with; does not end with `/`.
     prefix: String,
     lease: Duration,
@@ -61,7 +70,7 @@ struct Etcd {
     commands: Followed<Scope, Arc<CommandText>>,
 }
 
-pub(super) fn build(options: &Value, _: &BuildCx) -> anyhow::Result<Arc<dyn Registry>> {
+pub(super) fn build(options: &Value, cx: &BuildCx) -> anyhow::Result<Arc<dyn Registry>> {
     let written: Written = model::kind::options(options)?;
     let servers = servers(written.address, PORT)?;
     let lease = duration("lease", written.lease.as_deref(), Duration::from_secs(10))?;
@@ -69,8 +78,11 @@ pub(super) fn build(options: &Value, _: &BuildCx) -> anyhow::Result<Arc<dyn Regi
     if prefix.is_empty() {
         bail!("prefix: nothing is left of it; write it like `/motan`");
     }
+    let Written { tls, username, password, password_file, .. } = written;
+    let access = access::Written { tls, username, password, password_file };
+    let access = Access::read(access, &cx.base_dir)?;
     Ok(Arc::new(Shared(Arc::new(Etcd {
-        options: Arc::new(Options { servers, prefix, lease }),
+        options: Arc::new(Options { servers, access, prefix, lease }),
         link: Followed::default(),
         lease: Followed::default(),
         services: Followed::default(),

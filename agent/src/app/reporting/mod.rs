@@ -25,8 +25,13 @@ const LONGEST: Duration = Duration::from_secs(60);
 pub(super) fn start(center: Option<&config::Center>, agent: &str, handles: &Arc<Handles>) {
     let Some(center) = center.filter(|center| !center.report.is_zero()) else { return };
     for address in &center.access.addresses {
-        let post = Post::new(address, center.access.token.as_deref());
-        tokio::spawn(report(post, center.report, agent.to_owned(), handles.clone()));
+        match Post::new(address, &center.access) {
+            Ok(post) => drop(tokio::spawn(report(post, center.report, agent.to_owned(), handles.clone()))),
+            Err(error) => {
+                let error = format!("{error:#}");
+                tracing::error!(center = address, error, "the centre is not told what is counted");
+            }
+        }
     }
 }
 

@@ -2,14 +2,13 @@
 
 use std::time::Duration;
 
-use anyhow::Context;
 use bytes::Bytes;
 use http::{Request, StatusCode, header};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
-use model::center::{Problem, Report};
-use tokio::net::TcpStream;
+use model::center::{PORT, Problem, Report};
+use registries::{Center, fetch::Peer};
 
 /// Everything of one report: connecting, sending, the answer.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -18,6 +17,8 @@ const ANSWER_BYTES: usize = 64 * 1024;
 
 /// One centre.
 pub(super) struct Post {
+    peer: Peer,
+    /// As it was configured, for logs.
     address: String,
     token: Option<String>,
     connection: Option<SendRequest<Full<Bytes>>>,
@@ -34,8 +35,10 @@ pub(super) enum Told {
 }
 
 impl Post {
-    pub(super) fn new(address: &str, token: Option<&str>) -> Self {
-        Self { address: address.to_owned(), token: token.map(str::to_owned), connection: None }
+    /// An error is about certificates: there are none to believe the centre by.
+    pub(super) fn new(address: &str, access: &Center) -> anyhow::Result<Self> {
+        let peer = Peer::with(address, PORT, access.ca.as_deref())?;
+        Ok(Self { peer, address: address.to_owned(), token: access.token.clone(), connection: None })
     }
 
     pub(super) fn address(&self) -> &str {
@@ -72,7 +75,7 @@ impl Post {
 
     async fn exchange(&mut self, body: Bytes) -> anyhow::Result<(StatusCode, Bytes)> {
         let mut request = Request::post("/v1/agent/report")
-            .header(header::HOST, &self.address)
+            .header(header::HOST, self.peer.authority())
             .header(header::CONTENT_TYPE, "application/json");
         if let Some(token) = &self.token {
             request = request.header(header::AUTHORIZATION, format!("Bearer {token}"));
@@ -91,9 +94,7 @@ impl Post {
     }
 
     async fn connect(&self) -> anyhow::Result<SendRequest<Full<Bytes>>> {
-        let io = TcpStream::connect(&self.address).await.context("cannot connect")?;
-        // A report is one write.
-        io.set_nodelay(true)?;
+        let io = self.peer.connect().await?;
         let (sender, connection) = http1::handshake(TokioIo::new(io)).await?;
         tokio::spawn(async move {
             // Whoever sends on it is told of its end.

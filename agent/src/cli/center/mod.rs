@@ -20,6 +20,9 @@ pub const CENTER_VARIABLE: &str = "SOCKMESH_CENTER";
 /// Environment variable with a token of the centre.
 pub const TOKEN_VARIABLE: &str = "SOCKMESH_TOKEN";
 
+/// Environment variable with the file of certificates that the centre is believed by.
+pub const CA_VARIABLE: &str = "SOCKMESH_CENTER_CA";
+
 /// Which centre is asked.
 #[derive(Clone, Debug, Default, clap::Args)]
 pub struct Center {
@@ -27,8 +30,8 @@ pub struct Center {
     /// says who asks stands in $SOCKMESH_TOKEN
     #[arg(long, value_name = "URL")]
     pub center: Option<String>,
-    /// Certificates to trust the centre by (PEM), instead of those of this host
-    #[arg(long, value_name = "FILE")]
+    /// Certificates to trust the centre by (PEM) [default: $SOCKMESH_CENTER_CA, or those of this host]
+    #[arg(long, visible_alias = "center-ca", value_name = "FILE")]
     pub ca: Option<PathBuf>,
 }
 
@@ -41,12 +44,10 @@ impl Center {
                 Err(_) => (format!("127.0.0.1:{}", model::center::PORT), "default"),
             },
         };
-        let peer = Peer::parse(&url, model::center::PORT).with_context(|| format!("{from} {url}"))?;
-        let peer = match &self.ca {
-            Some(ca) => peer.trusting(ca).context("--ca")?,
-            None => peer,
-        };
         // An empty variable is none: shells set such.
+        let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+        let ca = self.ca.clone().or_else(|| set(CA_VARIABLE));
+        let peer = Peer::with(&url, model::center::PORT, ca.as_deref()).with_context(|| format!("{from} {url}"))?;
         let token = std::env::var(TOKEN_VARIABLE).ok().filter(|token| !token.is_empty());
         Ok(Client::new(peer, token))
     }

@@ -254,6 +254,7 @@ fn done(output: Output, record: &CommandRecord) -> anyhow::Result<ExitCode> {
         CommandState::Active => "is in force",
         CommandState::Undone => "is undone",
         CommandState::Failed => "failed",
+        CommandState::Expired => "has expired",
     };
     print(&format!("command {} ({}) {state}\n", record.id, action(&record.asked.action)))?;
     let failed = record.state == CommandState::Failed;

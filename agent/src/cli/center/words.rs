@@ -77,6 +77,7 @@ pub(super) fn state(record: &CommandRecord) -> Cell {
         CommandState::Active => Cell::styled("in force", Style::Good),
         CommandState::Undone => Cell::styled("undone", Style::Faint),
         CommandState::Failed => Cell::styled("failed", Style::Bad),
+        CommandState::Expired => Cell::styled("expired", Style::Faint),
     }
 }
 
