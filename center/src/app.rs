@@ -88,6 +88,7 @@ impl Center {
             decider.clone(),
             audit.clone(),
         );
+        audit.keep(&config.audit)?;
         auth.load().await.context("accounts")?;
         registry.load().await.context("registrations")?;
         monitor.load(&config.data, &config.store.kind).await.context("figures")?;

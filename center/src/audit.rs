@@ -4,6 +4,8 @@
 //! from where the one before ended, however many there are. Their order is the order of numbers: a clock that was set
 //! back moves nothing.
 
+mod keep;
+
 use std::sync::{
     Arc,
     atomic::{AtomicU64, Ordering::Relaxed},
@@ -23,6 +25,8 @@ use crate::{
     store::{Batch, Store, StoreError},
 };
 
+pub use self::keep::Config;
+
 /// What keys begin with.
 const PREFIX: &str = "audit/";
 /// Longest `detail` that is kept whole.
@@ -36,7 +40,7 @@ const LOOKED_AT: usize = 20_000;
 /// How often a number is tried that another centre on the same store was faster with.
 const TRIES: usize = 100;
 
-/// The record. Grows for ever; read by pages.
+/// The record, read by pages. Grows for ever, unless [`Config`] says how long it reaches back.
 pub struct Audit {
     store: Arc<dyn Store>,
     /// The next number; read from the store by whoever needs it first.
@@ -93,6 +97,16 @@ impl Audit {
     /// Kept in `store`.
     pub fn new(store: Arc<dyn Store>) -> Arc<Self> {
         Arc::new(Self { store, next: OnceCell::new() })
+    }
+
+    /// Removes entries as `config` says from now on, while this centre leads. Must be called within a runtime.
+    ///
+    /// # Errors
+    /// It makes no sense: names the key and the value.
+    pub fn keep(self: &Arc<Self>, config: &Config) -> anyhow::Result<()> {
+        config.check()?;
+        keep::start(self, config.clone());
+        Ok(())
     }
 
     /// Adds an entry. `detail` must not hold secrets.

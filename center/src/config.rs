@@ -9,7 +9,7 @@ use anyhow::Context;
 use model::{center::PORT, kind::Value};
 use serde::Deserialize;
 
-use crate::{alert, api, auth, command, decide, demo, monitor, registry, scale};
+use crate::{alert, api, audit, auth, command, decide, demo, monitor, registry, scale};
 
 /// The whole file. Every key may be left out.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
@@ -35,6 +35,8 @@ pub struct Config {
     pub pools: decide::Config,
     /// Rules of alerts.
     pub alerts: alert::Config,
+    /// How long is kept what was done.
+    pub audit: audit::Config,
     /// How it is reached.
     pub api: api::Config,
     /// Accounts.
@@ -60,8 +62,9 @@ impl Default for StoreChoice {
 }
 
 impl StoreChoice {
-    /// Reads the short form of the flag: `embedded`, `memory`, or `etcd://HOST:PORT,HOST:PORT/PREFIX` (port and prefix
-    /// may be left out).
+    /// Reads the short form of the flag: `embedded`, `memory`, or
+    /// `etcd://USER@HOST:PORT,HOST:PORT/PREFIX?ca_file=FILE&cert_file=FILE&key_file=FILE&password_file=FILE` (all but
+    /// one host may be left out). What stands behind `?` are options of the kind, those that end with `_file` of `tls`. A command line is no place for a password.
     ///
     /// # Errors
     /// Says what is missing in it.
@@ -69,7 +72,15 @@ impl StoreChoice {
         let Some((kind, rest)) = text.split_once("://") else {
             return Ok(Self { kind: text.to_owned(), options: Value::Null });
         };
-        let (members, prefix) = rest.split_once('/').map_or((rest, ""), |(members, prefix)| (members, prefix));
+        let (rest, more) = rest.split_once('?').unwrap_or((rest, ""));
+        let (members, prefix) = rest.split_once('/').unwrap_or((rest, ""));
+        let (user, members) = members.split_once('@').map_or((None, members), |(user, all)| (Some(user), all));
+        if user.is_some_and(|user| user.contains(':')) || more.split('&').any(|one| one.starts_with("password=")) {
+            anyhow::bail!(
+                "--store holds a password, which everyone on this host can read; leave it out, and add \
+                 `?password_file=FILE` or set SOCKMESH_ETCD_PASSWORD"
+            );
+        }
         if members.is_empty() {
             anyhow::bail!("--store `{text}` names no host; write it like `{kind}://10.0.0.1:2379,10.0.0.2:2379`");
         }
@@ -77,6 +88,22 @@ impl StoreChoice {
         options.insert("address".into(), members.split(',').map(str::trim).collect::<Vec<_>>().into());
         if !prefix.is_empty() {
             options.insert("prefix".into(), format!("/{prefix}").into());
+        }
+        if let Some(user) = user {
+            options.insert("username".into(), user.into());
+        }
+        for option in more.split('&').filter(|option| !option.is_empty()) {
+            let (name, value) = option.split_once('=').unwrap_or((option, "true"));
+            if ["ca_file", "cert_file", "key_file"].contains(&name) {
+                let tls = options.entry("tls".into()).or_insert_with(|| Value::Mapping(serde_yaml::Mapping::new()));
+                if let Value::Mapping(tls) = tls {
+                    tls.insert(name.into(), value.into());
+                }
+                continue;
+            }
+            // Switches are no text in a file.
+            let value = if value == "true" { Value::Bool(true) } else { value.into() };
+            options.insert(name.into(), value);
         }
         Ok(Self { kind: kind.to_owned(), options: Value::Mapping(options) })
     }
@@ -95,6 +122,7 @@ impl Default for Config {
             scale: scale::Config::default(),
             pools: decide::Config::default(),
             alerts: alert::Config::default(),
+            audit: audit::Config::default(),
             api: api::Config::default(),
             auth: auth::Config::default(),
             demo: None,
@@ -130,6 +158,20 @@ mod tests {
         let options = serde_yaml::from_str("{address: ['a:1', b], prefix: /x/y}").unwrap();
         assert_eq!(read("etcd://a:1,b/x/y"), Ok(StoreChoice { kind: "etcd".into(), options }));
         assert!(read("etcd:///x").unwrap_err().contains("names no host"));
+        for (short, long) in [
+            (
+                "etcd://root@a?ca_file=/c&password_file=/p",
+                "{address: [a], username: root, tls: {ca_file: /c}, password_file: /p}",
+            ),
+            ("etcd://a?tls", "{address: [a], tls: true}"),
+        ] {
+            let options = serde_yaml::from_str(long).unwrap();
+            assert_eq!(read(short), Ok(StoreChoice { kind: "etcd".into(), options }));
+        }
+        for secret in ["etcd://root:secret@a", "etcd://root@a?password=secret"] {
+            let told = read(secret).unwrap_err();
+            assert!(told.contains("SOCKMESH_ETCD_PASSWORD") && !told.contains("secret@"), "{told}");
+        }
     }
 
     #[test]

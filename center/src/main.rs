@@ -35,7 +35,8 @@ struct Flags {
     /// Directory of its data
     #[arg(long, global = true, value_name = "DIR")]
     data: Option<PathBuf>,
-    /// What it keeps its data in: `embedded`, `memory`, or `etcd://HOST:PORT,HOST:PORT` [default: embedded]
+    /// What it keeps its data in: `embedded`, `memory`, or
+    /// `etcd://USER@HOST:PORT,HOST:PORT/PREFIX?ca_file=FILE&cert_file=FILE&key_file=FILE&password_file=FILE` [default: embedded]
     #[arg(long, global = true, value_name = "STORE")]
     store: Option<String>,
     #[command(subcommand)]

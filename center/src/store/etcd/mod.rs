@@ -19,9 +19,11 @@ mod follow;
 mod lead;
 mod restore;
 #[cfg(test)]
+mod secured;
+#[cfg(test)]
 mod tests;
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{collections::HashMap, path::PathBuf, sync::Arc, time::Duration};
 
 use futures_util::future::BoxFuture;
 use model::{
@@ -29,7 +31,7 @@ use model::{
     kind::{self, Value},
 };
 use parking_lot::Mutex;
-use registries::etcd::client::{Client, Error, Range, Step};
+use registries::etcd::client::{Access, Client, Error, Range, Step};
 use serde::{Deserialize, Serialize};
 use tokio::{
     sync::{broadcast, mpsc, watch},
@@ -58,11 +60,23 @@ struct Written {
     prefix: String,
     #[serde(deserialize_with = "kind::duration")]
     lease: Duration,
+    tls: Option<Value>,
+    username: Option<String>,
+    password: Option<String>,
+    password_file: Option<PathBuf>,
 }
 
 impl Default for Written {
     fn default() -> Self {
-        Self { address: Vec::new(), prefix: "/sockmesh/center".to_owned(), lease: Duration::from_secs(10) }
+        Self {
+            address: Vec::new(),
+            prefix: "/sockmesh/center".to_owned(),
+            lease: Duration::from_secs(10),
+            tls: None,
+            username: None,
+            password: None,
+            password_file: None,
+        }
     }
 }
 
@@ -161,12 +175,14 @@ impl Shared {
         let prefix = written.prefix.trim_end_matches('/').to_owned();
         anyhow::ensure!(!prefix.is_empty(), "prefix: nothing is left of it; write it like `/sockmesh/center`");
         anyhow::ensure!(written.lease >= Duration::from_secs(2), "lease: at least 2s, etcd counts in seconds");
+        let Written { address, lease, tls, username, password, password_file, .. } = written;
+        let access = Access { tls, username, password, password_file };
         Ok(Arc::new(Self {
-            client: Client::new(&written.address, written.lease)?,
+            client: Client::new(&address, access, lease)?,
             prefix,
             name: name.to_owned(),
             id: format!("{name} {:016x}", fastrand::u64(..)),
-            lease: written.lease,
+            lease,
             state: Mutex::default(),
             ready: watch::Sender::new(false),
             leader: watch::Sender::default(),
