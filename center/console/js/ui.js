@@ -31,7 +31,7 @@ export function Ready({ from, children }) {
 const WORDS = {
   idle: 'idle', normal: 'normal', warning: 'warning', fatal: 'fatal', unknown: 'unknown',
   available: 'available', unavailable: 'unavailable', out: 'out', draining: 'draining', lost: 'lost',
-  proposed: 'proposed', stepping: 'stepping', active: 'in force', undone: 'undone', failed: 'failed',
+  proposed: 'proposed', stepping: 'stepping', active: 'in force', undone: 'undone', failed: 'failed', expired: 'expired',
   firing: 'firing', silenced: 'silenced', resolved: 'resolved', page: 'page', ticket: 'ticket',
   lower_bound: 'at least', low: 'low', medium: 'medium', high: 'high',
 };

@@ -126,11 +126,55 @@ impl Commands {
         };
         let kept = Kept { record, scopes: meant.scopes.clone(), exact: meant.exact };
         if propose {
-            self.record(actor, "command.propose", &kept).await?;
-            kept::write(&self.store, &kept, true).await?;
-            return Ok(self.remember(kept));
+            return self.propose(actor, kept).await;
         }
         self.enforce(actor, "command.create", kept, meant, true).await
+    }
+
+    /// A new proposal. An earlier one of the same author for the same pool is no advice any more.
+    async fn propose(&self, actor: &Actor, mut kept: Kept) -> Result<CommandRecord, Error> {
+        let waits = self.config.proposals;
+        kept.record.until_ms = (!waits.is_zero()).then(|| kept.record.at_ms.saturating_add(waits.as_millis() as u64));
+        let (id, asked) = (kept.record.id, &kept.record.asked.action);
+        let same = |old: &&Kept| {
+            let other = &old.record.asked.action;
+            let pool = (asked.service(), asked.home(), asked.slot()) == (other.service(), other.home(), other.slot());
+            old.record.state == CommandState::Proposed && old.record.author == actor.name && pool
+        };
+        let replaced: Vec<Kept> = self.state.lock().open.values().filter(same).cloned().collect();
+        self.record(actor, "command.propose", &kept).await?;
+        kept::write(&self.store, &kept, true).await?;
+        self.runs.lock().begin(&kept, waits);
+        let record = self.remember(kept);
+        for mut old in replaced {
+            old.record.ended = Some((clock::now_ms(), actor.name.clone(), format!("proposal {id} takes its place")));
+            old.record.state = CommandState::Undone;
+            self.record(actor, "command.undo", &old).await?;
+            kept::write(&self.store, &old, false).await?;
+            self.runs.lock().forget(old.record.id);
+            self.remember(old);
+        }
+        Ok(record)
+    }
+
+    /// The end of a proposal that nobody wanted.
+    pub(super) async fn close(&self, id: u64) -> Result<CommandRecord, Error> {
+        let _busy = self.busy.lock().await;
+        self.leads()?;
+        let mut kept = self.known(id).await?;
+        // Somebody may have been faster.
+        if kept.record.state != CommandState::Proposed {
+            return Err(Error::conflict(format!("command {id} is no proposal"), "look at its state"));
+        }
+        let actor = Actor::center();
+        let why = format!("nobody put it into force within {}", told(self.config.proposals));
+        kept.record.ended = Some((clock::now_ms(), actor.name.clone(), why));
+        kept.record.state = CommandState::Expired;
+        self.record(&actor, "command.expire", &kept).await?;
+        kept::write(&self.store, &kept, false).await?;
+        tracing::info!(target: "audit", command = id, "a proposal has expired");
+        self.runs.lock().forget(id);
+        Ok(self.remember(kept))
     }
 
     /// A proposal becomes a command.
@@ -146,6 +190,8 @@ impl Commands {
         }
         let meant = self.meant(&kept.record.asked.action)?;
         let kept = Kept { scopes: meant.scopes.clone(), exact: meant.exact, ..kept };
+        // Its time as a command is another one than that of the proposal.
+        self.runs.lock().forget(id);
         self.enforce(actor, "command.confirm", kept, meant, false).await
     }
 
@@ -209,7 +255,7 @@ impl Commands {
         }
         tracing::info!(target: "audit", command = id, author = %kept.record.author, what = %asked.action.told(),
             percent = first, "a command is in force");
-        self.runs.lock().begin(&kept);
+        self.runs.lock().begin(&kept, self.config.proposals);
         Ok(self.remember(kept))
     }
 
@@ -242,7 +288,7 @@ impl Commands {
         }
         kept::write(&self.store, &kept, false).await?;
         tracing::info!(target: "audit", command = id, by = %actor.name, percent, "a step of a command");
-        self.runs.lock().begin(&kept);
+        self.runs.lock().begin(&kept, self.config.proposals);
         Ok(self.remember(kept))
     }
 
@@ -347,6 +393,16 @@ impl Commands {
     fn before(&self, services: &[String]) -> Option<model::center::Figures> {
         let [service] = services else { return None };
         Some(self.site.lately(&Of { service: service.clone(), ..Of::default() }))
+    }
+}
+
+/// A time in words.
+fn told(time: std::time::Duration) -> String {
+    match time.as_secs() {
+        0 => format!("{time:?}"),
+        s if s % 3600 == 0 => format!("{} h", s / 3600),
+        s if s % 60 == 0 => format!("{} min", s / 60),
+        s => format!("{s} s"),
     }
 }
 

@@ -22,6 +22,7 @@ mod tests;
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
+    time::Duration,
 };
 
 use arc_swap::ArcSwap;
@@ -42,11 +43,21 @@ use crate::{
 };
 
 /// `commands:` of the centre's file.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
     /// Registries of the site that commands are written to as well, for agents and clients that listen there.
     pub registries: Vec<SiteRegistry>,
+    /// How long a proposal waits for somebody; zero: for ever.
+    #[serde(deserialize_with = "model::kind::duration")]
+    pub proposals: Duration,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        // What was worked out from figures of an hour ago is no advice any more.
+        Self { registries: Vec::new(), proposals: Duration::from_secs(3600) }
+    }
 }
 
 /// All commands, in force and past.
@@ -177,6 +188,15 @@ impl Commands {
         let detail = serde_json::json!({ "reason": why.chars().take(2000).collect::<String>() });
         self.refused(actor, "command.undo", &id.to_string(), detail, &done).await;
         done
+    }
+
+    /// Closes a proposal that nobody put into force within its time.
+    ///
+    /// # Errors
+    /// There is no such proposal (any more), or the store does not take it.
+    async fn expire(self: &Arc<Self>, id: u64) -> Result<CommandRecord, Error> {
+        let this = self.clone();
+        whole(async move { this.close(id).await }).await
     }
 
     /// Commands in force or proposed for a service, newest first; an empty name means all.

@@ -32,7 +32,7 @@ struct Wanted {
     service: String,
     /// Touching this group.
     group: String,
-    /// `open` (in force or proposed), `proposed`, `stepping`, `active`, `undone` or `failed`; all when left out.
+    /// `open` (in force or proposed), `proposed`, `stepping`, `active`, `undone`, `failed` or `expired`; all when left out.
     state: String,
 }
 

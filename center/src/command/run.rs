@@ -49,13 +49,20 @@ struct Run {
 }
 
 impl Runs {
-    /// A command has taken a step.
-    pub(super) fn begin(&mut self, kept: &Kept) {
+    /// A command has taken a step, or is proposed; proposals wait for `waits`.
+    pub(super) fn begin(&mut self, kept: &Kept, waits: Duration) {
         let now = Instant::now();
-        let left = kept.record.until_ms.map(|until| {
+        let (until_ms, longest) = match kept.record.state {
+            CommandState::Proposed if waits.is_zero() => (None, 0),
+            CommandState::Proposed => {
+                let waits = waits.as_millis() as u64;
+                (kept.record.until_ms.or(Some(kept.record.at_ms.saturating_add(waits))), waits)
+            }
+            _ => (kept.record.until_ms, kept.record.asked.for_ms.unwrap_or(u64::MAX)),
+        };
+        let left = until_ms.map(|until| {
             // No longer than was asked for, whatever the time of day does.
-            let left = until.saturating_sub(clock::now_ms()).min(kept.record.asked.for_ms.unwrap_or(u64::MAX));
-            now + Duration::from_millis(left)
+            now + Duration::from_millis(until.saturating_sub(clock::now_ms()).min(longest))
         });
         let until = self.0.get(&kept.record.id).and_then(|run| run.until).or(left);
         let run = Run { since: now, until, windows: VecDeque::new(), next_window: now + LATELY };
@@ -72,6 +79,7 @@ impl Runs {
 enum Todo {
     Step,
     End(String),
+    Expire,
 }
 
 /// Starts the work; it ends when nobody holds `commands` any more.
@@ -151,14 +159,15 @@ impl Commands {
         }
     }
 
-    /// One look at all that is in force.
+    /// One look at all that is in force or proposed.
     async fn look(self: &Arc<Self>) {
-        let open: Vec<Kept> = self.state.lock().open.values().filter(|kept| kept.in_force()).cloned().collect();
+        let open: Vec<Kept> = self.state.lock().open.values().cloned().collect();
         for kept in open {
             let id = kept.record.id;
             let done = match self.todo(&kept) {
                 None => continue,
                 Some(Todo::Step) => self.next(&Actor::center(), id).await,
+                Some(Todo::Expire) => self.expire(id).await,
                 Some(Todo::End(why)) => self.undo(&Actor::center(), id, &why).await,
             };
             if let Err(error) = done {
@@ -172,11 +181,15 @@ impl Commands {
         let run = {
             let mut runs = self.runs.lock();
             if !runs.0.contains_key(&id) {
-                runs.begin(kept);
+                runs.begin(kept, self.config.proposals);
             }
             runs.0.get(&id)?.clone()
         };
-        if run.until.is_some_and(|until| now >= until) {
+        let is_over = run.until.is_some_and(|until| now >= until);
+        if kept.record.state == CommandState::Proposed {
+            return is_over.then_some(Todo::Expire);
+        }
+        if is_over {
             return Some(Todo::End("its time is over".to_owned()));
         }
         let mut passed = true;

@@ -568,3 +568,40 @@ async fn two_operators_at_random() {
         assert_eq!((it.site.shares("web", "idc-b"), it.site.shares("web", "idc-c")), ("idc-b".into(), "idc-c".into()));
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_proposal_waits_for_its_time_and_a_newer_one_takes_its_place() {
+    let it = bench().await;
+    let propose = async |percent| it.commands.give(&Actor::center(), moved("idc-a", "idc-b", percent), true).await;
+    let first = propose(10).await.unwrap();
+    assert_eq!(first.until_ms, Some(first.at_ms + 3_600_000));
+    // Another pool's stays; the newer one for the same pool is the advice now.
+    let other = it.commands.give(&Actor::center(), moved("idc-c", "idc-b", 10), true).await.unwrap();
+    let second = propose(30).await.unwrap();
+    let replaced = it.commands.one(first.id).await.unwrap();
+    assert_eq!(replaced.state, CommandState::Undone);
+    assert_eq!(replaced.ended.unwrap().2, format!("proposal {} takes its place", second.id));
+    let anna = it.commands.give(&actor("anna"), moved("idc-a", "idc-b", 5), true).await.unwrap();
+    assert_eq!(it.state(second.id), CommandState::Proposed, "people's and the centre's are not one");
+    it.commands.undo(&actor("anna"), anna.id, "").await.unwrap();
+    sleep(Duration::from_secs(1800)).await;
+    let confirmed = it.commands.confirm(&actor("anna"), other.id).await.unwrap();
+    assert_eq!((confirmed.state, confirmed.until_ms), (CommandState::Active, None));
+    assert_eq!(it.state(second.id), CommandState::Proposed);
+    sleep(Duration::from_secs(1810)).await;
+    let expired = it.commands.one(second.id).await.unwrap();
+    assert_eq!(expired.state, CommandState::Expired);
+    let (_, by, why) = expired.ended.unwrap();
+    assert_eq!((by.as_str(), why.as_str()), ("centre", "nobody put it into force within 1 h"));
+    assert_eq!(it.commands.confirm(&actor("anna"), second.id).await.unwrap_err().code, Code::Conflict);
+    assert_eq!(it.state(other.id), CommandState::Active, "what was confirmed holds");
+    assert_eq!(it.site.shares("web", "idc-a"), "idc-a");
+    let audit = Audit::new(it.store.clone()).page(None, 50).await.unwrap();
+    let told = audit.iter().find(|entry| entry.what == "command.expire").unwrap();
+    assert_eq!((told.actor.as_str(), told.detail["id"].as_u64()), ("centre", Some(second.id)));
+    // After a restart the time of one that waits goes on, and one of a longer life does not last for ever.
+    let third = propose(40).await.unwrap();
+    let again = started(&it.site, &it.store).await;
+    sleep(Duration::from_secs(3610)).await;
+    assert_eq!(again.one(third.id).await.unwrap().state, CommandState::Expired);
+}

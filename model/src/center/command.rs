@@ -145,6 +145,8 @@ pub enum CommandState {
     Undone,
     /// Could not be put into force.
     Failed,
+    /// A proposal that nobody put into force within its time.
+    Expired,
 }
 
 /// A step that was taken.
@@ -196,7 +198,7 @@ pub struct CommandRecord {
     pub state: CommandState,
     /// Steps taken.
     pub steps: Vec<Step>,
-    /// When its time is over.
+    /// When its time is over; of a proposal, how long it waits.
     pub until_ms: Option<u64>,
     /// When it ended, by whom and why.
     pub ended: Option<(u64, String, String)>,

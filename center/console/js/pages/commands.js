@@ -26,7 +26,8 @@ const columns = (reload) => [
 ];
 
 const WHICH = [['', 'All'], ['open', 'In force'], ['proposed', 'Proposed'], ['ended', 'Ended']];
-const fits = (which, state) => which === '' || (which === 'open' ? state === 'active' || state === 'stepping' : which === 'proposed' ? state === 'proposed' : state === 'undone' || state === 'failed');
+const ENDED = ['undone', 'failed', 'expired'];
+const fits = (which, state) => which === '' || (which === 'open' ? state === 'active' || state === 'stepping' : which === 'proposed' ? state === 'proposed' : ENDED.includes(state));
 
 export function Commands({ filter = '', which = '' }) {
   const [text, setText] = useState(filter);
@@ -71,7 +72,7 @@ function Story({ command, reload }) {
   const { asked } = command;
   const service = serviceOf(asked.action);
   const page = useData((signal) => (service && !service.includes('*') ? get('v1/service', { service, group: groupOf(asked.action) }, signal).catch(() => null) : Promise.resolve(null)), [service], { every: 10_000 });
-  const over = command.state === 'undone' || command.state === 'failed';
+  const over = ENDED.includes(command.state);
   return html`<div class="story"><${Steps} command=${command} /><${Badge} state=${command.state} /><${Deeds} command=${command} reload=${reload} /></div>
     ${page.data && html`<${Curves} of=${{ service }} groups=${page.data.groups} group=${groupOf(asked.action)} range=${Date.now() - command.at_ms > 900_000 ? '1h' : Date.now() - command.at_ms > 280_000 ? '15m' : '5m'} commands=${[command]} pool=${page.data.pool} />`}
     <div class="split"><${Panel} id="order" title=${t('Order')}><div class="body"><dl class="pairs">
@@ -81,7 +82,7 @@ function Story({ command, reload }) {
         <dt>${t('By')}</dt><dd>${command.author}</dd><dt>${t('Given')}</dt><dd>${clock(command.at_ms)}</dd><dt>${t('Reason')}</dt><dd>${asked.reason}</dd>
         ${asked.steps.length > 0 && html`<dt>${t('Each step')}</dt><dd>${span(asked.step_ms ?? 30_000)}</dd>`}
         ${asked.guard && html`<dt>${t('Guard')}</dt><dd>${guardText(asked.guard)}</dd>`}
-        ${command.until_ms && html`<dt>${t('Holds until')}</dt><dd>${clock(command.until_ms)}</dd>`}
+        ${command.until_ms && html`<dt>${command.state === 'proposed' ? t('Waits until') : t('Holds until')}</dt><dd>${clock(command.until_ms)}</dd>`}
         ${command.ended && html`<dt>${t('Ended')}</dt><dd>${clock(command.ended[0])}, ${command.ended[1]}: ${command.ended[2] || '–'}</dd>`}
         ${command.written.map(([where, how]) => html`<dt>${where}</dt><dd class=${how === 'ok' ? '' : 'bad'}>${how}</dd>`)}</dl></div></${Panel}>
       <${Taken} steps=${command.steps} /></div>

@@ -44,7 +44,7 @@ export function guardText(guard) {
 export function Steps({ command }) {
   const planned = command.asked.steps.length > 0 ? command.asked.steps : [100];
   const taken = command.steps.length;
-  const over = command.state === 'undone' || command.state === 'failed';
+  const over = ['undone', 'failed', 'expired'].includes(command.state);
   return html`<ol class=${`steps ${over ? 'over' : ''}`} aria-label=${t('Steps')}>${planned.map((step, i) => {
     const state = i < taken - 1 || (i === taken - 1 && command.state === 'active') ? 'done' : i === taken - 1 ? 'here' : '';
     return html`<li class=${state} aria-current=${state === 'here' ? 'step' : undefined} title=${command.steps[i] ? clock(command.steps[i].at_ms) : ''}>${percent(step)} %</li>`;
@@ -78,7 +78,8 @@ export function Deeds({ command, reload }) {
 function Until({ command }) {
   useLive();
   if (!command.until_ms) return null;
-  return html`<span>${t('undone in {time}', { time: span(Math.max(0, command.until_ms - now())) })}</span>`;
+  const time = span(Math.max(0, command.until_ms - now()));
+  return html`<span>${command.state === 'proposed' ? t('expires in {time}', { time }) : t('undone in {time}', { time })}</span>`;
 }
 
 export function CommandCards({ commands, reload }) {
