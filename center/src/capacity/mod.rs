@@ -39,6 +39,17 @@ const POOLS: usize = 40_000;
 /// Points count as of now for this long.
 const NOW_MS: u64 = 120_000;
 
+/// What is registered of a pool.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Held {
+    /// Nothing.
+    Nothing,
+    /// Instances, none of which may be called.
+    Unusable,
+    /// Instances that may be called.
+    Usable,
+}
+
 /// Groups by service.
 type Groups = HashMap<String, Vec<String>>;
 
@@ -205,6 +216,24 @@ impl Capacities {
         let (service, group) = (policy.service.clone(), policy.group.clone());
         let key = ServiceKey { service, group: group.clone(), version: String::new() };
         self.registry.rows(&key).iter().any(|row| row.group == group && row.state == "lost")
+    }
+
+    /// What is registered of the pool.
+    pub fn held(&self, policy: &PoolPolicy) -> Held {
+        let (service, group) = (policy.service.clone(), policy.group.clone());
+        let key = ServiceKey { service, group: group.clone(), version: String::new() };
+        let rows: Vec<_> = self.registry.rows(&key).into_iter().filter(|row| row.group == group).collect();
+        match rows.iter().any(|row| row.state == "available" && row.weight > 0) {
+            true => Held::Usable,
+            false if rows.is_empty() => Held::Nothing,
+            false => Held::Unusable,
+        }
+    }
+
+    /// Share of its callers' calls that go well lately; `None`: none are seen.
+    pub fn answered(&self, policy: &PoolPolicy) -> Option<f64> {
+        let (service, group) = (policy.service.clone(), policy.group.clone());
+        self.monitor.lately(&Of { side: Side::Outbound, service, group, ..Of::default() }).success
     }
 
     /// Why the figures as a whole are not to be trusted: too many agents are not heard of.

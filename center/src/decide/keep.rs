@@ -23,7 +23,7 @@ const DECISIONS: &str = "decision/";
 const PAGE: usize = 1000;
 
 /// A pool was changed.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(super) struct Decision {
     pub service: String,
     pub group: String,
@@ -33,6 +33,9 @@ pub(super) struct Decision {
     pub changes: u64,
     /// What was done, for people.
     pub what: String,
+    /// Load that its callers wanted then, where it was known.
+    #[serde(default)]
+    pub demand: Option<f64>,
 }
 
 impl Decision {

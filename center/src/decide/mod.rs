@@ -25,7 +25,7 @@ use tokio::time::Instant;
 pub use self::api::routes;
 use self::{
     plan::{Act, Standing, View},
-    world::{Parts, World},
+    world::{Held, Parts, World},
 };
 use crate::{
     audit::Audit,
@@ -168,7 +168,7 @@ impl Decider {
         let mut standings = self.standings.lock();
         standings.clear();
         for one in kept {
-            let standing = Standing::after(one.moment(), one.changes);
+            let standing = Standing::after(one.moment(), one.changes, one.demand);
             standings.insert((one.service, one.group), standing);
         }
     }
@@ -256,9 +256,12 @@ impl Decider {
 
     /// The pool as it is now, with what is advised.
     pub fn pool(&self, service: &str, group: &str) -> Option<Pool> {
-        let mut pool = self.world.pool(&self.policy(service, group))?;
+        let policy = self.policy(service, group);
+        let known = self.world.pool(&policy);
         let standings = self.standings.lock();
         let standing = standings.get(&(service.to_owned(), group.to_owned()));
+        let was_there = standing.is_some_and(|standing| standing.was_there(Instant::now()));
+        let mut pool = known.or_else(|| was_there.then(|| Pool { level: "fatal".to_owned(), ..empty(&policy) }))?;
         pool.advice = standing.filter(|s| !s.advice.is_empty()).map(|s| s.advice.join("; "));
         Some(pool)
     }
@@ -277,7 +280,8 @@ impl Decider {
             let day = Duration::from_secs(24 * 3600);
             let gone = |name: &(String, String)| keys.binary_search(name).is_err();
             let waits = |s: &Standing| s.busy || s.retry.is_some_and(|retry| Instant::now() < retry);
-            let old = |s: &Standing| !waits(s) && s.changed.is_none_or(|at| at.elapsed() > day);
+            let there = |s: &Standing| s.was_there(Instant::now());
+            let old = |s: &Standing| !waits(s) && !there(s) && s.changed.is_none_or(|at| at.elapsed() > day);
             self.standings.lock().retain(|name, standing| !gone(name) || !old(standing));
         }
         for groups in keys.chunk_by(|a, b| a.0 == b.0) {
@@ -285,9 +289,7 @@ impl Decider {
                 .iter()
                 .filter_map(|(service, group)| {
                     let policy = policies.of(service, group);
-                    let pool =
-                        self.world.pool(&policy).or_else(|| begun.contains(&name(&policy)).then(|| empty(&policy)))?;
-                    Some(View { unheard: self.world.unheard(&policy), pool })
+                    self.view(&policy, begun.contains(&name(&policy)))
                 })
                 .collect();
             if !views.is_empty() {
@@ -295,6 +297,23 @@ impl Decider {
             }
             tokio::task::yield_now().await;
         }
+    }
+
+    /// A pool as it is now; one that lost its last instance lately is there, too, and one that is to begin.
+    fn view(&self, policy: &PoolPolicy, begins: bool) -> Option<View> {
+        let held = self.world.held(policy);
+        let now = Instant::now();
+        let was_there = {
+            let mut all = self.standings.lock();
+            if held == Held::Usable {
+                all.entry(name(policy)).or_default().usable = Some(now);
+            }
+            all.get(&name(policy)).is_some_and(|standing| standing.was_there(now))
+        };
+        let lost = held == Held::Unusable || (held == Held::Nothing && was_there);
+        let pool = self.world.pool(policy).or_else(|| (lost || begins).then(|| empty(policy)))?;
+        let (unheard, answered) = (self.world.unheard(policy), self.world.answered(policy));
+        Some(View { unheard, lost, answered, warm_up: self.world.warm_up(policy), pool })
     }
 
     /// Decides on one service.
@@ -417,6 +436,7 @@ impl Decider {
                     at_ms: clock::now_ms(),
                     changes: standing.map_or(0, |standing| standing.changes) + 1,
                     what: what.to_owned(),
+                    demand: standing.and_then(|standing| standing.demand),
                 }
             };
             pools.iter().map(row).collect()

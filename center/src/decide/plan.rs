@@ -4,6 +4,8 @@
 //! `period_ms`, and a switch counts as a change of both of its pools. Nobody is sent where a pool would pass its safety
 //! line, or where more would come than was ever seen going well.
 
+mod lost;
+
 use std::time::Duration;
 
 use model::center::{Action, CommandRecord, CommandState, Pool};
@@ -22,6 +24,9 @@ const DIFFERS: u32 = 10;
 
 /// Share of its instances that a pool loses at once when it shrinks.
 const SHRINK: u32 = 5;
+
+/// A pool whose last instance went is looked after for so long.
+pub(super) const LATELY: Duration = Duration::from_secs(3600);
 
 /// For how long a condition holds.
 #[derive(Clone, Copy, Debug, Default)]
@@ -46,6 +51,11 @@ pub(super) struct Standing {
     unneeded: Since,
     short: Since,
     ample: Since,
+    lost: Since,
+    /// Load that its callers want of it, as it was seen last while it served.
+    pub demand: Option<f64>,
+    /// When it had an instance that could be called last.
+    pub usable: Option<Instant>,
     /// When it was changed last.
     pub changed: Option<Instant>,
     /// How often it was changed, so that each request to a driver has a name of its own.
@@ -61,9 +71,9 @@ pub(super) struct Standing {
 }
 
 impl Standing {
-    /// Of a pool that was changed before.
-    pub fn after(changed: Option<Instant>, changes: u64) -> Self {
-        Self { changed, changes, ..Self::default() }
+    /// Of a pool that was changed before, when its callers wanted this much.
+    pub fn after(changed: Option<Instant>, changes: u64, demand: Option<f64>) -> Self {
+        Self { changed, changes, demand, ..Self::default() }
     }
 
     /// Whether it may be changed now; else why not.
@@ -84,11 +94,18 @@ impl Standing {
     }
 }
 
-/// A pool, and whether instances of it are not heard of.
+/// A pool, and what else is known of it.
 #[derive(Clone, Debug)]
 pub(super) struct View {
     pub pool: Pool,
+    /// Instances of it are not heard of.
     pub unheard: bool,
+    /// It had instances, and none can be called.
+    pub lost: bool,
+    /// Share of its callers' calls that go well; `None`: none are seen.
+    pub answered: Option<f64>,
+    /// How long new instances of it are not warm.
+    pub warm_up: Duration,
 }
 
 /// What is to be done. Pools are given by their place.
@@ -195,6 +212,13 @@ pub(super) fn plan(
             let trouble = trouble.clone();
             standings[i].advice.push(trouble);
         }
+        if look.views[i].lost {
+            look.leaving(i, standings);
+            look.scaling(i, standings);
+            continue;
+        }
+        standings[i].lost = Since::default();
+        look.remember(i, &mut standings[i]);
         look.switching(i, standings);
         look.taking_back(i, standings);
         look.scaling(i, standings);
@@ -229,6 +253,14 @@ impl Look<'_> {
         self.pool(i).load / stays.max(0.01)
     }
 
+    /// The same; what was wanted before where all was moved away.
+    fn wanted_load(&self, i: usize, standing: &Standing) -> f64 {
+        match self.given(i).any(Self::is_emptied) {
+            true => standing.demand.unwrap_or_else(|| self.own_load(i)),
+            false => self.own_load(i),
+        }
+    }
+
     fn is_over(&self, i: usize) -> bool {
         let pool = self.pool(i);
         pool::limit_known(pool) && pool.water_percent.is_some_and(|water| water > pool.policy.warning_percent)
@@ -253,10 +285,18 @@ impl Look<'_> {
         let water = pool.water_percent?;
         let line = pool.policy.warning_percent - pool.policy.margin_percent;
         let wanted = ((1.0 - line / water) * 100.0 / STEP - 1e-9).ceil() * STEP;
+        let (k, room) = self.roomiest(i, standings)?;
+        let fits = (room / pool.load * 100.0 + 1e-9).floor();
+        let percent = wanted.min(fits).min(f64::from(MOST));
+        (percent >= 1.0).then_some((k, percent as u32))
+    }
+
+    /// The other pool with the most room below its safety line, and how much that is.
+    fn roomiest(&self, i: usize, standings: &[Standing]) -> Option<(usize, f64)> {
         let mut best: Option<(usize, f64)> = None;
         for (k, view) in self.views.iter().enumerate() {
             let gives = self.given(k).next().is_some();
-            if k == i || gives || view.unheard || self.is_over(k) || self.may(k, standings).is_err() {
+            if k == i || gives || view.unheard || view.lost || self.is_over(k) || self.may(k, standings).is_err() {
                 continue;
             }
             let Some(takes) = pool::takes(&view.pool) else { continue };
@@ -265,10 +305,7 @@ impl Look<'_> {
                 best = Some((k, room));
             }
         }
-        let (k, room) = best?;
-        let fits = (room / pool.load * 100.0 + 1e-9).floor();
-        let percent = wanted.min(fits).min(f64::from(MOST));
-        (percent >= 1.0).then_some((k, percent as u32))
+        best
     }
 
     /// What the centre sent to this pool goes back where that is fitting.
@@ -367,10 +404,14 @@ impl Look<'_> {
         };
         let pool = self.pool(i);
         let line = pool.policy.warning_percent - pool.policy.margin_percent;
-        let then = self.with_back(&moved);
-        let heard = self.blind.is_none() && !self.views[i].unheard && self.barred.is_none();
+        let emptied = Self::is_emptied(&moved);
+        let then = if emptied { self.filled_again(&moved, &standings[i]) } else { self.with_back(&moved) };
+        // What is not heard of may be missing in the load, which says nothing of a pool that was emptied.
+        let heard = self.blind.is_none() && (emptied || !self.views[i].unheard) && self.barred.is_none();
         let calm = heard && then.is_some_and(|then| then <= line);
-        let held = standings[i].calm.holds(self.now, calm, self.hold(i));
+        // Instances that have just come are given time.
+        let hold = if emptied { self.hold(i).max(self.views[i].warm_up) } else { self.hold(i) };
+        let held = standings[i].calm.holds(self.now, calm, hold);
         let what = format!("command {} moved {} % away", moved.id, moved.percent);
         let Some(then) = then.filter(|_| calm) else {
             let told = then.map_or_else(String::new, |then| format!(" (now {then:.0} %)"));
@@ -407,7 +448,7 @@ impl Look<'_> {
             }
             return;
         };
-        let load = self.own_load(i);
+        let load = self.wanted_load(i, &standings[i]);
         let needs = |redundancy: f64| pool::needed(load, each, policy.fatal_percent, redundancy).max(policy.min);
         let wanted = needs(policy.redundancy_percent);
         let short = pool.instances < wanted && (pool::limit_known(pool) || pool.instances < policy.min);

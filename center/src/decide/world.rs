@@ -1,6 +1,6 @@
 //! What deciding sees of the rest of the centre, and what it does there.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use futures_util::future::BoxFuture;
 use model::center::{CommandRecord, NewCommand, Pool, PoolPolicy};
@@ -13,6 +13,8 @@ use crate::{
     scale::Scalers,
 };
 
+pub(super) use crate::capacity::Held;
+
 /// Pools, commands and drivers.
 pub(super) trait World: Send + Sync + 'static {
     /// Every service in every group, sorted.
@@ -21,6 +23,12 @@ pub(super) trait World: Send + Sync + 'static {
     fn pool(&self, policy: &PoolPolicy) -> Option<Pool>;
     /// Whether instances of the pool are not heard of.
     fn unheard(&self, policy: &PoolPolicy) -> bool;
+    /// What is registered of the pool.
+    fn held(&self, policy: &PoolPolicy) -> Held;
+    /// Share of its callers' calls that go well lately; `None`: none are seen.
+    fn answered(&self, policy: &PoolPolicy) -> Option<f64>;
+    /// How long new instances of it are not warm.
+    fn warm_up(&self, policy: &PoolPolicy) -> Duration;
     /// Why figures are not to be trusted.
     fn blind(&self) -> Option<String>;
     /// Estimates obey these policies from now on.
@@ -63,6 +71,18 @@ impl World for Parts {
 
     fn unheard(&self, policy: &PoolPolicy) -> bool {
         self.capacity.unheard(policy)
+    }
+
+    fn held(&self, policy: &PoolPolicy) -> Held {
+        self.capacity.held(policy)
+    }
+
+    fn answered(&self, policy: &PoolPolicy) -> Option<f64> {
+        self.capacity.answered(policy)
+    }
+
+    fn warm_up(&self, policy: &PoolPolicy) -> Duration {
+        self.scalers.warm_up(policy)
     }
 
     fn blind(&self) -> Option<String> {

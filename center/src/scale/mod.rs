@@ -276,6 +276,11 @@ impl Scalers {
         done.map_err(|_| failed(policy, &outcome))
     }
 
+    /// How long new instances of the pool are not warm.
+    pub fn warm_up(&self, policy: &PoolPolicy) -> Duration {
+        warm::time(policy, self.config.warm_up)
+    }
+
     /// The present size of a pool as its driver says.
     ///
     /// # Errors

@@ -22,6 +22,18 @@ struct Site {
     unheard: bool,
     /// What its driver was asked for.
     size: u32,
+    /// Instances that cannot be called are still known.
+    known: bool,
+    /// Calls to it were seen, and the centre remembers that.
+    seen: bool,
+}
+
+impl Site {
+    /// Nobody, who would take 10/s each.
+    fn empty() -> Self {
+        let (each, confidence) = (10.0, Confidence::High);
+        Self { instances: 0, each, confidence, demand: 0.0, unheard: false, size: 0, known: false, seen: false }
+    }
 }
 
 #[derive(Default)]
@@ -30,6 +42,8 @@ struct Inner {
     commands: Vec<CommandRecord>,
     blind: Option<String>,
     failing: bool,
+    /// Callers reach instances that the centre knows nothing of.
+    reached: bool,
     /// Instances come as soon as they are asked for.
     prompt: bool,
     policies: Arc<Policies>,
@@ -90,13 +104,15 @@ impl Inner {
 
 impl World for Town {
     fn keys(&self) -> Vec<(String, String)> {
-        let there = |(group, site): (&String, &Site)| (site.instances > 0).then(|| (SERVICE.to_owned(), group.clone()));
+        let there = |(group, site): (&String, &Site)| {
+            (site.instances > 0 || site.known || site.seen).then(|| (SERVICE.to_owned(), group.clone()))
+        };
         self.0.lock().sites.iter().filter_map(there).collect()
     }
 
     fn pool(&self, policy: &PoolPolicy) -> Option<Pool> {
         let inner = self.0.lock();
-        let site = inner.sites.get(&policy.group).filter(|site| site.instances > 0)?;
+        let site = inner.sites.get(&policy.group).filter(|site| site.instances > 0 || site.known)?;
         let capacity = Capacity {
             per_instance: site.each,
             confidence: site.confidence,
@@ -110,6 +126,24 @@ impl World for Town {
 
     fn unheard(&self, policy: &PoolPolicy) -> bool {
         self.0.lock().sites[&policy.group].unheard
+    }
+
+    fn held(&self, policy: &PoolPolicy) -> Held {
+        match &self.0.lock().sites[&policy.group] {
+            site if site.instances > 0 => Held::Usable,
+            site if site.known => Held::Unusable,
+            _ => Held::Nothing,
+        }
+    }
+
+    fn answered(&self, policy: &PoolPolicy) -> Option<f64> {
+        let inner = self.0.lock();
+        let share = if inner.sites[&policy.group].instances > 0 || inner.reached { 1.0 } else { 0.0 };
+        (inner.load(&policy.group) > 0.0 && inner.blind.is_none()).then_some(share)
+    }
+
+    fn warm_up(&self, _policy: &PoolPolicy) -> Duration {
+        Duration::from_secs(90)
     }
 
     fn blind(&self) -> Option<String> {
@@ -200,8 +234,7 @@ fn policy() -> PoolPolicy {
 async fn town(policy: PoolPolicy, waters: &[(&str, f64)]) -> (Arc<Town>, Arc<Decider>) {
     let town = Arc::new(Town::default());
     for (group, water) in waters {
-        let site =
-            Site { instances: 10, each: 10.0, confidence: Confidence::High, demand: *water, unheard: false, size: 10 };
+        let site = Site { instances: 10, demand: *water, size: 10, ..Site::empty() };
         town.0.lock().sites.insert((*group).to_owned(), site);
     }
     town.0.lock().prompt = true;
@@ -305,7 +338,7 @@ async fn the_receiver_stays_below_its_safety_line() {
 #[tokio::test(start_paused = true)]
 async fn a_pool_of_which_nothing_is_registered_is_begun_and_begun_again() {
     let town = Arc::new(Town::default());
-    let none = Site { instances: 0, each: 10.0, confidence: Confidence::High, demand: 5.0, unheard: false, size: 0 };
+    let none = Site { demand: 5.0, ..Site::empty() };
     town.now().sites.insert("new".to_owned(), none);
     town.now().failing = true;
     let (service, group, driver) = (SERVICE.to_owned(), "new".to_owned(), "local".to_owned());
@@ -575,4 +608,128 @@ async fn policies_are_kept_and_forgotten() {
     let wrong = Config { policies: vec![PoolPolicy { min: 3, max: 1, ..PoolPolicy::default() }], ..Config::default() };
     let third = Decider::on(wrong, store.clone(), town.clone(), Audit::new(store));
     assert!(third.load().await.unwrap_err().to_string().contains("policies[0]"));
+}
+
+impl Town {
+    /// A pool has so many instances from now on; those that it had are known to be lost, or are simply gone.
+    fn instances(&self, group: &str, instances: u32, known: bool) {
+        let mut now = self.now();
+        let site = now.sites.get_mut(group).unwrap();
+        (site.instances, site.known, site.seen) = (instances, known, true);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pool_that_lost_its_last_instance_gives_its_calls_and_gets_them_back_warm() {
+    for known in [true, false] {
+        let (town, decider) = town(policy(), &[("a", 50.0), ("b", 10.0)]).await;
+        seconds(60).await;
+        town.instances("a", 0, known);
+        seconds(20).await;
+        assert!(town.now().log.is_empty(), "not before it has lasted");
+        seconds(15).await;
+        assert_eq!(town.now().done(), ["100 % of a to b"], "known: {known}");
+        let reason = town.now().commands[0].asked.reason.clone();
+        assert!(reason.starts_with("no instance can be called in a, callers want 50/s; b stays below"), "{reason}");
+        seconds(1800).await;
+        assert_eq!(town.now().log.len(), 1);
+        // Too few for what callers want, then enough, then for long enough.
+        town.instances("a", 4, known);
+        seconds(600).await;
+        assert_eq!(town.now().log.len(), 1, "{:?}", town.now().done());
+        assert!(advice(&decider, "a").contains("(now 125 %)"), "{}", advice(&decider, "a"));
+        town.instances("a", 10, known);
+        seconds(80).await;
+        assert_eq!(town.now().log.len(), 1, "they are not warm");
+        seconds(15).await;
+        assert_eq!(town.now().done(), ["100 % of a to b", "1 undone"]);
+        seconds(3600).await;
+        assert_eq!(town.now().log.len(), 2);
+        assert_eq!(advice(&decider, "a"), "");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_has_no_room_elsewhere_stays_and_that_is_said() {
+    let (town, decider) = town(policy(), &[("a", 80.0), ("b", 30.0), ("c", 50.0)]).await;
+    town.instances("a", 0, true);
+    // It was never seen serving: what its callers try says what they want.
+    seconds(35).await;
+    assert_eq!(town.now().done(), ["37 % of a to b"]);
+    assert!(town.now().commands[0].asked.reason.contains("no room for the rest"));
+    seconds(120).await;
+    assert_eq!(town.now().done(), ["37 % of a to b", "19 % of a to c"], "a period later, where there is room still");
+    seconds(3600).await;
+    assert_eq!(town.now().log.len(), 2, "{:?}", town.now().done());
+    let said = advice(&decider, "a");
+    assert!(said.contains("callers want 41/s; no other group has room below its safety line"), "{said}");
+    // Back again: one after the other, as far as it can take it.
+    town.instances("a", 10, true);
+    seconds(3600).await;
+    assert_eq!(town.now().done()[2..], ["2 undone"]);
+    town.demand("a", 60.0);
+    seconds(300).await;
+    assert_eq!(town.now().done()[3..], ["1 undone"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_is_moved_away_from_a_pool_that_only_seems_lost() {
+    let (town, decider) = town(policy(), &[("a", 50.0), ("b", 10.0)]).await;
+    seconds(60).await;
+    // The centre is cut off from its agents, and callers reach it.
+    town.now().reached = true;
+    town.instances("a", 0, true);
+    seconds(600).await;
+    assert!(advice(&decider, "a").contains("callers still reach it"), "{}", advice(&decider, "a"));
+    // Nobody is heard of at all.
+    town.now().reached = false;
+    town.now().blind = Some("3 of 9 agents are not heard of".to_owned());
+    seconds(600).await;
+    assert!(advice(&decider, "a").contains("3 of 9 agents are not heard of"), "{}", advice(&decider, "a"));
+    assert!(town.now().log.is_empty(), "{:?}", town.now().done());
+    // Nobody calls.
+    town.now().blind = None;
+    town.instances("a", 10, true);
+    town.demand("a", 0.0);
+    seconds(10).await;
+    town.instances("a", 0, true);
+    seconds(600).await;
+    assert!(advice(&decider, "a").contains("nobody calls it"), "{}", advice(&decider, "a"));
+    assert!(town.now().log.is_empty(), "{:?}", town.now().done());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lost_pool_without_leave_is_a_proposal_and_one_that_takes_over_knows_what_was_wanted() {
+    let (town, decider) = town(PoolPolicy::default(), &[("a", 50.0), ("b", 10.0)]).await;
+    seconds(60).await;
+    town.instances("a", 0, true);
+    seconds(300).await;
+    {
+        let now = town.now();
+        assert_eq!(now.commands.len(), 1, "{:?}", now.commands);
+        assert!(matches!(now.commands[0].asked.action, Action::Move { percent: 100, .. }), "{:?}", now.commands[0]);
+        assert_eq!(now.commands[0].state, CommandState::Proposed);
+    }
+    assert!(advice(&decider, "a").contains("proposal 1 to move 100 % waits"), "{}", advice(&decider, "a"));
+    // They are back before anybody looked.
+    town.instances("a", 10, true);
+    seconds(60).await;
+    assert_eq!(town.now().commands[0].state, CommandState::Undone);
+    drop(decider);
+    seconds(5).await;
+    let store: Arc<dyn Store> = Arc::new(Memory::new("one"));
+    let first = self::decider(&town, store.clone(), policy()).await;
+    seconds(60).await;
+    town.instances("a", 0, true);
+    seconds(60).await;
+    assert_eq!(town.now().done(), ["100 % of a to b"]);
+    drop(first);
+    seconds(5).await;
+    let _second = self::decider(&town, store, policy()).await;
+    town.instances("a", 6, true);
+    seconds(1800).await;
+    assert_eq!(town.now().log.len(), 1, "six would be at 83 %: {:?}", town.now().done());
+    town.instances("a", 10, true);
+    seconds(300).await;
+    assert_eq!(town.now().done()[1], "2 undone");
 }
