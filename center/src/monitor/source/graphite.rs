@@ -1,7 +1,10 @@
-//! `graphite`: what agents send to Carbon (`graphite:` of their files, `form: plain`), read back over `/render`.
+//! `graphite`: what agents send to Carbon (`graphite:` of their files), read back over `/render`; with `form: motan` what
+//! motan-go's agents send.
 //!
 //! Hosts are added up by Graphite itself where that is right (rates, failures); means are weighed here by the calls of
 //! each host. Of percentiles the highest of all hosts is taken: they cannot be added, and this one is not too low.
+
+mod motan;
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -29,8 +32,13 @@ const POINTS: u64 = 5_000;
 struct Options {
     /// URL of graphite-web or graphite-api.
     address: String,
+    /// Whose names are read.
+    form: Form,
     /// What names begin with; `{application}` stands for the caller that is asked for, or any.
-    prefix: String,
+    prefix: Option<String>,
+    /// `motan`: how long each point of a counter was counted; Graphite's own steps where it is not said.
+    #[serde(deserialize_with = "some_duration")]
+    interval: Option<Duration>,
     /// How long it may take.
     #[serde(deserialize_with = "kind::duration")]
     timeout: Duration,
@@ -38,8 +46,20 @@ struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self { address: String::new(), prefix: "sockmesh.*.{application}".to_owned(), timeout: PATIENCE }
+        Self { address: String::new(), form: Form::Plain, prefix: None, interval: None, timeout: PATIENCE }
     }
+}
+
+/// As agents call the forms of what they send.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Form {
+    Plain,
+    Motan,
+}
+
+fn some_duration<'de, D: serde::Deserializer<'de>>(value: D) -> Result<Option<Duration>, D::Error> {
+    kind::duration(value).map(Some)
 }
 
 struct Graphite {
@@ -50,10 +70,19 @@ struct Graphite {
 pub(super) fn build(options: &Value, cx: &BuildCx) -> anyhow::Result<Arc<dyn Source>> {
     let mut options: Options = kind::options(options)?;
     options.address = address(&options.address)?;
-    let bare = options.prefix.replace("{application}", "*");
+    let usual = match options.form {
+        Form::Plain => "sockmesh.*.{application}",
+        // They begin with the role.
+        Form::Motan => "",
+    };
+    let prefix = options.prefix.get_or_insert_with(|| usual.to_owned());
+    let bare = prefix.replace("{application}", "*");
     let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.' | '*');
-    if bare.is_empty() || !bare.chars().all(fits) {
-        bail!("prefix `{}` is no prefix of names; write it like sockmesh.*.{{application}}", options.prefix);
+    if (bare.is_empty() && options.form == Form::Plain) || !bare.chars().all(fits) {
+        bail!("prefix `{prefix}` is no prefix of names; write it like sockmesh.*.{{application}}");
+    }
+    if options.interval.is_some_and(|interval| interval.is_zero()) {
+        bail!("interval: 0 is no time; write the one that agents send in, such as 5s");
     }
     Ok(Arc::new(Graphite { options, fetch: cx.fetch.clone() }))
 }
@@ -81,7 +110,11 @@ impl Graphite {
         if !asked.of.instance.is_empty() {
             bail!("agents send no figures of single instances to it");
         }
-        let names = names(&self.options.prefix, &asked.of);
+        let prefix = self.options.prefix.as_deref().unwrap_or_default();
+        if self.options.form == Form::Motan {
+            return self.read_motan(asked, prefix).await;
+        }
+        let names = names(prefix, &asked.of);
         let mut form = Vec::new();
         for figure in ["rate", "failed", "slow"] {
             form.push(("target", format!("alias(sumSeries({names}.{figure}),\"{figure}\")")));
@@ -93,6 +126,31 @@ impl Graphite {
         for figure in ["mean", "count"] {
             form.push(("target", format!("{names}.{figure}")));
         }
+        let targets = self.render(asked, form).await?;
+        series(asked, &targets).with_context(|| format!("{}, {names}", self.options.address))
+    }
+
+    async fn read_motan(&self, asked: &Asked, prefix: &str) -> anyhow::Result<Series> {
+        if asked.of.side == Side::Inbound && !asked.of.caller.is_empty() {
+            bail!("motan-go's figures of providers name no callers");
+        }
+        let form = |targets: Vec<String>| targets.into_iter().map(|target| ("target", target)).collect();
+        let interval = self.options.interval.map(|interval| interval.as_secs_f64());
+        let targets = self.render(asked, form(motan::targets(prefix, &asked.of, interval.is_some()))).await?;
+        // A series for each host and method may be too much; all but the mean is known without.
+        let means = match self.render(asked, form(motan::mean_targets(prefix, &asked.of))).await {
+            Ok(means) => means,
+            Err(error) => {
+                tracing::debug!(error = format!("{error:#}"), "graphite: no means");
+                Vec::new()
+            }
+        };
+        motan::series(asked, interval, &targets, &means)
+            .with_context(|| format!("{}, {}", self.options.address, asked.of.service))
+    }
+
+    /// Asks for these targets over the time that is asked for.
+    async fn render(&self, asked: &Asked, mut form: Vec<(&str, String)>) -> anyhow::Result<Vec<Target>> {
         let points = ((asked.to_ms - asked.from_ms) / asked.step_ms.max(1) + 2).min(POINTS);
         form.push(("format", "json".to_owned()));
         form.push(("from", (asked.from_ms / 1000).to_string()));
@@ -107,9 +165,7 @@ impl Graphite {
         if !answer.status().is_success() {
             bail!("{url} answered {}: {}", answer.status(), beginning(body));
         }
-        let targets: Vec<Target> =
-            serde_json::from_slice(body).with_context(|| format!("{url} answered no series: `{}`", beginning(body)))?;
-        series(asked, &targets).with_context(|| format!("{url}, {names}"))
+        serde_json::from_slice(body).with_context(|| format!("{url} answered no series: `{}`", beginning(body)))
     }
 }
 

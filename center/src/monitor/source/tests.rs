@@ -73,6 +73,52 @@ async fn graphite_is_asked_once_and_its_hosts_are_joined() {
     source("graphite", at).series(&Asked { of, ..asked() }).await.unwrap();
 }
 
+const MOTAN: &str = r#"[
+ {"target":"rate","datapoints":[[20.0,1000],[30.0,1010],[null,1020]]},
+ {"target":"count","datapoints":[[100,1000],[150,1010]]},
+ {"target":"failed","datapoints":[[1,1000]]},
+ {"target":"slow","datapoints":[[10,1000],[3,1010]]},
+ {"target":"p99","datapoints":[[12.5,1000],[13,1010]]},
+ {"target":"rate.cluster","datapoints":[[7,1000]]},
+ {"target":"motan-client-agent.shop.idc-a.byhost.10_0_0_1.s.get.avg_time","datapoints":[[1,1000]]},
+ {"target":"motan-client-agent.shop.idc-a.byhost.10_0_0_1.s.get.total_count","datapoints":[[75,1000]]},
+ {"target":"motan-client-agent.shop.idc-a.byhost.10_0_0_2.s.put.avg_time","datapoints":[[5,1000]]},
+ {"target":"motan-client-agent.shop.idc-a.byhost.10_0_0_2.s.put.total_count","datapoints":[[25,1000]]},
+ {"target":"motan-client-agent.shop.idc-a.cluster.byhost.10_0_0_2.s.put.avg_time","datapoints":[[500,1000]]},
+ {"target":"motan-client-agent.shop.idc-a.cluster.byhost.10_0_0_2.s.put.total_count","datapoints":[[25,1000]]}]"#;
+
+#[tokio::test]
+async fn graphite_is_read_by_motan_gos_names_too() {
+    let (at, noted) = server(StatusCode::OK, MOTAN).await;
+    let source = |more: &str| {
+        let options = serde_yaml::from_str(&format!("{{address: 'http://{at}', form: motan{more}}}")).unwrap();
+        kind::build("source", KINDS, "graphite", &options, &BuildCx::default()).unwrap()
+    };
+    let series = source("").series(&asked()).await.unwrap();
+    assert_eq!(series.rate[..3], [Some(20.0), Some(30.0), None]);
+    assert_eq!(series.success[..3], [Some(0.99), Some(1.0), None]);
+    assert_eq!(series.slow[..2], [Some(0.1), Some(0.02)]);
+    assert_eq!(series.mean_ms[..2], [Some(2.0), None], "weighed by calls, and calls apart from attempts");
+    assert_eq!(series.p99_ms[..2], [Some(12.5), Some(13.0)]);
+    let last = noted.lock().clone();
+    assert!(last.contains("idc-a.cluster.byhost.*.com_example_Echo.*.avg_time"), "{last}");
+    // Counters of five seconds each.
+    let series = source(", interval: 5s, prefix: stats").series(&asked()).await.unwrap();
+    assert_eq!(series.rate[..2], [Some(4.0), Some(6.0)]);
+    assert!(noted.lock().contains("target=stats.%7Bmotan-client-agent%2C"), "{}", noted.lock());
+    // Sites that count calls only, by the filter `clusterMetrics`.
+    let only =
+        r#"[{"target":"rate.cluster","datapoints":[[7,1000]]},{"target":"count.cluster","datapoints":[[70,1000]]}]"#;
+    let (at, _) = server(StatusCode::OK, only).await;
+    let options = serde_yaml::from_str(&format!("{{address: 'http://{at}', form: motan}}")).unwrap();
+    let other = kind::build("source", KINDS, "graphite", &options, &BuildCx::default()).unwrap();
+    let series = other.series(&asked()).await.unwrap();
+    assert_eq!((series.rate[0], series.success[0], series.mean_ms[0]), (Some(7.0), Some(1.0), None));
+    let of = Of { side: model::center::Side::Inbound, caller: "shop".to_owned(), ..asked().of };
+    let error = other.series(&Asked { of, ..asked() }).await.unwrap_err();
+    assert!(error.to_string().contains("name no callers"), "{error}");
+}
+
 #[tokio::test]
 async fn prometheus_is_asked_for_each_figure() {
     let body = r#"{"status":"success","data":{"resultType":"matrix","result":[{"metric":{},"values":
@@ -155,6 +201,8 @@ fn options_are_checked() {
         ("graphite", "{address: '10.0.0.1'}"),
         ("graphite", "{address: 'http://a', prefix: 'a(b)'}"),
         ("graphite", "{address: 'http://a', nonsense: 1}"),
+        ("graphite", "{address: 'http://a', form: udp}"),
+        ("graphite", "{address: 'http://a', form: motan, interval: 0s}"),
         ("prometheus", "{address: 'ftp://a'}"),
         ("prometheus", "{address: 'http://a', labels: 'a}b'}"),
         ("prometheus", "{address: 'http://a', window: 1ms}"),
