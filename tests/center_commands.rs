@@ -290,3 +290,26 @@ referers:
         left.contains(r#""pattern":"other""#) && !left.contains("sockmesh-1")
     });
 }
+
+/// What etcd holds for idc-a.
+struct InEtcd(SocketAddr);
+
+impl host::site::Texts for InEtcd {
+    fn get(&self) -> Option<String> {
+        host::etcd::get(self.0, "/motan/idc-a/command").map(|found| String::from_utf8(found.value).unwrap())
+    }
+
+    fn put(&self, text: &str) {
+        host::etcd::put(self.0, "/motan/idc-a/command", text.as_bytes());
+    }
+}
+
+#[test]
+fn a_site_that_listens_to_etcd_obeys_as_well() {
+    if lacks(&[Need::Program("etcd")]) {
+        return;
+    }
+    let _heavy = heavy();
+    let etcd = host::etcd::etcd(&Place::default());
+    host::site::obeys("etcd", &format!("address: '{}'", etcd.addr()), &InEtcd(etcd.addr()));
+}

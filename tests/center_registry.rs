@@ -1,9 +1,9 @@
 //! Real agents at a real centre: services are registered, found, taken out and lost; whatever becomes of the centre,
 //! calls go on.
 
-use std::net::SocketAddr;
+use std::{fs, net::SocketAddr};
 
-use host::{Agent, Backend, Center, Load, Temp, agent::Settings, heavy, http, net, until};
+use host::{Agent, Backend, Center, Cmd, Load, Temp, agent::Settings, center, heavy, http, net, until};
 use serde_json::{Value, json};
 
 /// An agent that provides `web` of group `g` at the centre.
@@ -195,4 +195,55 @@ fn one_agent_cannot_have_what_is_anothers() {
     {
         assert_eq!(center.send("PUT", path, &body).0, 400);
     }
+}
+
+/// `sockmesh-center` with this centre's file and data; what it prints.
+#[track_caller]
+fn run(center: &Center, args: &[&str]) -> String {
+    let (config, data) = (center.dir().join("center.yaml"), center.dir().join("data"));
+    let cmd = Cmd::new(center::binary()).args(args).arg("-c").arg(config.display()).arg("--data").arg(data.display());
+    cmd.run().ok()
+}
+
+#[test]
+fn a_restored_backup_is_refused_by_agents_until_it_is_forced_upon_them() {
+    let (mut center, kept) = (Center::start(""), Temp::new());
+    let servers = [Backend::named("one"), Backend::named("two")];
+    let providers = servers.each_ref().map(|server| provider(center.addr(), server, ""));
+    let (calling, to) = caller(&format!("'{}'", center.addr()), &kept);
+    until("both are found", || calling.endpoints().len() == 2);
+    // At the time of the backup an operator has taken one out. Later it is in again, and there is more history.
+    center.post("/v1/instance/out", &order(providers[0].1, None));
+    until("one is out", || calling.endpoints().len() == 1);
+    let file = kept.file("backup.json");
+    let told = run(&center, &["backup", &file.display().to_string(), "--center", &format!("http://{}", center.addr())]);
+    assert!(told.contains("entries at epoch"), "{told}");
+    center.post("/v1/instance/in", &order(providers[0].1, None));
+    for n in 1..=40 {
+        center.post("/v1/instance/weight", &order(providers[1].1, Some(n)));
+    }
+    until("both are called", || calling.endpoints().len() == 2);
+
+    // Restored onto an empty machine: everyone who has seen more stays with that, and says so.
+    assert!(center.stop().success());
+    fs::remove_dir_all(center.dir().join("data")).unwrap();
+    run(&center, &["restore", &file.display().to_string()]);
+    center.again();
+    until("the agent refuses it", || calling.cli("endpoints").ok().contains("lost data or was restored"));
+    assert!(states(&center).contains("out"), "that is what the backup says: {}", states(&center));
+    assert_eq!(calling.endpoints().len(), 2, "and nobody goes back to it");
+    assert!(["one", "two"].iter().all(|name| (0..4).any(|_| says(to) == *name)), "both are called");
+    let stat = calling.cli("stat").ok();
+    assert!(stat.contains("lost data or was restored"), "{stat}");
+    assert!(center.get("/v1/registry")["ahead"].to_string().contains(calling.name()));
+
+    // Forced: agents follow what it says.
+    assert!(center.stop().success());
+    run(&center, &["restore", &file.display().to_string(), "--force"]);
+    center.again();
+    until("the agent follows it", || calling.endpoints().len() == 1);
+    until("and finds nothing wrong with it", || !calling.cli("endpoints").ok().contains("lost data or was restored"));
+    assert_eq!(says(to), "two");
+    center.post("/v1/instance/in", &order(providers[0].1, None));
+    until("it obeys the centre again", || calling.endpoints().len() == 2);
 }

@@ -69,8 +69,8 @@ fn ripen(center: &Center) {
 /// What a page may not do: complain, ask others, leave things without names or headings.
 #[track_caller]
 fn well(browser: &Browser, page: &str) {
-    // A centre without a demo says so, and one that has no stream of events.
-    let meant = |c: &String| c.contains("/v1/demo") || c.contains("/v1/live");
+    // A centre without a demo says so.
+    let meant = |c: &String| c.contains("/v1/demo");
     let complaints: Vec<String> = browser.complaints().into_iter().filter(|c| !meant(c)).collect();
     assert!(complaints.is_empty(), "{page}: {complaints:#?}");
     let others = browser.js(
@@ -616,7 +616,7 @@ fn people_get_accounts_log_in_and_see_what_is_theirs() {
 #[track_caller]
 fn well_but_refusals(browser: &Browser) {
     let complaints = browser.complaints();
-    let meant = |c: &String| ["401", "403", "/v1/demo", "/v1/live"].iter().any(|word| c.contains(word));
+    let meant = |c: &String| ["401", "403", "/v1/demo"].iter().any(|word| c.contains(word));
     assert!(complaints.iter().all(meant), "{complaints:#?}");
     well(browser, "access");
 }

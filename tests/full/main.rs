@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "test code: a panic is its way to fail")]
 
+mod center_commands;
 mod consul;
 mod graphite;
 mod kind;

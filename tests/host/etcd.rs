@@ -8,8 +8,9 @@ use serde_json::{Value, json};
 use crate::{
     Cmd, Temp, http,
     need::which,
-    net::free_port,
+    net::{free_addr, free_port},
     program::{Place, Server},
+    tls::Authority,
     until,
 };
 
@@ -26,6 +27,51 @@ pub fn etcd(place: &Place<'_>) -> Server {
     let server = Server::start(addr, dir, place.put(cmd));
     serves(&server);
     server
+}
+
+/// A member that speaks TLS to holders of a certificate of `ca` at the address beside it, and plainly to its administrator.
+pub fn secured(ca: &Authority) -> (Server, SocketAddr) {
+    let (dir, addr, tls) = (Temp::new(), free_addr(), free_addr());
+    let (urls, peer) = (format!("https://{tls},http://{addr}"), format!("http://127.0.0.1:{}", free_port()));
+    let (cert, key) = ca.issue("member");
+    let cmd = Cmd::new(which("etcd").expect("asked for before")).arg("--data-dir").arg(dir.file("data").display());
+    let cmd = cmd.args(["--listen-client-urls", &urls, "--advertise-client-urls", &urls]);
+    let cmd = cmd.args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer]);
+    let cmd = cmd.args(["--initial-cluster", &format!("default={peer}"), "--unsafe-no-fsync", "--client-cert-auth"]);
+    let cmd = cmd.args(
+        ["--trusted-ca-file", "--cert-file", "--key-file"]
+            .iter()
+            .zip([ca.ca(), cert, key])
+            .flat_map(|(option, file)| [(*option).to_owned(), file.display().to_string()]),
+    );
+    let server = Server::start(addr, dir, cmd.args(["--log-level", "error"]));
+    serves(&server);
+    (server, tls)
+}
+
+/// A call about users and roles, by an administrator's token once there is one.
+pub fn auth(server: SocketAddr, token: &str, call: &str, body: &str) -> Value {
+    by(server, token, &format!("auth/{call}"), body)
+}
+
+/// The keys that begin with `prefix`, by a token.
+pub fn keys_by(server: SocketAddr, token: &str, prefix: &str) -> Vec<String> {
+    let end = format!("{prefix}\u{7f}");
+    let range = json!({"key": STANDARD.encode(prefix), "range_end": STANDARD.encode(end), "keys_only": true});
+    let answer = by(server, token, "kv/range", &range.to_string());
+    let key = |kv: &Value| String::from_utf8(STANDARD.decode(kv["key"].as_str().unwrap()).unwrap()).unwrap();
+    answer["kvs"].as_array().map(|all| all.iter().map(key).collect()).unwrap_or_default()
+}
+
+fn by(server: SocketAddr, token: &str, call: &str, body: &str) -> Value {
+    let mut conn = http::Conn::open(server).unwrap();
+    let token = if token.is_empty() { String::new() } else { format!("Authorization: {token}\r\n") };
+    let length = body.len();
+    conn.send(format!("POST /v3/{call} HTTP/1.1\r\nHost: etcd\r\n{token}Content-Length: {length}\r\n\r\n{body}"))
+        .unwrap();
+    let answer = conn.answer().unwrap();
+    assert_eq!(answer.status(), 200, "{call}: {}", answer.text());
+    serde_json::from_str(&answer.text()).unwrap()
 }
 
 /// Three members that know each other.
