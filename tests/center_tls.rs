@@ -53,15 +53,17 @@ fn an_agent_reaches_a_centre_by_the_certificates_of_its_site() {
     };
     let server = Backend::named("one");
     let (export, to, local) = (net::free_addr(), net::free_addr(), server.addr());
-    let services = format!(
-        "registries: {{c: {{kind: center, ttl: 3s}}}}
+    let services = |export: SocketAddr, to: SocketAddr| {
+        format!(
+            "registries: {{c: {{kind: center, ttl: 3s}}}}
 services:
   - {{service: web, group: g, protocol: http, export: '{export}', local: '{local}', registry: c}}
 referers:
   - {{service: web, group: g, protocol: http, listen: '{to}', registry: c}}
 "
-    );
-    let agent = Agent::with(&Settings { top: &section(&ca_file), ..Settings::default() }, &services);
+        )
+    };
+    let agent = Agent::with(&Settings { top: &section(&ca_file), ..Settings::default() }, &services(export, to));
     // Registered at it and found through it.
     until("calls are answered", || http::get(to, "/").is_ok_and(|answer| answer.text() == "one"));
     let by_file = ["--ca".to_owned(), ca_file.clone()];
@@ -82,10 +84,9 @@ referers:
     assert!(told.contains("invalid peer certificate"), "{told}");
     // An agent that believes another authority says so, and goes on.
     let stranger = Authority::new();
-    let lonely = Agent::with(
-        &Settings { top: &section(&stranger.ca().display().to_string()), ..Settings::default() },
-        &services,
-    );
+    let top = section(&stranger.ca().display().to_string());
+    let services = services(net::free_addr(), net::free_addr());
+    let lonely = Agent::with(&Settings { top: &top, ..Settings::default() }, &services);
     until("it says why", || lonely.cli("endpoints").ok().contains("invalid peer certificate"));
 }
 

@@ -84,7 +84,7 @@ impl Peer {
     pub fn with(text: &str, port: u16, ca: Option<&Path>) -> anyhow::Result<Self> {
         let (rest, tls) = match text.split_once("://") {
             Some(("http", rest)) => (rest, None),
-            Some(("https", rest)) => (rest, Some(ca.map_or_else(Tls::host, Tls::of)?)),
+            Some(("https", rest)) => (rest, Some(ca.map_or_else(Tls::host, trusting_only)?)),
             Some((scheme, _)) => bail!("`{text}`: `{scheme}` is not supported, write `http://HOST:PORT` or `https://`"),
             None => (text, None),
         };
@@ -198,6 +198,11 @@ impl Peer {
         let why = || end.err().map_or_else(|| "closed".to_owned(), |e| e.to_string());
         answer.await.with_context(|| format!("the connection ended: {}", why()))
     }
+}
+
+fn trusting_only(ca: &Path) -> anyhow::Result<Tls> {
+    let files = tls::Written { ca_file: Some(ca.to_owned()), ..tls::Written::default() };
+    files.http(Path::new(""))
 }
 
 /// `text` for a path or a query: everything but `keep` and unreserved characters (RFC 3986) as `%XX`.
