@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Result, bail};
 
-use crate::{build, sh, test::Tally};
+use crate::{build, sh, test::Runs};
 
 /// What is run, one after the other: arguments of `cargo test --release`.
 const RUNS: &[&[&str]] =
@@ -17,29 +17,16 @@ const LIMIT: Duration = Duration::from_secs(2 * 60 * 60);
 /// Runs the heavy tests whose name contains `filter`, or all, one at a time and with what they print.
 pub fn run(filter: Option<&str>) -> Result<()> {
     build::all()?;
-    let mut tally = Tally::default();
-    let mut broken = Vec::new();
+    let mut done = Runs::default();
     for which in RUNS {
         let mut command = sh::cargo(["test", "--release", "--no-fail-fast"]);
         command.args(*which).args(filter).args(["--", "--nocapture", "--test-threads", "1"]);
         command.env("SOCKMESH_SOAK", "1").env("SOCKMESH_BIN", build::agent());
-        let failed_before = tally.failed;
-        let status = sh::stream(&mut command, LIMIT, |line| {
-            println!("{line}");
-            tally.add(line);
-        })?;
-        if !status.success() && tally.failed == failed_before {
-            broken.push(which.join(" "));
-        }
+        done.run(which, &mut command, LIMIT)?;
     }
-    println!("\n{} passed, {} failed", tally.passed, tally.failed);
-    if !broken.is_empty() {
-        bail!("`cargo test {}` ended without a result: see its messages above", broken.join("` and `"));
-    }
-    if tally.failed > 0 {
-        bail!("{} tests failed", tally.failed);
-    }
-    if tally.passed == 0 {
+    println!("\n{} passed, {} failed", done.tally.passed, done.tally.failed);
+    done.result()?;
+    if done.tally.passed == 0 {
         bail!("no test ran; is there one called `{}`?", filter.unwrap_or_default());
     }
     Ok(())

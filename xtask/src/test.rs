@@ -1,6 +1,6 @@
 //! `cargo xtask test`: sets the machine up, builds, and runs every test.
 
-use std::{fs, time::Duration};
+use std::{fs, process::Command, time::Duration};
 
 use anyhow::{Context, Result, bail};
 
@@ -76,6 +76,42 @@ impl Tally {
     }
 }
 
+/// Runs of `cargo test`, one after the other, and what became of them.
+#[derive(Debug, Default)]
+pub struct Runs {
+    /// All results.
+    pub tally: Tally,
+    /// Those that ended without one.
+    broken: Vec<String>,
+}
+
+impl Runs {
+    /// Does one run within `limit`; its arguments are shown where it breaks. Prints what it prints.
+    pub fn run(&mut self, which: &[&str], command: &mut Command, limit: Duration) -> Result<()> {
+        let failed_before = self.tally.failed;
+        let status = sh::stream(command, limit, |line| {
+            println!("{line}");
+            self.tally.add(line);
+        })?;
+        if !status.success() && self.tally.failed == failed_before {
+            self.broken.push(which.join(" "));
+        }
+        Ok(())
+    }
+
+    /// Whether all went well.
+    pub fn result(&self) -> Result<()> {
+        if !self.broken.is_empty() {
+            let broken = self.broken.join("` and `");
+            bail!("`cargo test {broken}` ended without a result: see its messages above");
+        }
+        if self.tally.failed > 0 {
+            bail!("{} tests failed", self.tally.failed);
+        }
+        Ok(())
+    }
+}
+
 /// Runs the tests whose name contains `filter`, or all.
 pub fn run(filter: Option<&str>, extent: Extent) -> Result<()> {
     let mut lacking = packages::provide(PROGRAMS);
@@ -91,21 +127,13 @@ pub fn run(filter: Option<&str>, extent: Extent) -> Result<()> {
 
     let skips = sh::target("skipped-tests");
     fs::remove_file(&skips).ok();
-    let mut tally = Tally::default();
-    let mut broken = Vec::new();
+    let mut done = Runs::default();
     // Units first: when one fails, it says more than the system test that fails with it.
     for which in runs {
         let mut command = sh::cargo(["test", "--no-fail-fast"]);
         command.args(which).args(filter);
         command.env("SOCKMESH_SKIP_FILE", &skips).env("SOCKMESH_BIN", build::agent());
-        let failed_before = tally.failed;
-        let status = sh::stream(&mut command, LIMIT, |line| {
-            println!("{line}");
-            tally.add(line);
-        })?;
-        if !status.success() && tally.failed == failed_before {
-            broken.push(which.join(" "));
-        }
+        done.run(which, &mut command, LIMIT)?;
     }
 
     let skipped = fs::read_to_string(&skips).unwrap_or_default();
@@ -115,15 +143,11 @@ pub fn run(filter: Option<&str>, extent: Extent) -> Result<()> {
         println!("{line}");
     }
     // A test that skips itself returns early, and the harness takes that for a pass.
+    let tally = &done.tally;
     let passed = tally.passed.saturating_sub(skipped.len());
     let skips = skipped.len() + tally.ignored;
     println!("{passed} passed, {} failed, {skips} skipped", tally.failed);
-    if !broken.is_empty() {
-        bail!("`cargo test {}` ended without a result: see its messages above", broken.join("` and `"));
-    }
-    if tally.failed > 0 {
-        bail!("{} tests failed", tally.failed);
-    }
+    done.result()?;
     if skips > 0 && require_all() {
         bail!("{skips} tests were skipped and REQUIRE_ALL=1 forbids it; see the lines above for what they miss");
     }

@@ -109,14 +109,30 @@ pub fn answers(addr: SocketAddr, path: &str) -> bool {
 
 /// One HTTP request on a connection of its own; the whole answer as text.
 pub fn get(addr: SocketAddr, path: &str) -> io::Result<String> {
-    let limit = Duration::from_secs(2);
-    let mut stream = TcpStream::connect_timeout(&addr, limit)?;
-    stream.set_read_timeout(Some(limit))?;
-    stream.set_write_timeout(Some(limit))?;
-    write!(stream, "GET {path} HTTP/1.1\r\nHost: {addr}\r\nConnection: close\r\n\r\n")?;
+    ask(addr, "GET", path, "")
+}
+
+/// [`get`] with another method and a body of JSON.
+pub fn ask(addr: SocketAddr, method: &str, path: &str, body: &str) -> io::Result<String> {
+    let mut stream = connect(addr)?;
+    let length = body.len();
+    write!(
+        stream,
+        "{method} {path} HTTP/1.1\r\nHost: {addr}\r\nContent-Type: application/json\r\n\
+         Content-Length: {length}\r\nConnection: close\r\n\r\n{body}"
+    )?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer)?;
     Ok(answer)
+}
+
+/// A connection on which nothing is waited for longer than two seconds.
+pub fn connect(addr: SocketAddr) -> io::Result<TcpStream> {
+    let limit = Duration::from_secs(2);
+    let stream = TcpStream::connect_timeout(&addr, limit)?;
+    stream.set_read_timeout(Some(limit))?;
+    stream.set_write_timeout(Some(limit))?;
+    Ok(stream)
 }
 
 /// `wanted` on loopback if it is free, else one that is.

@@ -15,7 +15,7 @@ use std::{
 
 use anyhow::{Result, bail};
 
-use super::standin;
+use super::{process, standin};
 use crate::sys;
 
 /// Time that a call takes in its slot.
@@ -105,15 +105,7 @@ fn beat(addr: SocketAddr, place: &Place<'_>) -> Result<bool> {
 }
 
 fn ask(center: SocketAddr, method: &str, path: &str, body: &str) -> Result<String> {
-    let mut stream = standin::connect(center)?;
-    let length = body.len();
-    write!(
-        stream,
-        "{method} {path} HTTP/1.1\r\nHost: {center}\r\nContent-Type: application/json\r\n\
-         Content-Length: {length}\r\nConnection: close\r\n\r\n{body}"
-    )?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer)?;
+    let answer = process::ask(center, method, path, body)?;
     if !answer.starts_with("HTTP/1.1 200") {
         bail!("{}", answer.lines().next().unwrap_or("no answer"));
     }
@@ -159,7 +151,7 @@ fn caller(addr: SocketAddr, index: u64, pause: &AtomicU64, count: impl Fn(bool))
         // What could not be called while servers were slow is made up for a second at most.
         let since = Instant::now().checked_sub(Duration::from_secs(1)).map_or(next, |since| since.max(next));
         next = since + Duration::from_nanos(each);
-        let well = match kept.take().map_or_else(|| standin::connect(addr).map(BufReader::new), Ok) {
+        let well = match kept.take().map_or_else(|| process::connect(addr).map(BufReader::new), Ok) {
             Ok(mut connection) => match one(&mut connection, addr) {
                 Ok(well) => {
                     kept = Some(connection);

@@ -94,21 +94,13 @@ pub fn run(which: &StandIn) -> Result<()> {
             call(counts, *pause, || Ok(process::get(*addr, "/idc.json")?.starts_with("HTTP/1.1 200")))
         }
         StandIn::CallRedis { addr, counts, pause } => call(counts, *pause, || {
-            let mut stream = connect(*addr)?;
+            let mut stream = process::connect(*addr)?;
             stream.write_all(b"*2\r\n$4\r\nINCR\r\n$5\r\ncalls\r\n")?;
             let mut answer = String::new();
             BufReader::new(stream).read_line(&mut answer)?;
             Ok(answer.starts_with(':'))
         }),
     }
-}
-
-pub(super) fn connect(addr: SocketAddr) -> io::Result<TcpStream> {
-    let limit = Duration::from_secs(2);
-    let stream = TcpStream::connect_timeout(&addr, limit)?;
-    stream.set_read_timeout(Some(limit))?;
-    stream.set_write_timeout(Some(limit))?;
-    Ok(stream)
 }
 
 /// A thread per connection: the demo's callers hold a handful.
@@ -220,7 +212,7 @@ mod tests {
     /// Starts a talk on a connection and returns its other end.
     fn talk(with: impl FnOnce(TcpStream) -> io::Result<()> + Send + 'static) -> TcpStream {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let client = connect(listener.local_addr().unwrap()).unwrap();
+        let client = process::connect(listener.local_addr().unwrap()).unwrap();
         let (server, _) = listener.accept().unwrap();
         std::thread::spawn(move || with(server));
         client
