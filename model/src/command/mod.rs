@@ -326,16 +326,6 @@ pub fn route<'a, 'h, T>(
     (endpoints.into_iter().filter(|e| stays(e, &concerned)).collect(), None)
 }
 
-/// Weights divided by what all have in common; 0 stays out.
-pub fn reduced(weights: &[u32]) -> Vec<u32> {
-    let common = weights.iter().fold(0, |a, b| gcd(a, *b)).max(1);
-    weights.iter().map(|w| w / common).collect()
-}
-
-const fn gcd(a: u32, b: u32) -> u32 {
-    if b == 0 { a } else { gcd(b, a % b) }
-}
-
 fn traffic_index(entry: &Value) -> Option<i64> {
     integer(&entry["index"]).ok().flatten()
 }
