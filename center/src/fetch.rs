@@ -1,4 +1,8 @@
 //! One client for what the centre asks of others over HTTP or HTTPS: Graphite, Prometheus, webhooks, identity providers.
+//!
+//! It keeps connections, for some are asked every few seconds and TLS would be most of that, and it can hand over a body
+//! piece by piece, as backups need. Registries of the site are asked by clients of their own
+//! ([`registries::fetch::Peer`]), as agents ask them: with a connection for each question, which ends with its future.
 
 use std::{path::Path, sync::Arc, time::Duration};
 
@@ -18,6 +22,8 @@ use rustls::{
     pki_types::{CertificateDer, pem::PemObject},
 };
 use sha2::Sha256;
+
+use crate::hex::hex;
 
 /// Largest answer that is read.
 const ANSWER_BYTES: usize = 64 << 20;
@@ -79,8 +85,7 @@ pub fn signature(secret: &[u8], seconds: u64, body: &[u8]) -> String {
     let mut mac = Hmac::<Sha256>::new_from_slice(secret).expect("HMAC takes keys of any length");
     mac.update(format!("{seconds}.").as_bytes());
     mac.update(body);
-    let hex: String = mac.finalize().into_bytes().iter().map(|byte| format!("{byte:02x}")).collect();
-    format!("t={seconds},v1={hex}")
+    format!("t={seconds},v1={}", hex(mac.finalize().into_bytes()))
 }
 
 #[cfg(test)]

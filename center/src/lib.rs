@@ -39,3 +39,4 @@ pub mod demo;
 pub mod clock;
 mod database;
 pub mod fetch;
+mod hex;

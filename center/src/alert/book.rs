@@ -11,6 +11,7 @@ use sha2::{Digest, Sha256};
 use tokio::time::Instant;
 
 use super::judge::{Finding, Verdict};
+use crate::hex::hex;
 
 /// Most alerts that stand at once; more are all one trouble.
 const STANDING: usize = 10_000;
@@ -232,7 +233,7 @@ fn begin(rule: &AlertRule, of: &Of, now_ms: u64) -> Alert {
         hash.update((part.len() as u64).to_be_bytes());
         hash.update(part);
     }
-    let hash: String = hash.finalize().iter().take(6).map(|byte| format!("{byte:02x}")).collect();
+    let hash = hex(&hash.finalize()[..6]);
     Alert {
         id: format!("{now_ms:013}-{hash}"),
         rule: rule.name.clone(),

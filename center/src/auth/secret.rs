@@ -12,7 +12,10 @@ use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 use tokio::sync::Semaphore;
 
-use crate::error::{Code, Error};
+use crate::{
+    error::{Code, Error},
+    hex::hex,
+};
 
 /// Shortest password, in bytes.
 const PASSWORD_LEAST: usize = 10;
@@ -30,7 +33,7 @@ pub(crate) fn random(bytes: usize) -> String {
 
 /// Random bytes from the system, in hexadecimal digits.
 pub(super) fn random_hex(bytes: usize) -> String {
-    hex(&random_bytes(bytes))
+    hex(random_bytes(bytes))
 }
 
 fn random_bytes(bytes: usize) -> Vec<u8> {
@@ -42,11 +45,7 @@ fn random_bytes(bytes: usize) -> Vec<u8> {
 
 /// SHA-256 in hexadecimal digits. Enough for secrets that are random; passwords are hashed slowly.
 pub(super) fn digest(secret: &str) -> String {
-    hex(&Sha256::digest(secret.as_bytes()))
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    hex(Sha256::digest(secret.as_bytes()))
 }
 
 /// Compares secrets in a time that does not tell how much of them fits.

@@ -15,7 +15,7 @@ use http::{HeaderMap, HeaderValue, StatusCode, header};
 use sha2::{Digest, Sha256};
 
 use self::files::FILES;
-use crate::{api::Cx, error::Error};
+use crate::{api::Cx, error::Error, hex::hex};
 
 /// What a page of the console may do: read files and ask the API of this very centre, nothing else. No script or style
 /// stands in the page itself.
@@ -28,7 +28,7 @@ const POLICY: HeaderValue = HeaderValue::from_static(
 static TAGS: LazyLock<Vec<HeaderValue>> = LazyLock::new(|| {
     let tag = |bytes: &[u8]| {
         let sum = Sha256::digest(bytes);
-        let name: String = sum.iter().take(12).map(|b| format!("{b:02x}")).collect();
+        let name = hex(&sum[..12]);
         HeaderValue::from_str(&format!("\"{name}\"")).expect("hexadecimal digits may stand in a header")
     };
     FILES.iter().map(|(_, bytes)| tag(bytes)).collect()

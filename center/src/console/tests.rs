@@ -46,7 +46,7 @@ fn libraries_are_as_they_were_published() {
         if name.ends_with("SHA256SUMS") || name.ends_with(".md") {
             continue;
         }
-        let sum: String = Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect();
+        let sum = hex(Sha256::digest(bytes));
         assert_eq!(sums.get(name), Some(&sum.as_str()), "{name} is not as it was published");
     }
 }

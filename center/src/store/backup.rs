@@ -19,7 +19,7 @@ use sha2::{Digest, Sha256};
 use tokio::sync::mpsc;
 
 use super::{BATCH_BYTES, Entry, Store, StoreError};
-use crate::clock::now_ms;
+use crate::{clock::now_ms, hex::hex};
 
 /// Version of the format.
 const FORMAT: u32 = 1;
@@ -83,7 +83,7 @@ fn json(value: &impl Serialize) -> Vec<u8> {
 /// The checksum of everything before the last line and of its numbers.
 fn sum(mut digest: Sha256, entries: u64, stamp: Stamp) -> String {
     digest.update(format!("{entries} {} {}", stamp.epoch, stamp.revision));
-    digest.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+    hex(digest.finalize())
 }
 
 /// The backup of a running store, piece by piece; its state is that of one moment. After an error no more comes, and

@@ -60,7 +60,7 @@ const AGENT: Package = Package {
 const CENTER: Package = Package {
     root: "center/src",
     // Handlers of every part are given `app::Center` under the name `api::Cx`.
-    ground: &["api", "audit", "auth", "clock", "database", "error", "fetch", "store"],
+    ground: &["api", "audit", "auth", "clock", "database", "error", "fetch", "hex", "store"],
     table: &[
         ("api", ALL_PARTS),
         ("audit", &[]),
