@@ -43,11 +43,12 @@ impl Actor {
         }
     }
 
-    /// Whether it has at least `role` for the services of `group`; `*` asks for all groups.
+    /// Whether it has at least `role` for the services of `group`; `*`, or no name, asks for all groups.
     ///
     /// # Errors
     /// It has not: says which role is missing where.
     pub fn may(&self, role: Role, group: &str) -> Result<(), Error> {
+        let group = if group.is_empty() { "*" } else { group };
         if self.roles.iter().any(|(pattern, has)| *has >= role && fits(pattern, group)) {
             return Ok(());
         }
@@ -101,7 +102,8 @@ pub(super) fn role_name(role: Role) -> String {
     format!("{role:?}").to_lowercase()
 }
 
-/// Whether a pattern, in which `*` stands for any characters, is the whole of `text`.
+/// Whether a pattern, in which `*` stands for any characters, is the whole of `text`. `?` is a character as any other,
+/// unlike in names of control groups: where `text` is a pattern itself, all that it stands for must be met.
 pub fn fits(pattern: &str, text: &str) -> bool {
     let mut parts = pattern.split('*');
     let first = parts.next().unwrap_or_default();
@@ -172,8 +174,10 @@ mod tests {
             ..Actor::default()
         };
         assert!(actor.may(Role::Operator, "idc-a").is_ok() && actor.may(Role::Viewer, "other").is_ok());
-        assert!(actor.may(Role::Viewer, "*").is_ok());
-        for (role, group) in [(Role::Operator, "other"), (Role::Operator, "*"), (Role::Admin, "idc-a")] {
+        assert!(actor.may(Role::Viewer, "*").is_ok() && actor.may(Role::Viewer, "").is_ok());
+        for (role, group) in
+            [(Role::Operator, "other"), (Role::Operator, "*"), (Role::Operator, ""), (Role::Admin, "idc-a")]
+        {
             let error = actor.may(role, group).unwrap_err();
             assert_eq!(error.code, Code::Forbidden);
             assert!(error.message.contains("`ann` is no") && !error.remedy.is_empty(), "{error}");

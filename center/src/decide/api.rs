@@ -27,11 +27,6 @@ struct Whose {
     group: String,
 }
 
-/// The group that a role is needed in: a policy for all groups is everyone's.
-fn place(group: &str) -> &str {
-    if group.is_empty() { "*" } else { group }
-}
-
 /// Policies that were written, those of the centre's file included
 #[utoipa::path(get, path = "/v1/pools", tag = "capacity", params(Paging), responses(
     (status = 200, body = Page<PoolPolicy>), (status = 400, body = Problem), (status = 401, body = Problem)))]
@@ -59,7 +54,7 @@ async fn set(
     actor: Actor,
     Json(policy): Json<PoolPolicy>,
 ) -> Result<Json<PoolPolicy>, Error> {
-    actor.may(Role::Admin, place(&policy.group))?;
+    actor.may(Role::Admin, &policy.group)?;
     center.decider.set_policy(&actor, policy.clone()).await?;
     Ok(Json(policy))
 }
@@ -69,7 +64,7 @@ async fn set(
     (status = 204), (status = 400, body = Problem), (status = 401, body = Problem), (status = 403, body = Problem),
     (status = 404, body = Problem), (status = 503, body = Problem)))]
 async fn forget(State(center): State<Cx>, actor: Actor, Query(whose): Query<Whose>) -> Result<http::StatusCode, Error> {
-    actor.may(Role::Admin, place(&whose.group))?;
+    actor.may(Role::Admin, &whose.group)?;
     center.decider.forget_policy(&actor, &whose.service, &whose.group).await?;
     Ok(http::StatusCode::NO_CONTENT)
 }
