@@ -4,7 +4,7 @@ use axum::{Router, body::Bytes, extract::State, http::HeaderMap, routing::post};
 use model::center::{Histogram, Report, Sample, Side};
 
 use super::*;
-use crate::{app::Center, config::Config as CenterConfig, config::StoreChoice};
+use crate::{app::Center, auth::Actor, config::Config as CenterConfig, config::StoreChoice};
 
 type Heard = Arc<Mutex<VecDeque<(HeaderMap, Bytes)>>>;
 
