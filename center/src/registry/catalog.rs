@@ -296,7 +296,6 @@ impl Inner {
         if known.is_some_and(|known| known.revision >= revision) {
             return false;
         }
-        let listed = |held: Option<&Arc<Held>>| held.filter(|h| h.state.is_listed()).map(|h| h.instance.clone());
         let differs = listed(known) != listed(next.as_ref());
         if known.is_none() && next.is_none() {
             self.gone.insert(place.clone(), revision);
@@ -320,11 +319,8 @@ impl Inner {
                 group.instances.remove(&place.address);
             }
         }
-        if differs {
-            group.changed = change;
-            service.changed = change;
-        } else if group.changed == 0 {
-            // Not 0, which is what is not there.
+        // Not 0, which is what is not there.
+        if differs || group.changed == 0 {
             group.changed = change;
             service.changed = change;
         }
@@ -337,9 +333,8 @@ impl Inner {
         self.instances = (self.instances + usize::from(has)).saturating_sub(usize::from(had));
         differs
     }
-}
 
-impl Inner {
+    /// Notes that a place is another agent's now.
     fn owned(&mut self, place: &Place, before: Option<String>, after: Option<String>) {
         if before == after {
             return;
@@ -356,6 +351,11 @@ impl Inner {
             self.agents.entry(after).or_default().insert(place.clone());
         }
     }
+}
+
+/// What callers are told of an instance, if anything.
+fn listed(held: Option<&Arc<Held>>) -> Option<&Instance> {
+    held.filter(|held| held.state.is_listed()).map(|held| &held.instance)
 }
 
 impl View {
