@@ -223,8 +223,8 @@ impl Monitor {
             of_caller.max_by(|a, b| a.rate.total_cmp(&b.rate)).map(|edge| edge.way.clone()).unwrap_or_default()
         };
         let mut all: BTreeMap<String, Figures> = BTreeMap::new();
+        let keep = seen.table.keep_of_parts();
         for side in [Side::Outbound, Side::Inbound] {
-            let keep = seen.table.keep(&Of { caller: "any".to_owned(), ..Of::default() });
             for (caller, row) in seen.table.callers(service, group, side) {
                 if let Some(stretch) = row.lately(now, keep).filter(|stretch| stretch.counts.calls > 0) {
                     all.entry(caller.to_owned()).or_insert_with(|| series::figures(&stretch));
@@ -299,7 +299,7 @@ impl Monitor {
         }
         for (service, group) in seen.table.services().into_iter().filter(|(_, group)| fits(group)) {
             // Callers without an agent are known to the agents of those they call.
-            let keep = seen.table.keep(&Of { caller: "any".to_owned(), ..Of::default() });
+            let keep = seen.table.keep_of_parts();
             for (caller, row) in seen.table.callers(service, group, Side::Inbound) {
                 let from = format!("application:{caller}");
                 if graph.calls(&from, service, group) {

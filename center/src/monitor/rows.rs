@@ -100,6 +100,10 @@ const SIDES: [Side; 2] = [Side::Outbound, Side::Inbound];
 const INSTANCE: usize = 1;
 const CALLER: usize = 2;
 const METHOD: usize = 4;
+const CALLS: usize = CALLER | INSTANCE;
+const METHODS_OF_INSTANCES: usize = METHOD | INSTANCE;
+const METHODS_OF_CALLERS: usize = METHOD | CALLER;
+const EVERYTHING: usize = METHOD | CALLER | INSTANCE;
 
 fn shape(sample: &Sample) -> usize {
     let bit = |name: &str, bit| if name.is_empty() { 0 } else { bit };
@@ -139,12 +143,14 @@ impl Table {
             let rows = &mut rows.expect("it was made")[side_index(side)];
 
             let total = match told(&samples, [0, CALLER, INSTANCE, METHOD]) {
-                none if none.is_empty() => told(&samples, [3, 6, 5, 7]),
+                none if none.is_empty() => {
+                    told(&samples, [CALLS, METHODS_OF_CALLERS, METHODS_OF_INSTANCES, EVERYTHING])
+                }
                 some => some,
             };
             rows.total.get_or_insert_with(|| Rings::new(from_ms)).add(&total, from_ms, to_ms, &keep[0]);
 
-            let instances = by(told(&samples, [INSTANCE, 3, 5, 7]), |s| &s.instance);
+            let instances = by(told(&samples, [INSTANCE, CALLS, METHODS_OF_INSTANCES, EVERYTHING]), |s| &s.instance);
             for (instance, samples) in instances {
                 if !rows.instances.contains_key(instance) {
                     if parts[0] >= PARTS {
@@ -158,7 +164,7 @@ impl Table {
                 row.add(&samples, from_ms, to_ms, &keep[1]);
             }
 
-            let mut callers = by(told(&samples, [CALLER, 3, 6, 7]), |s| &s.caller);
+            let mut callers = by(told(&samples, [CALLER, CALLS, METHODS_OF_CALLERS, EVERYTHING]), |s| &s.caller);
             let application = report.status.application.as_str();
             if callers.is_empty() && side == Side::Outbound && !application.is_empty() {
                 // Its own programs are who calls through an agent.
@@ -178,7 +184,8 @@ impl Table {
                 let row = rows.callers.get_mut(name).expect("it is there");
                 row.add(&samples, from_ms, to_ms, &keep[1]);
             }
-            if !application.is_empty() && rows.applications.len() < CALLERS {
+            let room = rows.applications.len() < CALLERS || rows.applications.contains_key(application);
+            if !application.is_empty() && room {
                 rows.applications.insert(application.into(), to_ms);
             }
         }
@@ -268,7 +275,12 @@ impl Table {
 
     /// How many windows a row of this kind may have.
     pub(super) fn keep(&self, of: &Of) -> &Keep {
-        &self.keep[usize::from(!of.instance.is_empty() || !of.caller.is_empty())]
+        if of.instance.is_empty() && of.caller.is_empty() { &self.keep[0] } else { self.keep_of_parts() }
+    }
+
+    /// How many windows the row of an instance or a caller may have.
+    pub(super) fn keep_of_parts(&self) -> &Keep {
+        &self.keep[1]
     }
 
     /// Calls `f` with every row that `of` means, of its side.
@@ -386,5 +398,29 @@ impl Table {
         }
         let totals = sides().filter(|rows| rows.total.is_some()).count();
         (totals + self.parts[0] + self.parts[1], windows)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use model::center::AgentStatus;
+
+    use super::*;
+
+    #[test]
+    fn applications_that_go_on_telling_stay_though_there_is_no_room_for_more() {
+        let mut table = Table::default();
+        let tell = |table: &mut Table, n: usize, to_ms: u64| {
+            let (service, group) = ("s".to_owned(), "g".to_owned());
+            let sample = Sample { side: Side::Inbound, service, group, calls: 1, ..Sample::default() };
+            let status = AgentStatus { application: format!("app-{n}"), ..AgentStatus::default() };
+            let report = Report { status, samples: vec![sample], ..Report::default() };
+            table.add(&report, to_ms - 2000, to_ms);
+        };
+        for at in [10_000, 700_000] {
+            (0..=CALLERS).for_each(|n| tell(&mut table, n, at));
+        }
+        table.sweep(710_000);
+        assert_eq!(table.providers("s", "g").len(), CALLERS);
     }
 }
