@@ -246,20 +246,4 @@ impl Registry {
     pub fn text(&self, scope: &CommandScope) -> (u64, Option<String>) {
         self.catalog.text(scope).map_or((0, None), |text| (text.revision, text.text.clone()))
     }
-
-    /// Replaces the command text of a scope if it still stands at `expected`, durably, and tells agents that watch it.
-    /// Answers the new revision. `fenced` is that of [`Batch`](crate::store::Batch): the epoch, where only the centre
-    /// that leads may write it.
-    ///
-    /// # Errors
-    /// [`Code::Conflict`](crate::error::Code::Conflict) when it does not stand there.
-    pub async fn set_text(
-        &self,
-        scope: &CommandScope,
-        expected: u64,
-        text: Option<String>,
-        fenced: Option<u64>,
-    ) -> Result<u64, Error> {
-        self.write_text(scope, expected, text, fenced).await
-    }
 }

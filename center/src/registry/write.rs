@@ -382,7 +382,13 @@ impl Registry {
         done
     }
 
-    pub(super) async fn write_text(
+    /// Replaces the command text of a scope if it still stands at `expected`, durably, and tells agents that watch it.
+    /// Answers the new revision. `fenced` is that of [`Batch`](crate::store::Batch): the epoch, where only the centre
+    /// that leads may write it.
+    ///
+    /// # Errors
+    /// [`Code::Conflict`](crate::error::Code::Conflict) when it does not stand there.
+    pub async fn set_text(
         &self,
         scope: &CommandScope,
         expected: u64,
