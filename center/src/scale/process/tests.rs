@@ -73,7 +73,8 @@ async fn instances_are_started_restarted_and_ended_with_their_children() {
     let shown = driver.instances();
     assert_eq!((shown[0].restarts, shown[1].restarts), (1, 0));
     assert!(shown[0].reason.contains("signal: 9"), "{}", shown[0].reason);
-    assert_eq!(group(pids[0]), 0, "its child went with it");
+    // Killed is not gone yet.
+    until("its child went with it", || group(pids[0]) == 0).await;
     until("its log has both starts", || log(&dir, "echo@a-0").matches("began echo@a-0").count() == 2).await;
 
     // A key that was used does nothing more, whatever it says.
@@ -81,11 +82,12 @@ async fn instances_are_started_restarted_and_ended_with_their_children() {
     driver.scale(2, "one").await.unwrap();
     assert_eq!(driver.size().await.unwrap(), 1);
     until("one is left", || driver.instances().len() == 1).await;
-    assert_eq!((driver.instances()[0].name.as_str(), group(pids[1])), ("echo@a-0", 0), "the highest slot went");
+    assert_eq!(driver.instances()[0].name, "echo@a-0", "the highest slot went");
+    until("with its child", || group(pids[1]) == 0).await;
 
     let last = running(&driver)[0];
     driver.end(Ending::Center).await;
-    assert_eq!(group(last), 0);
+    until("nothing of it is left", || group(last) == 0).await;
 }
 
 #[tokio::test]
@@ -130,7 +132,7 @@ async fn one_that_will_not_end_is_killed_and_one_that_cannot_start_says_why() {
     until("it is deaf", || log(&dir, "echo@a-0").contains("deaf")).await;
     let pid = running(&driver_of)[0];
     driver_of.end(Ending::Center).await;
-    assert_eq!(group(pid), 0);
+    until("nothing of it is left", || group(pid) == 0).await;
 
     let missing = driver(&cx(&self::dir()), "{command: [/nowhere/at/all], restart_after: 10ms}").unwrap();
     missing.scale(1, "one").await.unwrap();
