@@ -6,7 +6,7 @@ use http::{Request, Response};
 use http_body_util::{BodyExt as _, Full};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::TokioIo;
-use model::Snapshot;
+use model::{Snapshot, kind::Value};
 use parking_lot::Mutex;
 use rustls::{
     RootCertStore, ServerConfig,
@@ -20,6 +20,20 @@ use tokio::{
     time::timeout,
 };
 use tokio_rustls::TlsAcceptor;
+
+use super::{BuildCx, Registry};
+
+type Build = fn(&Value, &BuildCx) -> anyhow::Result<Arc<dyn Registry>>;
+
+/// What a kind makes of these options.
+pub(super) fn built(build: Build, yaml: &str) -> anyhow::Result<Arc<dyn Registry>> {
+    build(&serde_yaml::from_str(yaml).unwrap(), &BuildCx::default())
+}
+
+/// What a kind says of options that it cannot take.
+pub(super) fn refusal(build: Build, yaml: &str) -> String {
+    format!("{:#}", built(build, yaml).err().unwrap())
+}
 
 /// A request as it came: method, path with query, body.
 #[derive(Clone, Debug, PartialEq)]

@@ -13,7 +13,7 @@ use parking_lot::Mutex;
 use serde_json::json;
 
 use super::*;
-use crate::testing::{Answer, Asked, StandIn, list};
+use crate::testing::{Answer, Asked, StandIn, list, refusal};
 
 fn registry(addresses: &[std::net::SocketAddr], more: &str, cx: &BuildCx) -> Arc<dyn Registry> {
     let addresses: Vec<_> = addresses.iter().map(|at| format!("'{at}'")).collect();
@@ -273,10 +273,7 @@ async fn commands_are_written_and_a_refusal_is_told() {
 
 #[test]
 fn says_what_is_wrong_with_its_options() {
-    let told = |yaml: &str| {
-        let built = build(&serde_yaml::from_str(yaml).unwrap(), &BuildCx::default());
-        format!("{:#}", built.err().unwrap())
-    };
+    let told = |yaml: &str| refusal(build, yaml);
     assert!(told("{}").contains("add `address: [HOST:7480]`"));
     assert!(told("{adress: x}").contains("unknown field `adress`"));
     assert!(told("{address: x, ttl: 10ms}").contains("write 1s to 1h"));

@@ -6,11 +6,11 @@ use model::Instance;
 use serde_json::json;
 
 use super::*;
-use crate::testing::{Answer, Asked, Certificates, StandIn, list};
+use crate::testing::{Answer, Asked, Certificates, StandIn, built, list, refusal};
 
 fn registry(at: std::net::SocketAddr, more: &str) -> Arc<dyn Registry> {
     let yaml = format!("{{address: '{at}'{more}}}");
-    build(&serde_yaml::from_str(&yaml).unwrap(), &BuildCx::default()).unwrap()
+    built(build, &yaml).unwrap()
 }
 
 fn key(service: &str, group: &str) -> ServiceKey {
@@ -204,10 +204,7 @@ async fn commands_follow_their_key_and_are_written_if_nobody_else_did() {
 
 #[test]
 fn says_what_is_wrong_with_its_options() {
-    let told = |yaml: &str| {
-        let built = build(&serde_yaml::from_str(yaml).unwrap(), &BuildCx::default());
-        format!("{:#}", built.err().unwrap())
-    };
+    let told = |yaml: &str| refusal(build, yaml);
     assert!(told("{adress: x}").contains("unknown field `adress`"));
     assert!(told("{address: 'ftp://x'}").contains("option `address`: `ftp://x`"));
     assert!(told("{ttl: '10'}").contains("ttl: `10` has no unit"));

@@ -18,7 +18,7 @@ use tokio::{
 };
 
 use super::*;
-use crate::testing::list;
+use crate::testing::{built, list, refusal};
 
 /// What is answered: a code, records, addresses beside them, whether it fits a datagram.
 #[derive(Clone, Default)]
@@ -93,7 +93,7 @@ async fn resolver() -> (SocketAddr, Arc<Mutex<Zone>>) {
 }
 
 fn registry(yaml: &str) -> Arc<dyn Registry> {
-    build(&serde_yaml::from_str(yaml).unwrap(), &BuildCx::default()).unwrap()
+    built(build, yaml).unwrap()
 }
 
 fn key(service: &str) -> ServiceKey {
@@ -148,10 +148,7 @@ async fn addresses_with_a_port_need_no_srv_and_aliases_are_followed() {
 
 #[test]
 fn options_and_resolvers_are_read() {
-    let told = |yaml: &str| {
-        let built = build(&serde_yaml::from_str(yaml).unwrap(), &BuildCx::default());
-        format!("{:#}", built.err().unwrap())
-    };
+    let told = |yaml: &str| refusal(build, yaml);
     assert!(told("{names: x}").contains("unknown field"));
     assert!(told("{port: 0}").contains("port 0"));
     assert!(told("{name: 'a..b'}").contains("is no name"));

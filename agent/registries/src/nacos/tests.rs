@@ -12,12 +12,12 @@ use tokio::sync::watch;
 use super::*;
 use crate::{
     Provided, Scope, Standing, Wanted,
-    testing::{Answer, StandIn, list},
+    testing::{Answer, StandIn, built, list, refusal},
 };
 
 fn registry(at: std::net::SocketAddr, more: &str) -> Arc<dyn Registry> {
     let yaml = format!("{{address: '{at}', api: http{more}}}");
-    build(&serde_yaml::from_str(&yaml).unwrap(), &BuildCx::default()).unwrap()
+    built(build, &yaml).unwrap()
 }
 
 fn key(service: &str, group: &str) -> ServiceKey {
@@ -54,7 +54,7 @@ async fn lists_are_asked_for_with_a_token_and_the_next_server_helps() {
         "{{address: ['{}', '{}'], api: http, namespace: dev, username: ops, password: 'p&q'}}",
         broken.at, server.at
     );
-    let registry = build(&serde_yaml::from_str(&yaml).unwrap(), &BuildCx::default()).unwrap();
+    let registry = built(build, &yaml).unwrap();
     let mut echo = registry.watch(&key("com.Echo", "yf"));
     let found = list(&mut echo, "10.0.0.1:8001", false).await;
     assert_eq!((found.instances[0].weight, found.instances[0].version.as_str()), (30, "1.0"));
@@ -152,7 +152,7 @@ async fn no_grpc_server_is_said_and_asked_again() {
     let server = StandIn::start(|_| ok("no")).await;
     let at = std::net::SocketAddr::new(server.at.ip(), server.at.port().wrapping_sub(1000).max(1));
     let yaml = format!("{{address: '{at}'}}");
-    let registry = build(&serde_yaml::from_str(&yaml).unwrap(), &BuildCx::default()).unwrap();
+    let registry = built(build, &yaml).unwrap();
     let mut echo = registry.watch(&key("s", ""));
     let found = list(&mut echo, "", true).await;
     assert!(found.stale.as_ref().unwrap().starts_with("nacos http://127.0.0.1:"), "{found:?}");
@@ -160,10 +160,7 @@ async fn no_grpc_server_is_said_and_asked_again() {
 
 #[test]
 fn says_what_is_wrong_with_its_options() {
-    let told = |yaml: &str| {
-        let built = build(&serde_yaml::from_str(yaml).unwrap(), &BuildCx::default());
-        format!("{:#}", built.err().unwrap())
-    };
+    let told = |yaml: &str| refusal(build, yaml);
     assert!(told("{}").contains("`address` is missing"));
     assert!(told("{address: a, api: udp}").contains("unknown variant `udp`"));
     assert!(told("{address: 'a:65000'}").contains("use `api: http`"));
