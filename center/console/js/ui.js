@@ -198,7 +198,7 @@ export function Head({ title, sub, children, crumbs }) {
 
 /// A figure with its name.
 export const Tile = ({ label, value, unit, tone, note, title }) => html`<div class=${`tile ${tone ?? ''}`} title=${title}>
-  <dt>${label}</dt><dd>${value}${unit && html`<small>${unit}</small>`}</dd>${note && html`<p>${note}</p>`}</div>`;
+  <dt>${label}</dt><dd>${value}${unit && value !== '–' && html`<small>${unit}</small>`}</dd>${note && html`<p>${note}</p>`}</div>`;
 
 export const Panel = ({ title, tools, children, id, note }) => html`<section class="panel" aria-labelledby=${id ? `${id}-title` : undefined}>
   <header><h2 id=${id ? `${id}-title` : undefined}>${title}</h2>${note && html`<span class="note">${note}</span>`}<div class="tools">${tools}</div></header>${children}</section>`;
