@@ -24,6 +24,7 @@ mod etcd;
 mod explain;
 mod filters;
 mod graphite;
+mod graphite_api;
 mod ha;
 mod http;
 mod http_mesh;

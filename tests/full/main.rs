@@ -4,7 +4,6 @@
 
 mod center_commands;
 mod consul;
-mod graphite;
 mod kind;
 mod kubernetes;
 mod mesh;

@@ -22,6 +22,7 @@ pub const PROGRAMS: &[(&str, &[&str])] = &[
     ("wrk", &["wrk"]),
     ("curl", &["curl"]),
     ("python3", &["python3"]),
+    ("pip3", &["python3-pip"]),
     ("ip", &["iproute2"]),
     ("bpftool", &["bpftool"]),
     ("iptables-restore", &["iptables"]),

@@ -1,9 +1,9 @@
-//! Programs that `cargo xtask test --full` runs the agent against and that no Debian package has: built or
-//! fetched once, kept by version below `target/full/`.
+//! Programs that `cargo xtask test --full` runs agent and centre against and that no Debian package has: built or
+//! fetched once, kept by version below `target/full/`. Those that take seconds are part of every `cargo xtask test`.
 //!
 //! To add one: a row in [`PEERS`] and the function that the row names, which puts what tests need into
 //! [`Work::dir`]. Tests say `lacks(&[Need::Peer("name")])` and find that folder with `host::need::peer("name")`;
-//! their files are `tests/full/*.rs`. A peer made of sources of this repository names their folder in
+//! their files are `tests/full/*.rs`, or `tests/*.rs` for a [`Peer::usual`] one. A peer made of sources of this repository names their folder in
 //! [`Peer::sources`], and is built again when they change. A change of the recipe alone needs a new version
 //! (`1.2.3-b`). `cargo xtask peers NAME` has one peer there without running a test.
 
@@ -28,6 +28,8 @@ pub struct Peer {
     pub name: &'static str,
     /// Part of the folder's name: another version is another folder.
     pub version: &'static str,
+    /// Part of `cargo xtask test` without `--full`, too: there within seconds.
+    pub usual: bool,
     /// A folder of this repository that it is made of; empty when there is none.
     pub sources: &'static str,
     /// Programs that are needed to make or to run it; Debian packages for them are in `packages`.
@@ -43,6 +45,7 @@ pub const PEERS: &[Peer] = &[
     Peer {
         name: "consul",
         version: "1.22.7",
+        usual: false,
         sources: "",
         programs: &["go"],
         // Eight minutes of two cores and 3.3 GB of memory, most of it for the compiler's work on one package.
@@ -52,6 +55,7 @@ pub const PEERS: &[Peer] = &[
     Peer {
         name: "kube-apiserver",
         version: "1.36.3",
+        usual: false,
         sources: "",
         programs: &["go"],
         // Five minutes of two cores and 1.9 GB of memory.
@@ -61,6 +65,7 @@ pub const PEERS: &[Peer] = &[
     Peer {
         name: "motan-go",
         version: "1.2.0",
+        usual: false,
         sources: "tests/peers/motan-go",
         programs: &["go"],
         limit: Duration::from_secs(15 * 60),
@@ -69,6 +74,7 @@ pub const PEERS: &[Peer] = &[
     Peer {
         name: "motan-java",
         version: "1.2.6",
+        usual: false,
         sources: "tests/peers/motan-java",
         programs: &["javac", "mvn"],
         limit: Duration::from_secs(15 * 60),
@@ -77,6 +83,7 @@ pub const PEERS: &[Peer] = &[
     Peer {
         name: "rnacos",
         version: "0.8.8",
+        usual: false,
         sources: "",
         programs: &[],
         limit: Duration::from_secs(45 * 60),
@@ -85,14 +92,16 @@ pub const PEERS: &[Peer] = &[
     Peer {
         name: "graphite-api",
         version: "1.1.3",
+        usual: true,
         sources: "",
-        programs: &["python3", "carbon-cache"],
+        programs: &["python3", "pip3", "carbon-cache"],
         limit: Duration::from_secs(10 * 60),
         make: graphite_api,
     },
     Peer {
         name: "zipkin",
         version: "3.6.1",
+        usual: false,
         sources: "",
         programs: &["javac", "mvn"],
         // A download of 135 MB.
@@ -151,6 +160,11 @@ pub fn concerned(filter: Option<&str>) -> Vec<&'static Peer> {
     let named = |peer: &&Peer| filter.is_some_and(|f| f.contains(peer.name) || peer.name.contains(f));
     let some: Vec<_> = PEERS.iter().filter(named).collect();
     if some.is_empty() { PEERS.iter().collect() } else { some }
+}
+
+/// Those of every `cargo xtask test`.
+pub fn usual() -> Vec<&'static Peer> {
+    PEERS.iter().filter(|peer| peer.usual).collect()
 }
 
 /// Has the peers called `names` there, or all when none is named.

@@ -42,7 +42,7 @@ const LIMIT: Duration = Duration::from_secs(40 * 60);
 /// Which tests are run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Extent {
-    /// Those that need nothing but Debian packages.
+    /// Those that need nothing but Debian packages and what is there within seconds.
     Usual,
     /// Those of `tests/full` too, against programs of others that are built first.
     Full,
@@ -116,8 +116,9 @@ impl Runs {
 pub fn run(filter: Option<&str>, extent: Extent) -> Result<()> {
     let mut lacking = packages::provide(PROGRAMS);
     let mut runs = vec![&["--workspace", "--exclude", "tests"][..], &["--package", "tests"]];
+    let built = if extent == Extent::Full { peers::concerned(filter) } else { peers::usual() };
+    lacking.extend(peers::provide(&built));
     if extent == Extent::Full {
-        lacking.extend(peers::provide(&peers::concerned(filter)));
         runs.push(&["--package", "tests", "--test", "full"]);
     }
     for line in &lacking {
