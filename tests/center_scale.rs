@@ -201,9 +201,7 @@ referers:
     fs::write(&file, picture(&curves)).unwrap();
     println!("the picture: {}", file.display());
     assert!(center.stop().success());
-    until("its instances ended with it", || {
-        before.iter().all(|pid| !runs(*pid)).then_some(())
-    });
+    until("its instances ended with it", || before.iter().all(|pid| !runs(*pid)).then_some(()));
 }
 
 /// Calls a second by time.

@@ -17,6 +17,13 @@ use serde_json::Value;
 
 const SERVICE: &str = "com.example.Echo";
 
+/// Serves it in one process, which can be stopped as a whole.
+const SERVE: &str = "import sys
+from werkzeug.serving import run_simple
+from graphite_api.app import app
+run_simple('127.0.0.1', int(sys.argv[1]), app, threaded=True)
+";
+
 /// A graphite-api before `carbon`.
 fn graphite_api(carbon: &Carbon) -> Server {
     let (dir, addr) = (Temp::new(), SocketAddr::from(([127, 0, 0, 1], free_port())));
@@ -35,7 +42,7 @@ fn graphite_api(carbon: &Carbon) -> Server {
     let cmd = Cmd::new("env")
         .arg(format!("GRAPHITE_API_CONFIG={}", config.display()))
         .arg(format!("PYTHONPATH={}", site.display()))
-        .args(["/usr/bin/python3", "-m", "gunicorn", "--bind", &addr.to_string(), "graphite_api.app:app"]);
+        .args(["/usr/bin/python3", "-c", SERVE, &addr.port().to_string()]);
     Server::start(addr, dir, cmd)
 }
 

@@ -335,7 +335,7 @@ fn rnacos(work: &Work) -> Result<()> {
 /// Its own requirements are open at the top, and what came since does not work with it.
 fn graphite_api(work: &Work) -> Result<()> {
     let own = format!("graphite-api=={}", work.version());
-    let pins = ["gunicorn", "flask<2.1", "werkzeug<2.1", "tzlocal<3", "pyparsing<3", "setuptools<81"];
+    let pins = ["flask<2.1", "werkzeug<2.1", "tzlocal<3", "pyparsing<3", "setuptools<81"];
     // The system's own Python, which has Debian's libraries.
     let mut command = Command::new("/usr/bin/python3");
     command.args(["-m", "pip", "install", "--quiet", "--target", "site", &own]).args(pins);

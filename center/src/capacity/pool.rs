@@ -217,7 +217,10 @@ mod tests {
             of(&policy, Seen { instances: 1, rate, bands: Vec::new(), capacity: Some(capacity(100.0, confidence)) })
         };
         let unknown = with(95.0, Confidence::LowerBound);
-        assert_eq!((unknown.level.as_str(), unknown.water_percent, unknown.redundancy_percent), ("unknown", None, None));
+        assert_eq!(
+            (unknown.level.as_str(), unknown.water_percent, unknown.redundancy_percent),
+            ("unknown", None, None)
+        );
         assert_eq!(with(50.0, Confidence::LowerBound).level, "normal");
         assert_eq!(with(95.0, Confidence::Low).level, "warning");
         assert_eq!(takes(&with(1.0, Confidence::Low)), Some(90.0), "extrapolated capacity is not given away");
