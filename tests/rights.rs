@@ -151,7 +151,8 @@ fn rights_to_look_at_programs_are_what_auto_needs() {
     };
     // Connections from before that stay as they are.
     let tested = |world: &World| {
-        until("the self-test is done", || way(world, &|_| true).starts_with("learning"));
+        let before = |how: &str| how.contains("self-test") || how.contains("came before");
+        until("the self-test is done", || !before(&way(world, &|_| true)));
     };
     let Some(world) = World::new(&HOOKS, "auto") else { return };
     tested(&world);
@@ -162,8 +163,9 @@ fn rights_to_look_at_programs_are_what_auto_needs() {
     drop(world);
     let Some(world) = World::new(&[&HOOKS[..], &["sys_ptrace"]].concat(), "auto") else { return };
     tested(&world);
+    // What it is depends on the Python of this host: something is known of it.
     let how = way(&world, &|how| !how.contains("(0 of 3"));
-    assert!(how.starts_with("learning (") && !how.contains("CAP_") || how == "on" || how.contains("blocking"), "{how}");
+    assert!(!how.contains("cannot be read") && !how.contains("CAP_"), "{how}");
 }
 
 /// Whether the verifier asks nobody for CAP_PERFMON.

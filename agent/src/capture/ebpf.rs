@@ -105,7 +105,7 @@ impl Ebpf {
             bail!("this build has no eBPF object: run `cargo xtask build`");
         };
         if let Some(missing) = missing_rights() {
-            bail!("this process lacks {missing}: run it as root, or give it CAP_BPF and CAP_NET_ADMIN");
+            bail!("this process lacks {missing}: run it as root, or give it CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON");
         }
         let lock = NameLock::take(name)?;
         let netns = own_netns()?;

@@ -48,7 +48,7 @@ impl Lab {
             bail!("this build has no eBPF object: run `cargo xtask build`");
         };
         if let Some(missing) = ebpf::missing_rights() {
-            bail!("this process lacks {missing}: run it as root, or give it CAP_BPF and CAP_NET_ADMIN");
+            bail!("this process lacks {missing}: run it as root, or give it CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON");
         }
         let mut loaded = ebpf::probe(object, &Offsets::default())?;
         let take = |loaded: &mut aya::Ebpf, name: &str| {
