@@ -191,6 +191,31 @@ fn what_was_there_before_comes_back_when_the_time_is_over() {
 }
 
 #[test]
+fn an_agent_that_was_killed_undoes_in_time_what_it_ordered() {
+    let mut it = World::http("");
+    it.agent.cli("switch web idc-a=50 idc-b=50").ok();
+    it.until_dealt(20, "a1:5 a2:5 b1:10");
+    it.agent.cli("switch web idc-b --for 1m").ok();
+    it.agent.cli("switch web idc-a --for 6s").ok();
+    it.agent.kill9();
+    it.agent.again();
+    until("it is known again", || it.agent.cli("commands").ok().contains("the switch of web is undone in"));
+    it.until_dealt(20, "a1:5 a2:5 b1:10");
+    assert!(!it.agent.page("/commands").contains("in_seconds"), "nothing is left to undo");
+
+    // The time is over while it is away.
+    it.agent.cli("degrade web --for 1s").ok();
+    it.agent.kill9();
+    it.agent.again();
+    until("undone", || http::get(it.to, "/").unwrap().status() == 200);
+    until("and taken out", || !std::fs::read_to_string(it.nodes()).unwrap().contains("\"commandType\":1"));
+    it.until_dealt(20, "a1:5 a2:5 b1:10");
+    // What another agent ordered is none of its business.
+    let text = std::fs::read_to_string(it.nodes()).unwrap();
+    assert!(!text.contains("term"), "{text}");
+}
+
+#[test]
 fn rules_by_address_and_mixed_groups() {
     let it = World::http(", mix_groups: [idc-a, idc-b]");
     it.until_dealt(30, "a1:10 a2:10 b1:10");
@@ -299,4 +324,52 @@ referers:
     until("the other group", || dealt(4) == (0, 4));
     client.delete("/motan/bars/command");
     until("the own group", || dealt(4) == (4, 0));
+}
+
+#[test]
+fn sets_that_change_under_a_load_of_motan2_lose_no_call() {
+    let _heavy = heavy();
+    let it = World::motan("");
+    let whole = it.list.clone();
+    let rows: Vec<String> = whole.split('{').skip(1).map(|r| format!("{{{}}}", r.split('}').next().unwrap())).collect();
+    assert_eq!(rows.len(), 3, "{whole}");
+    let to = it.to;
+    let load = Load::start(4, || {
+        let mut client: Option<Client> = None;
+        move || {
+            let mut open = match client.take() {
+                Some(open) => open,
+                None => Client::open(to).map_err(|e| format!("connect: {e}"))?,
+            };
+            let frame = Frame::call("web", "hello", "x").with("M_g", "idc-a");
+            let answer = open.call(frame).map_err(|e| format!("call: {e}"))?;
+            client = Some(open);
+            if answer.status == 0 { Ok(answer.text()) } else { Err(format!("{:?}", answer.thrown())) }
+        }
+    });
+    load.more(100);
+    // Each of the two of the own group alone, both, a weight of none, another group's in between, and all again.
+    let one = |row: &str| format!("services:\n  web: [{row}]\n");
+    let sets = [
+        one(&rows[0]),
+        one(&rows[1]),
+        one(&format!("{}, {}", rows[1], rows[2])),
+        one(&format!("{}, {}", rows[0].replace('}', ", weight: 0}"), rows[1])),
+        whole.clone(),
+    ];
+    let orders = [
+        "",
+        "commands: {groups: {idc-a: {clientCommandList: [{index: 1, pattern: web, mergeGroups: [idc-a, idc-b]}]}}}\n",
+    ];
+    for i in 0..60 {
+        it.dir.write("nodes.yaml", format!("{}{}", sets[i % sets.len()], orders[i / 7 % 2]));
+        load.more(50);
+    }
+    it.dir.write("nodes.yaml", one(&rows[1]));
+    let mut client = Client::open(to).unwrap();
+    let mut by = || client.call(Frame::call("web", "hello", "x").with("M_g", "idc-a")).unwrap().text();
+    until("only the second is left", || (0..6).all(|_| by() == "a2"));
+    let tally = load.stop();
+    tally.all_good(3000);
+    assert!(["a1", "a2", "b1"].iter().all(|who| tally.good.contains_key(*who)), "{:?}", tally.good);
 }

@@ -8,7 +8,7 @@ use std::{
 
 use model::{
     Instance, ServiceKey,
-    command::{self, Commands, GroupShare, Kind, Order},
+    command::{self, Commands, GroupShare, Kind, Order, Term},
 };
 use parking_lot::Mutex;
 use serde_json::Value;
@@ -95,11 +95,15 @@ pub(super) struct Orders(Mutex<HashMap<(Scope, String, u8), Undo>>);
 struct Undo {
     task: AbortHandle,
     at: Instant,
-    /// What was replaced.
-    former: Vec<Value>,
+}
+
+/// Who gives orders, as terms name him.
+fn giver(handles: &Handles) -> String {
+    format!("{}/{}", rustix::system::uname().nodename().to_string_lossy(), handles.name)
 }
 
 /// A service, the registry that commands it and the text there.
+#[derive(Clone)]
 struct Place {
     steered: Arc<Steered>,
     registry_name: String,
@@ -210,16 +214,17 @@ impl Orders {
         let millis = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
         let until = asked.undo_after.map_or(String::new(), |t| format!(", for {t:?}"));
         let remark = format!("by sockmesh {} at {millis} ms{until}", handles.name);
-        let edit = |text: Option<&str>| command::with_order(text, &asked.service, &order, &remark).map(Some);
+        // In the text as well, so that a start after a crash knows it.
+        let term = asked.undo_after.map(|after| Term {
+            by: giver(handles),
+            until_ms: u64::try_from(millis + after.as_millis()).unwrap_or(u64::MAX),
+        });
+        let edit =
+            |text: Option<&str>| command::with_order(text, &asked.service, &order, &remark, term.as_ref()).map(Some);
         let former = place.write(edit).await?.unwrap_or_default();
-        // What it replaced may itself have been for a time only.
-        let former = match self.0.lock().remove(&key) {
-            Some(undo) => {
-                undo.task.abort();
-                undo.former
-            }
-            None => former,
-        };
+        if let Some(undo) = self.0.lock().remove(&key) {
+            undo.task.abort();
+        }
         let what = match &order {
             Order::Groups(groups) => groups.join(" "),
             Order::Degrade => "degraded".to_owned(),
@@ -233,6 +238,44 @@ impl Orders {
         Ok(said)
     }
 
+    /// Undoes in their time what this agent ordered before it was started anew.
+    pub(super) fn resume(self: &Arc<Self>, handles: &Handles) {
+        let by = giver(handles);
+        let mut looked: Vec<(String, Scope)> = Vec::new();
+        for steered in handles.steered.load().iter() {
+            let scope = Scope::Group(steered.cluster.info.key.group.clone());
+            for (name, registry) in &steered.registries {
+                let Some(text) = registry.commands(&scope) else { continue };
+                let (registry_name, registry, by) = (name.clone(), registry.clone(), by.clone());
+                if scope == Scope::Group(String::new()) || looked.contains(&(name.clone(), scope.clone())) {
+                    continue;
+                }
+                looked.push((name.clone(), scope.clone()));
+                let place = Place { steered: steered.clone(), registry_name, registry, scope: scope.clone(), text };
+                tokio::spawn(self.clone().resume_at(place, by));
+            }
+        }
+    }
+
+    async fn resume_at(self: Arc<Self>, mut place: Place, by: String) {
+        // A registry that is away is waited for: there is nothing to undo elsewhere.
+        let text = match place.text.wait_for(|text| text.revision > 0 && text.stale.is_none()).await {
+            Ok(text) => text.text.clone(),
+            Err(_) => return,
+        };
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        for order in command::timed(text.as_deref()).into_iter().filter(|order| order.term.by == by) {
+            let key = (place.scope.clone(), order.service.clone(), order.kind.number());
+            if self.0.lock().contains_key(&key) {
+                // Given since the start.
+                continue;
+            }
+            let after = Duration::from_millis(order.term.until_ms).saturating_sub(now);
+            tracing::info!(service = order.service, ?after, "a command of a former run is undone in its time");
+            self.undo_later(place.clone(), key, order.remark, order.former, after);
+        }
+    }
+
     fn undo_later(
         self: &Arc<Self>,
         mut place: Place,
@@ -242,13 +285,13 @@ impl Orders {
         after: Duration,
     ) {
         let at = Instant::now() + after;
-        let (orders, mine, instead) = (self.clone(), key.clone(), former.clone());
+        let (orders, mine) = (self.clone(), key.clone());
         let kind = if key.2 == Kind::Degrade.number() { Kind::Degrade } else { Kind::Traffic };
         let task = tokio::spawn(async move {
             sleep_until(at).await;
             let service = &mine.1;
             let edit = |text: Option<&str>| {
-                let without = command::without_order(text, service, kind, Some(&remark), &instead)?;
+                let without = command::without_order(text, service, kind, Some(&remark), &former)?;
                 Ok(without.map(|text| (text, ())))
             };
             let mut pause = Duration::from_secs(1);
@@ -267,7 +310,7 @@ impl Orders {
                 return;
             }
         });
-        self.0.lock().insert(key, Undo { task: task.abort_handle(), at, former });
+        self.0.lock().insert(key, Undo { task: task.abort_handle(), at });
     }
 
     /// The page.

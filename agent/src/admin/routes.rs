@@ -90,6 +90,11 @@ impl Api {
         }
     }
 
+    /// Takes up what a former run left to do.
+    pub(super) fn resume(&self) {
+        self.orders.resume(&self.handles);
+    }
+
     /// Moves the windows on.
     pub(super) fn sample(&self) {
         let clusters = self.handles.clusters.load_full();

@@ -35,6 +35,7 @@ pub async fn serve(listener: Listener, handles: Arc<Handles>) -> anyhow::Result<
         Listener::Unix(_) => None,
     };
     let api = Arc::new(Api::new(handles, at));
+    api.resume();
     let mut reserve = Reserve::new();
     let mut connections = JoinSet::new();
     let mut step = tokio::time::interval(window::STEP);

@@ -18,8 +18,8 @@ use crate::admin::view;
 /// How long an order holds.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Term {
-    /// Undo it after this time. The centre does so, or this agent: one that is stopped or restarted before forgets
-    /// it, and the command stays
+    /// Undo it after this time. The centre does so, or this agent; one that is not running then does so when it is
+    /// started again
     #[arg(long = "for", value_name = "TIME", value_parser = time, conflicts_with = "end")]
     pub undo_after: Option<Duration>,
     /// End it: take the command of exactly this service out of the registry

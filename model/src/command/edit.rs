@@ -161,8 +161,52 @@ impl Order {
     }
 }
 
+/// Key of an entry under which it says for how long it holds; other clients skip it.
+const TERM: &str = "term";
+
+/// For how long an order holds, and who undoes it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Term {
+    /// Who gave it, and undoes it.
+    pub by: String,
+    /// Milliseconds since 1970 at which it is undone.
+    pub until_ms: u64,
+}
+
+/// An order that holds for a time.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Timed {
+    /// The service.
+    pub service: String,
+    /// What kind of order.
+    pub kind: Kind,
+    /// Tells it from others for the same service.
+    pub remark: String,
+    /// For how long.
+    pub term: Term,
+    /// What takes its place then.
+    pub former: Vec<Value>,
+}
+
+/// Orders in `text` that hold for a time; none in a text that is ill.
+pub fn timed(text: Option<&str>) -> Vec<Timed> {
+    let one = |entry: &Value| {
+        let (kind, term) = (Kind::of(&entry["commandType"]).ok()?, &entry[TERM]);
+        let read = |value: &Value| value.as_str().map(str::to_owned);
+        Some(Timed {
+            service: read(&entry["pattern"])?,
+            kind,
+            remark: read(&entry["remark"])?,
+            term: Term { by: read(&term["by"])?, until_ms: term["until"].as_u64()? },
+            former: term["former"].as_array()?.clone(),
+        })
+    };
+    Text::read(text).map(|whole| whole.list.iter().filter_map(one).collect()).unwrap_or_default()
+}
+
 /// `text` with `order` for `service` in it, so that it is the one that holds, and the commands of the same kind
-/// for exactly this service that it replaces; `remark` is for people.
+/// for exactly this service that it replaces; `remark` is for people. With `term`, the order says for how long it
+/// holds and what it replaced, which is what stood there before all orders for a time.
 ///
 /// # Errors
 /// `text` is no list of commands, or another command would go first.
@@ -171,6 +215,7 @@ pub fn with_order(
     service: &str,
     order: &Order,
     remark: &str,
+    term: Option<&Term>,
 ) -> Result<(String, Vec<Value>), String> {
     let kind = order.kind();
     let mut whole = Text::read(text)?;
@@ -191,7 +236,12 @@ pub fn with_order(
         Order::Groups(groups) => groups.clone(),
         Order::Degrade => Vec::new(),
     };
-    list.push(json!({
+    let lasting = |entry: Value| match &entry[TERM]["former"] {
+        Value::Array(before) => before.clone(),
+        _ => vec![entry],
+    };
+    let former: Vec<_> = former.into_iter().flat_map(lasting).collect();
+    let mut entry = json!({
         "index": index,
         "version": "1.0",
         "dc": "",
@@ -200,7 +250,11 @@ pub fn with_order(
         "mergeGroups": groups,
         "routeRules": [],
         "remark": remark,
-    }));
+    });
+    if let Some(Term { by, until_ms }) = term {
+        entry[TERM] = json!({"by": by, "until": until_ms, "former": former});
+    }
+    list.push(entry);
     whole.list = list;
     Ok((whole.written(), former))
 }
@@ -249,14 +303,14 @@ mod tests {
     #[test]
     fn an_order_goes_first_and_leaves_the_others_alone() {
         let order = Order::Groups(vec!["a:80".into(), "b:20".into()]);
-        let (text, former) = with_order(None, "s.Echo", &order, "me").unwrap();
+        let (text, former) = with_order(None, "s.Echo", &order, "me", None).unwrap();
         assert_eq!((groups(&text).as_str(), former.len()), ("a:80 b:20", 0));
         let other = r#"{"clientCommandList":[{"index":1,"pattern":"s.*","mergeGroups":["c"],"more":7}]}"#;
-        let (text, _) = with_order(Some(other), "s.Echo", &order, "me").unwrap();
+        let (text, _) = with_order(Some(other), "s.Echo", &order, "me", None).unwrap();
         assert_eq!(groups(&text), "a:80 b:20");
         assert!(text.contains(r#""more":7"#), "{text}");
         // Again: replaced, not added.
-        let (again, former) = with_order(Some(&text), "s.Echo", &Order::Groups(vec!["d".into()]), "me2").unwrap();
+        let (again, former) = with_order(Some(&text), "s.Echo", &Order::Groups(vec!["d".into()]), "me2", None).unwrap();
         assert_eq!((groups(&again).as_str(), again.matches("s.Echo").count(), former.len()), ("d", 1, 1));
         let without = |text: &str, kind, remark, instead: &[Value]| {
             without_order(Some(text), "s.Echo", kind, remark, instead).unwrap()
@@ -266,7 +320,7 @@ mod tests {
         assert_eq!(without(&gone, Kind::Traffic, None, &former), None);
         assert_eq!(without(&again, Kind::Traffic, Some("you"), &former), None);
         assert_eq!(groups(&without(&again, Kind::Traffic, Some("me2"), &former).unwrap()), "a:80 b:20");
-        let (only, _) = with_order(None, "s.Echo", &Order::Degrade, "me").unwrap();
+        let (only, _) = with_order(None, "s.Echo", &Order::Degrade, "me", None).unwrap();
         assert!(Commands::parse(&only).unwrap().degrade("s.Echo").is_some());
         let none = without(&only, Kind::Degrade, Some("me"), &[]).unwrap();
         assert_eq!(none, r#"{"clientCommandList":[]}"#, "the form that every client reads as none");
@@ -291,7 +345,7 @@ mod tests {
         let parsed = |text: &str| serde_json::from_str::<Value>(text).unwrap();
         assert_eq!(parsed(&none), parsed(theirs));
         // Orders by name leave them alone and go first while they stand.
-        let (order, former) = with_order(Some(&two), "s.Echo", &Order::Groups(vec!["d".into()]), "me").unwrap();
+        let (order, former) = with_order(Some(&two), "s.Echo", &Order::Groups(vec!["d".into()]), "me", None).unwrap();
         assert_eq!((groups(&order).as_str(), former.len()), ("d", 0));
         assert_eq!(groups(&without_order(Some(&order), "s.Echo", Kind::Traffic, None, &[]).unwrap().unwrap()), "b");
         let first = r#"{"clientCommandList":[{"pattern":"s.*","mergeGroups":["c"]}]}"#;
@@ -303,11 +357,39 @@ mod tests {
     #[test]
     fn what_cannot_be_changed_is_refused() {
         let order = Order::Groups(vec!["a".into()]);
-        let told = |text: &str| with_order(Some(text), "s.Echo", &order, "").unwrap_err();
+        let told = |text: &str| with_order(Some(text), "s.Echo", &order, "", None).unwrap_err();
         assert!(told("nonsense").contains("not JSON"));
         assert!(told("[]").contains("no list"));
         assert!(told(r#"{"clientCommandList":[{"pattern":"*"}]}"#).contains("has no index"));
-        assert_eq!(groups(&with_order(Some("{}"), "s.Echo", &order, "").unwrap().0), "a");
-        assert_eq!(groups(&with_order(Some(" "), "s.Echo", &order, "").unwrap().0), "a");
+        assert_eq!(groups(&with_order(Some("{}"), "s.Echo", &order, "", None).unwrap().0), "a");
+        assert_eq!(groups(&with_order(Some(" "), "s.Echo", &order, "", None).unwrap().0), "a");
+    }
+
+    #[test]
+    fn an_order_for_a_time_says_until_when_and_what_comes_back() {
+        let lasting = Order::Groups(vec!["a".into()]);
+        let (first, _) = with_order(None, "s.Echo", &lasting, "lasting", None).unwrap();
+        let term = |until_ms| Term { by: "host/mesh".into(), until_ms };
+        let next = |text: &str, group: &str, until| {
+            let order = Order::Groups(vec![group.to_owned()]);
+            with_order(Some(text), "s.Echo", &order, group, Some(&term(until))).unwrap()
+        };
+        let (second, _) = next(&first, "b", 10);
+        // One after the other: what comes back is what stood there before both.
+        let (third, former) = next(&second, "c", 20);
+        let all = timed(Some(&third));
+        assert_eq!(all.len(), 1);
+        let one = &all[0];
+        assert_eq!((one.service.as_str(), one.kind, one.remark.as_str()), ("s.Echo", Kind::Traffic, "c"));
+        assert_eq!((&one.term, &one.former), (&term(20), &former));
+        assert_eq!(former.len(), 1);
+        let back = without_order(Some(&third), "s.Echo", Kind::Traffic, Some("c"), &one.former).unwrap().unwrap();
+        assert_eq!(back, first);
+        // It is a command as any other for who reads commands.
+        assert_eq!(Commands::parse(&third).unwrap().all().len(), 1);
+        assert!(Commands::parse(&third).unwrap().left_out.is_empty());
+        for none in [None, Some("nonsense"), Some(first.as_str()), Some("")] {
+            assert_eq!(timed(none), [], "{none:?}");
+        }
     }
 }

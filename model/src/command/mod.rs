@@ -14,7 +14,7 @@ use serde_json::Value;
 
 use self::extra::Extra;
 pub use self::{
-    edit::{Entries, OWNED, Order, foreign, over, owned, put_entries, with_order, without_order},
+    edit::{Entries, OWNED, Order, Term, Timed, foreign, over, owned, put_entries, timed, with_order, without_order},
     extra::{Canary, Drain},
     pattern::Pattern,
     route::RouteRule,
