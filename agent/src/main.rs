@@ -81,6 +81,7 @@ enum Verb {
 }
 
 fn main() -> ExitCode {
+    agent::metrics::count_panics();
     let cli = Cli::parse_from(run::arguments(std::env::args_os().collect()));
     match run(cli) {
         Ok(code) => code,

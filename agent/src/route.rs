@@ -9,7 +9,7 @@ use std::{
 use arc_swap::ArcSwap;
 
 use crate::{
-    call::{Call, CallError, ErrorKind},
+    call::{Call, CallError, ErrorKind, Text},
     config::VirtualAddress,
     metrics::UNKNOWN_SERVICES,
 };
@@ -70,6 +70,16 @@ impl Route {
     /// taken whatever group and version the call says; with several, group must equal and versions must
     /// not contradict (spec (c), "Choosing the cluster"). Texts are those that Motan clients know.
     pub fn select(&self, call: &Call) -> Result<Arc<Cluster>, CallError> {
+        self.select_speaking(call, || None)
+    }
+
+    /// [`Route::select`] for a caller that says which protocol its service speaks (`M_pp`): of several clusters that
+    /// fit, one whose endpoints speak it is taken.
+    pub fn select_speaking(
+        &self,
+        call: &Call,
+        protocol: impl FnOnce() -> Option<Text>,
+    ) -> Result<Arc<Cluster>, CallError> {
         let clusters = self.clusters.load();
         let of_service = || clusters.iter().filter(|c| c.info.key.service == *call.service);
         match of_service().count() {
@@ -87,7 +97,14 @@ impl Route {
             (key.group == *call.group || call.group.is_empty())
                 && (key.version.is_empty() || call.version.is_empty() || key.version == *call.version)
         };
-        of_service().find(fits).cloned().ok_or_else(|| {
+        let protocol = protocol().unwrap_or_default();
+        // A Motan2 refer takes calls of Motan1 as well.
+        let speaks = |c: &&&Arc<Cluster>| {
+            let spoken = c.config.upstream.as_ref().map_or(c.info.protocol, |upstream| &upstream.name);
+            *spoken == *protocol || (spoken == "motan2" && *protocol == *"motan")
+        };
+        let chosen = of_service().filter(fits).find(|c| speaks(&c)).or_else(|| of_service().find(fits));
+        chosen.cloned().ok_or_else(|| {
             let reason = format!(
                 "no cluster matches the request; info: {{service: {}, group: {}, protocol: motan2, version: {}}}",
                 call.service, call.group, call.version
@@ -172,7 +189,12 @@ mod tests {
     }
 
     fn cluster(service: &str, group: &str, version: &str) -> Arc<Cluster> {
-        let config = config::Cluster { filters: Vec::new(), ..Default::default() };
+        cluster_speaking(service, group, version, None)
+    }
+
+    fn cluster_speaking(service: &str, group: &str, version: &str, upstream: Option<&str>) -> Arc<Cluster> {
+        let upstream = upstream.map(config::Named::plain);
+        let config = config::Cluster { filters: Vec::new(), upstream, ..Default::default() };
         let key = model::ServiceKey { service: service.into(), group: group.into(), version: version.into() };
         let parts = Parts {
             key,
@@ -199,6 +221,22 @@ mod tests {
             Ok(cluster) => cluster.info.key.to_string(),
             Err(error) => error.to_string(),
         }
+    }
+
+    #[test]
+    fn of_several_that_fit_one_that_speaks_the_callers_protocol_is_taken() {
+        let clusters = vec![cluster("s", "g", "1"), cluster_speaking("s", "g", "2", Some("grpc"))];
+        let route = Route::new(Direction::Outbound, "motan2", clusters);
+        let chosen = |group: &str, version: &str, protocol: Option<&'static str>| {
+            let found = route.select_speaking(&call("s", group, version), || protocol.map(Text::from_static));
+            found.map_or_else(|error| error.to_string(), |cluster| cluster.info.key.version.clone())
+        };
+        for protocol in [None, Some("motan2"), Some("motan"), Some("unheard")] {
+            assert_eq!(chosen("g", "", protocol), "1", "{protocol:?}");
+        }
+        assert_eq!(chosen("g", "", Some("grpc")), "2");
+        assert_eq!(chosen("g", "2", Some("motan2")), "2", "the version says which");
+        assert!(chosen("", "", Some("grpc")).contains("the group is empty"));
     }
 
     #[test]

@@ -271,10 +271,9 @@ async fn told(stop: &mut watch::Receiver<bool>) {
 /// All protocols, built with the host's limits; the forward proxy's is not one that others can name.
 pub fn protocols(
     limits: &config::Limits,
-    proxy: Option<&config::HttpProxy>,
-    own: &OwnSockets,
+    proxy: Option<Arc<forward::Front>>,
 ) -> Vec<(&'static str, Arc<dyn Protocol>)> {
     let kinds = protocol::KINDS.iter().map(|kind| (kind.name, (kind.build)(limits)));
-    let proxy = proxy.map(|proxy| (forward::NAME, forward::build(limits, proxy, own.clone())));
+    let proxy = proxy.map(|proxy| (forward::NAME, proxy as Arc<dyn Protocol>));
     kinds.chain(proxy).collect()
 }

@@ -15,7 +15,7 @@ use crate::{
     endpoint::Endpoint,
     filter::Shows,
     metrics::{
-        Ending, MethodStats, UNKNOWN_SERVICES,
+        Ending, MethodStats, PANICS, UNKNOWN_SERVICES,
         graphite::Target,
         prometheus::{Family, Labels, Page, Type},
     },
@@ -302,6 +302,12 @@ const UNKNOWN: Head = (
     "Calls that named a service, group or version that nobody configured.",
     "",
 );
+const PANICKED: Head = (
+    "sockmesh_panics_total",
+    Type::Counter,
+    "Panics of the agent: each is a fault of its own, and ended one task.",
+    "",
+);
 const READY: Head = ("sockmesh_ready", Type::Gauge, "1 while the agent serves, 0 while it starts or drains.", "");
 const GENERATION: Head =
     ("sockmesh_config_generation", Type::Gauge, "Generation of the configuration in use, 1 at start.", "");
@@ -526,6 +532,7 @@ fn series(page: &mut Page, handles: &Handles, endpoints: (usize, usize)) {
     family.sample(&of("endpoints"), endpoints.1);
     gauge(page, SERIES_REFUSED, rows.refused());
     gauge(page, UNKNOWN, UNKNOWN_SERVICES.load(Relaxed));
+    gauge(page, PANICKED, PANICS.load(Relaxed));
     let targets = handles.graphite.load();
     for (of, value) in GRAPHITE {
         let mut family = head(page, of);
@@ -558,6 +565,7 @@ pub(super) fn heads() -> Vec<Head> {
         SERIES_LIMIT,
         SERIES_REFUSED,
         UNKNOWN,
+        PANICKED,
         CONNECTIONS,
         CAPTURE,
         CAPTURE_INFO,

@@ -25,7 +25,7 @@ use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot, watch};
 
 pub use self::{
-    motan::{DynamicChange, LogControl, Motan, Shown},
+    motan::{Debug, DynamicChange, LogControl, Motan, Shown},
     server::{Listener, serve},
 };
 

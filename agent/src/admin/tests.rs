@@ -371,7 +371,7 @@ fn answers_without_a_free_descriptor() {
 #[tokio::test]
 async fn management_calls_have_the_forms_of_motan_go() {
     let web = cluster("web", "g", &[81]);
-    let motan = Motan { enabled: true, ..Motan::default() };
+    let motan = Motan { enabled: true, debug: Debug::new(true), ..Motan::default() };
     motan.switchers.register("feature", true);
     let mut bench = bench_with(vec![web], motan).await;
     let at = bench.at;
@@ -423,12 +423,84 @@ async fn management_calls_have_the_forms_of_motan_go() {
     use crate::config::motan::{Fate, PARTS};
     let calls = PARTS.iter().find(|p| p.title == "Management calls").unwrap();
     said("/503").await;
+    assert!(calls.rows.len() > 30);
     for row in calls.rows.iter().filter(|row| !matches!(row.name, "/" | "/200" | "/reload/clusters")) {
-        let (status, _) = said(row.name).await;
-        assert_eq!(status == 503, row.fate == Fate::Refused, "{}", row.name);
+        // Half a minute is its usual time.
+        let path = if row.name == "/debug/mesh/trace" { "/debug/mesh/trace?seconds=1" } else { row.name };
+        let (status, _) = said(path).await;
+        assert_ne!(status, 503, "{}: is the status page", row.name);
+        assert_eq!(status == 501, row.fate == Fate::Refused, "{}", row.name);
     }
     let asked = tokio::spawn(async move { ask(at, "GET", "/reload/clusters").await.1 });
     let Some(Command::Reload(answer)) = bench.commands.recv().await else { panic!("a reload") };
     answer.send(Err("line 3: <bad>".to_owned())).unwrap();
     assert_eq!(asked.await.unwrap(), "{\"code\":500,\"body\":\"line 3: \\u003cbad\\u003e\"}\n");
+}
+
+#[tokio::test]
+async fn motan_gos_pages_for_debugging_are_there_only_with_their_switch() {
+    let with = async |debug: Debug| {
+        let motan = Motan { enabled: true, debug, ..Motan::default() };
+        bench_with(vec![cluster("web", "g", &[81])], motan).await
+    };
+    let off = with(Debug::default()).await;
+    for page in ["/debug/pprof/", "/debug/stat/process", "/debug/pprof/heap", "/debug/pprof/sw"] {
+        let (status, said) = ask(off.at, "GET", page).await;
+        assert!(
+            status == 403 && said.contains("debug_pages: true") && said.contains("debugPages: true"),
+            "{page}: {said}"
+        );
+    }
+    let on = with(Debug::new(true)).await;
+    let said = async |page: &str| ask(on.at, "GET", page).await;
+    assert!(said("/debug/pprof/").await.1.contains("/debug/mesh/trace\t"));
+    assert!(said("/debug/pprof/cmdline").await.1.contains('\0'));
+    let (status, told) = said("/debug/pprof/heap").await;
+    assert!(status == 501 && told.contains("/metrics"), "{told}");
+    let json = async |page: &str| -> serde_json::Value { serde_json::from_str(&said(page).await.1).unwrap() };
+    let host = json("/debug/stat/system").await;
+    assert!(host["cpuCores"].as_u64() > Some(0) && host["memInfo"]["memTotal(MB)"].as_u64() > Some(0), "{host}");
+    assert!(host["netInfo"].as_array().unwrap().iter().any(|link| link["name"] == "lo"), "{host}");
+    let process = json("/debug/stat/process").await;
+    assert!(process["numThreads"].as_u64() > Some(0) && process["usedMemory(MB)"].as_f64() > Some(0.0), "{process}");
+    assert!(
+        process["connections"]["LISTEN"].as_u64() > Some(0) && process["io"]["writsTotal(B)"].is_u64(),
+        "{process}"
+    );
+    let own = on.at.to_string();
+    let connections = json("/debug/stat/connections").await;
+    assert!(connections.as_array().unwrap().iter().any(|c| c["localAddr"] == own && c["status"] == "LISTEN"));
+    assert!(json("/debug/stat/openFiles").await.is_array());
+    let none = said("/debug/mesh/trace?seconds=1&service=web").await.1;
+    assert!(none.starts_with("mesh trace finish. trace size:0\u{ff0c} time unit:ns\n"), "{none}");
+    let switch = |to: &str| format!("GET /debug/pprof/sw HTTP/1.1\r\nHost: {own}\r\nctr: {to}\r\n\r\n");
+    assert_eq!(raw(on.at, &switch("cp")).await, (200, "F".to_owned()));
+    assert_eq!(said("/debug/pprof/").await.0, 403);
+    assert_eq!(raw(on.at, &switch("op")).await, (200, "T".to_owned()));
+    assert_eq!(raw(on.at, &switch("x")).await.0, 400);
+    assert_eq!(said("/debug/pprof/").await.0, 200);
+}
+
+#[tokio::test]
+async fn endpoints_to_leave_out_are_set_as_later_versions_of_motan_go_have_it() {
+    let motan = Motan { enabled: true, ..Motan::default() };
+    let bench = bench_with(vec![], motan).await;
+    let set = |config: &str| {
+        let body = format!("config={}", form_urlencoded::byte_serialize(config.as_bytes()).collect::<String>());
+        format!(
+            "POST /refers/filter/set HTTP/1.1\r\nHost: {}\r\nContent-Length: {}\r\n\r\n{body}",
+            bench.at,
+            body.len()
+        )
+    };
+    let rules = r#"[{"group":"g","service":"","mode":"exclude","rule":"10.1.,10.2.0.0/16"}]"#;
+    assert_eq!(raw(bench.at, &set(rules)).await, (200, "{\"code\":200,\"body\":\"ok\"}\n".to_owned()));
+    let (status, said) = ask(bench.at, "GET", "/refers/filter/get").await;
+    assert_eq!((status, said), (200, format!("{{\"code\":200,\"body\":{rules}}}\n")));
+    for wrong in ["nonsense", r#"[{"mode":"exclude"}]"#, r#"[{"mode":"x","rule":"10."}]"#] {
+        assert_eq!(raw(bench.at, &set(wrong)).await.0, 400, "{wrong}");
+    }
+    assert!(ask(bench.at, "GET", "/refers/filter/get").await.1.contains("10.2.0.0/16"));
+    assert_eq!(raw(bench.at, &set("[]")).await.0, 200);
+    assert_eq!(ask(bench.at, "GET", "/refers/filter/get").await.1, "{\"code\":200,\"body\":[]}\n");
 }

@@ -11,7 +11,7 @@ use crate::{
     cluster::Cluster,
     config::{Config, Series},
     metrics::{
-        AccessLogWriter, LiveTable, RowBudget, UNKNOWN_SERVICES,
+        AccessLogWriter, LiveTable, PANICS, RowBudget, UNKNOWN_SERVICES,
         graphite::{Exporters, Source, Status, Subject, Target},
     },
 };
@@ -25,6 +25,8 @@ pub(super) struct Seen {
     pub(super) live: Arc<LiveTable>,
     pub(super) access_log: Option<Arc<AccessLogWriter>>,
     pub(super) data: runtime::Handle,
+    /// Whether this run was told to recover what a former one left.
+    pub(super) recovers: bool,
 }
 
 /// Exporters and the bounds of what they export.
@@ -107,5 +109,7 @@ fn status(seen: Seen) -> impl Fn() -> Status {
         unknown_services: UNKNOWN_SERVICES.load(Relaxed),
         connections: seen.live.len() as u64,
         log_lines_lost: seen.access_log.as_ref().map_or(0, |log| log.dropped()),
+        panics: PANICS.load(Relaxed),
+        recoveries: seen.recovers.into(),
     }
 }

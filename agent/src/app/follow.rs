@@ -24,7 +24,7 @@ use crate::{
     admin::StaleReasons,
     cluster::{Cluster, Steering},
     endpoint,
-    registry::{self, CommandText, Guards, Registry, Scope},
+    registry::{self, CommandText, Guards, ReferFilter, ReferRule, Registry, Scope},
 };
 
 /// How long groups that a command names may take to be heard of before what is known of them is used.
@@ -57,6 +57,8 @@ pub(super) struct Shared {
     pub(super) board: Board,
     /// This host's address, which rules are matched with.
     pub(super) own: Option<IpAddr>,
+    /// Endpoints that operators want left out.
+    pub(super) refers: ReferFilter,
 }
 
 /// Brings a cluster what its registries say.
@@ -74,6 +76,7 @@ pub(super) struct Follower {
     next: Option<(Plan, Instant)>,
     applied: Option<Applied>,
     seat: Seat,
+    left_out: watch::Receiver<Arc<Vec<ReferRule>>>,
     heard: watch::Sender<bool>,
     /// Probes end by themselves when their endpoint is gone, and all of them with this.
     probes: JoinSet<()>,
@@ -96,6 +99,7 @@ struct Applied {
     lists: Vec<Arc<Snapshot>>,
     routes: Vec<RouteRule>,
     drained: Vec<String>,
+    left_out: Arc<Vec<ReferRule>>,
     steering: Steering,
 }
 
@@ -109,7 +113,7 @@ impl Follower {
         };
         let group = if key.group.is_empty() { Vec::new() } else { texts(Scope::Group(key.group.clone())) };
         let texts = [texts(Scope::Agent(sources.application.clone())), group];
-        let seat = shared.board.seat();
+        let (seat, left_out) = (shared.board.seat(), shared.refers.follow());
         let mut follower = Self {
             cluster,
             sources,
@@ -120,6 +124,7 @@ impl Follower {
             next: None,
             applied: None,
             seat,
+            left_out,
             heard,
             probes: JoinSet::new(),
         };
@@ -137,6 +142,8 @@ impl Follower {
             tokio::select! {
                 () = any_changed(self.lists.values_mut()) => {}
                 () = any_changed(self.texts.iter_mut().flatten()) => self.decide(),
+                // Its sender lives as long as this.
+                _ = self.left_out.changed() => {}
                 () = sleep_until(latest.unwrap_or_else(Instant::now)), if latest.is_some() => {}
             }
             self.take();
@@ -269,19 +276,24 @@ impl Follower {
         let lists: Vec<_> = used.iter().filter_map(|group| snapshots.get(*group).cloned()).collect();
         let mut troubles = self.plan.troubles.clone();
         troubles.extend(chosen.troubles);
-        let chosen = chosen.kept;
+        let mut chosen = chosen.kept;
+        let left_out = self.left_out.borrow_and_update().clone();
+        let mut by = self.plan.by.clone();
+        if registry::sift(&left_out, &self.cluster.info.key, &mut chosen, |(instance, _)| &instance.address) {
+            also(&mut by, "endpoints left out by /refers/filter".to_owned());
+        }
         let stale = snapshots.values().filter_map(|s| s.stale.clone());
         let mut reasons: Vec<_> = stale.chain(troubles.iter().cloned()).collect();
         reasons.dedup();
         let reason = (!reasons.is_empty()).then(|| reasons.join("; "));
         self.shared.stale.set(&self.cluster.info.key, reason.as_deref());
-        let steering =
-            Steering { by: self.plan.by.clone(), groups, canary, degraded: self.plan.degraded.clone(), troubles };
+        let steering = Steering { by, groups, canary, degraded: self.plan.degraded.clone(), troubles };
         let same = |was: &Arc<Snapshot>, is: &Arc<Snapshot>| Arc::ptr_eq(was, is) || was.instances == is.instances;
         if let Some(applied) = &mut self.applied
             && applied.steering == steering
             && applied.routes == self.plan.routes
             && applied.drained == self.plan.drained
+            && applied.left_out == left_out
             && applied.lists.len() == lists.len()
             && applied.lists.iter().zip(&lists).all(|(was, is)| same(was, is))
         {
@@ -299,7 +311,8 @@ impl Follower {
                 self.probes.spawn(endpoint::probe_forever(endpoint));
             }
             let Plan { routes, drained, .. } = &self.plan;
-            self.applied = Some(Applied { lists, routes: routes.clone(), drained: drained.clone(), steering });
+            self.applied =
+                Some(Applied { lists, routes: routes.clone(), drained: drained.clone(), left_out, steering });
         }
     }
 

@@ -55,8 +55,8 @@ use crate::{
     kind::BuildCx,
     metrics::{AccessLogWriter, AgentCounters, LiveTable},
     names::{self, Answering, Names},
-    protocol::tcp,
-    registry::{Guards, Store},
+    protocol::{forward, tcp},
+    registry::{Guards, ReferFilter, Store},
     route::{Destination, Route, Routes},
     stream::OwnSockets,
     switcher::Switchers,
@@ -148,6 +148,7 @@ struct App {
     serving: Serving,
     inbound: Inbound,
     names: Arc<Names>,
+    proxy: Arc<forward::Front>,
     /// Where captured connections arrive.
     captured_at: Vec<SocketAddr>,
     /// Who is enrolled, by the configuration and by commands.
@@ -214,8 +215,10 @@ impl App {
         register(&switchers, &config);
         let rows = cx.rows.clone();
         let own = chosen.capture.own_sockets();
+        let proxy = forward::Front::new(&config.limits, own.clone());
+        proxy.apply(&config.http_proxy.clone().unwrap_or_default());
         let acceptor = Arc::new(Acceptor {
-            protocols: accept::protocols(&config.limits, config.http_proxy.as_ref(), &own),
+            protocols: accept::protocols(&config.limits, Some(proxy.clone())),
             capture: chosen.capture.clone(),
             live: live.clone(),
             permits: Arc::new(Semaphore::new(permits(&config.limits, room))),
@@ -237,6 +240,7 @@ impl App {
                 live: live.clone(),
                 access_log: access_log.clone(),
                 data: data.clone(),
+                recovers: options.recover,
             },
         );
         let captured_at = match chosen.capture.needs_listener() {
@@ -309,6 +313,8 @@ impl App {
                 shown: told.shown.clone(),
                 switchers: switchers.clone(),
                 log: options.log.clone(),
+                debug: admin::Debug::new(config.ports.debug_pages),
+                refers: followed.refers.clone(),
             },
         };
         figures.apply(&config);
@@ -348,6 +354,7 @@ impl App {
             serving,
             inbound,
             names,
+            proxy,
             captured_at,
             enrolled,
             spaces,
@@ -485,6 +492,7 @@ impl App {
         self.enrolled.store(Arc::new(enrolled));
         self.spaces.update(true);
         self.names.set(&new);
+        self.proxy.apply(&new.http_proxy.clone().unwrap_or_default());
         self.registrar.apply(&new, self.mesh.registries());
         self.figures.apply(&new);
         let message = format!("{} services called, {} provided", new.referers.len(), new.services.len());
@@ -648,6 +656,7 @@ fn followed(config: &Config, cx: &BuildCx) -> Shared {
         guards: Guards::new(store, config.hold_back.clone()),
         board: Board::new(cx.switchers.clone()),
         own: config.advertise.or_else(registering::own_ip),
+        refers: ReferFilter::default(),
     }
 }
 
@@ -669,7 +678,7 @@ fn permits(limits: &config::Limits, descriptors: usize) -> usize {
 /// Carries a captured connection whose service has gone since to where it wanted to go.
 fn passthrough(limits: &config::Limits, own: OwnSockets) -> Box<dyn Fn(SocketAddr) -> Destination + Send + Sync> {
     let plain = config::Cluster { filters: Vec::new(), ..config::Cluster::default() };
-    let protocols = accept::protocols(limits, None, &own);
+    let protocols = accept::protocols(limits, None);
     Box::new(move |destination| {
         let (_, tcp) = protocols.iter().find(|(name, _)| *name == tcp::NAME).expect("tcp is in KINDS");
         let cluster = Cluster::build(Parts {

@@ -206,7 +206,6 @@ pub(super) fn needs_restart(old: &Config, new: &Config) -> Vec<&'static str> {
         ("limits", old.limits == new.limits),
         ("threads", old.threads == new.threads),
         ("access_log", old.access_log == new.access_log),
-        ("http_proxy", old.http_proxy == new.http_proxy),
         ("zone", old.zone == new.zone),
         ("snapshots", old.snapshots == new.snapshots),
         ("hold_back", old.hold_back == new.hold_back),
@@ -279,12 +278,11 @@ mod tests {
             snapshots: Some("/other".into()),
             hold_back: config::HoldBack { shrunk_percent: 1, ..old.hold_back.clone() },
             start_unavailable: true,
-            http_proxy: Some(config::HttpProxy::default()),
             ..Config::default()
         };
         let docs = include_str!("../../../docs/operate.md");
         let fixed = needs_restart(&old, &new);
-        assert_eq!(fixed.len(), 18);
+        assert_eq!(fixed.len(), 17);
         for name in fixed {
             assert!(docs.contains(&format!("`{name}`")), "docs/operate.md does not name `{name}`");
         }

@@ -153,6 +153,7 @@ pub(crate) const PORTS: Section = Section {
             Yaml("false"),
             "The admin API answers motan-go's management calls as well, see `docs/motan.md`.",
         ),
+        key("debug_pages", "boolean", Yaml("false"), "With them, the pages below `/debug`, see `docs/motan.md`."),
     ],
 };
 
@@ -512,7 +513,7 @@ pub(crate) const REFERER: Section = Section {
 /// `http_proxy`.
 pub(crate) const HTTP_PROXY: Section = Section {
     path: "http_proxy",
-    about: "An HTTP forward proxy (`docs/wire/http-mesh.md`). Requests of the domains below become Motan2 calls of referers that declare `protocol: motan2`; all others go where they say as plain HTTP. A running agent cannot change it.",
+    about: "An HTTP forward proxy (`docs/wire/http-mesh.md`). Requests of the domains below become Motan2 calls of referers that declare `protocol: motan2`; all others go where they say as plain HTTP.",
     keys: &[
         key("listen", "address with port, or `unix:/PATH`", Required, "Programs dial this."),
         key("default_domain", "name", Says("none"), "Domain of requests whose host is none of `domains`."),

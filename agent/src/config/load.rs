@@ -276,6 +276,7 @@ fn ports(node: &Node, path: &str, ports: &mut Ports, seen: &mut Seen, report: &m
     ports.forward = map.read("forward", values::listen_address, report);
     ports.reverse = map.read("reverse", values::listen_address, report);
     map.set("motan_management", values::boolean, &mut ports.motan_management, report);
+    map.set("debug_pages", values::boolean, &mut ports.debug_pages, report);
     seen.ports = ["outbound", "inbound", "dns", "admin"].map(|name| map.place(name));
 }
 

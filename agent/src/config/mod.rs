@@ -126,6 +126,8 @@ pub struct Ports {
     pub reverse: Option<SocketAddr>,
     /// The admin API answers motan-go's management calls as well.
     pub motan_management: bool,
+    /// Its pages below `/debug` are answered as well.
+    pub debug_pages: bool,
 }
 
 /// How connections come to the agent.
@@ -467,6 +469,7 @@ impl Default for Ports {
             forward: None,
             reverse: None,
             motan_management: false,
+            debug_pages: false,
         }
     }
 }

@@ -19,6 +19,18 @@ pub struct CounterRow {
 /// whose counters they could be in.
 pub static UNKNOWN_SERVICES: AtomicU64 = AtomicU64::new(0);
 
+/// Panics of this process so far, once [`count_panics`] was called.
+pub static PANICS: AtomicU64 = AtomicU64::new(0);
+
+/// Counts panics from now on. What is said of them stays as it is.
+pub fn count_panics() {
+    let said = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        PANICS.fetch_add(1, Relaxed);
+        said(panic);
+    }));
+}
+
 macro_rules! counters {
     ($($field:ident: $name:literal $({$label:literal = $is:literal})?, $help:literal;)*) => {
         /// Counters of the agent itself. They only grow; whoever sees the event adds one.

@@ -8,16 +8,18 @@ mod live;
 mod methods;
 pub mod prometheus;
 mod recent;
+mod time;
 mod trail;
 pub mod window;
 
 pub use self::{
     access_writer::AccessLogWriter,
-    counters::{AgentCounters, CounterRow, UNKNOWN_SERVICES},
+    counters::{AgentCounters, CounterRow, PANICS, UNKNOWN_SERVICES, count_panics},
     histogram::{Histogram, Summary},
     live::{Live, LiveGuard, LiveRow, LiveTable},
     methods::{Ending, MethodStats, MethodTable, OTHER, RowBudget},
     recent::{Kept, Recent, Story},
+    time::rfc3339,
     trail::{Candidate, Step, Trail, micros},
 };
 

@@ -5,6 +5,7 @@ mod direct;
 mod file;
 mod guard;
 mod merge;
+mod refers;
 mod snapshot;
 
 pub use registries::{BuildCx, CommandText, Kind, Provided, Registry, Scope, Standing, Wanted, select, speaks};
@@ -13,6 +14,7 @@ pub use self::{
     direct::inline,
     guard::{Guards, Held, Holding},
     merge::merge,
+    refers::{ReferFilter, ReferRule, sift},
     snapshot::{Recalled, Store, Written},
 };
 
@@ -30,7 +32,7 @@ mod tests {
 
     #[test]
     fn every_file_of_this_folder_is_a_kind() {
-        let ground = ["mod", "guard", "merge", "snapshot"];
+        let ground = ["mod", "guard", "merge", "refers", "snapshot"];
         let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/src/registry");
         for entry in std::fs::read_dir(folder).unwrap() {
             let path = entry.unwrap().path();

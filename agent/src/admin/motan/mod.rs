@@ -2,9 +2,12 @@
 //! paths go first; a path that neither has is the status page, as in motan-go.
 
 mod calls;
+mod debug;
 mod info;
 mod log;
 mod nodes;
+mod refers;
+mod system;
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -17,10 +20,11 @@ use http::{Method, StatusCode, header::ACCEPT, request::Parts};
 use parking_lot::Mutex;
 use serde::Serialize;
 
-pub use self::log::LogControl;
+pub use self::{debug::Debug, log::LogControl};
 use super::routes::{Answer, Api, respond};
 use crate::{
     config::motan::{Dynamic, NodeUrl, RegistryName, Surroundings},
+    registry::ReferFilter,
     switcher::Switchers,
 };
 
@@ -38,6 +42,10 @@ pub struct Motan {
     pub switchers: Switchers,
     /// What of the log is shown.
     pub log: LogControl,
+    /// Pages below `/debug`.
+    pub debug: Debug,
+    /// Endpoints that calls leave out.
+    pub refers: ReferFilter,
 }
 
 /// What management calls show of the configuration in force.
@@ -120,6 +128,9 @@ pub(super) async fn answer(api: &Api, head: &Parts, body: Bytes) -> Answer {
         "/meta/getAll" => calls::all_meta(),
         "/reload/clusters" => nodes::reload(api).await,
         "/runtime/info" => info::runtime(api, &form),
+        "/refers/filter/set" => refers::set(api, &form),
+        "/refers/filter/get" => refers::get(api),
+        path if path.starts_with("/debug/") => debug::answer(api, head, &form).await,
         _ => status_page(api),
     }
 }

@@ -11,7 +11,7 @@ use crate::{
     endpoint::{Connector, Endpoint},
     filter::Direction,
     kind::BuildCx,
-    registry::Guards,
+    registry::{Guards, ReferFilter, ReferRule},
     switcher::Switchers,
 };
 
@@ -76,6 +76,7 @@ struct Bench {
     cluster: Arc<Cluster>,
     stale: Arc<StaleReasons>,
     switchers: Switchers,
+    refers: ReferFilter,
     heard: watch::Receiver<bool>,
     _task: tokio::task::JoinHandle<()>,
 }
@@ -112,12 +113,14 @@ fn bench(says: Says, mix: &[&str]) -> Bench {
         guards: Guards::default(),
         board: Board::new(switchers.clone()),
         own: Some("10.9.9.9".parse().unwrap()),
+        refers: ReferFilter::default(),
     };
+    let refers = shared.refers.clone();
     let (tell, heard) = watch::channel(false);
     let stale = shared.stale.clone();
     let follower = Follower::new(cluster.clone(), sources, shared, tell);
     let task = tokio::spawn(follower.keep_up());
-    Bench { says, cluster, stale, switchers, heard, _task: task }
+    Bench { says, cluster, stale, switchers, refers, heard, _task: task }
 }
 
 impl Bench {
@@ -271,4 +274,24 @@ async fn drains_and_canaries() {
     it.says.command(&group(OWN), None);
     it.until("nothing", |it| it.cluster.steering().by.is_none()).await;
     assert_eq!(it.stale.get(&it.cluster.info.key), None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn endpoints_that_operators_leave_out_are_not_used_and_never_all_of_them() {
+    let bench = bench(two_groups(), &[]);
+    bench.until("both", |b| b.used() == "bars/127.0.0.1:1 bars/127.0.0.2:1").await;
+    let rule = |text: &str| ReferRule { mode: "exclude".into(), rule: text.into(), ..ReferRule::default() };
+    bench.refers.set(vec![rule("127.0.0.2")]).unwrap();
+    bench.until("one", |b| b.used() == "bars/127.0.0.1:1").await;
+    assert!(bench.cluster.steering().by.as_deref().is_some_and(|by| by.contains("left out")));
+    // What registries say meanwhile goes through the same rules.
+    bench.says.endpoints(OWN, &["127.0.0.1:1", "127.0.0.2:1", "127.0.0.4:1"]);
+    bench.until("two", |b| b.used() == "bars/127.0.0.1:1 bars/127.0.0.4:1").await;
+    bench.refers.set(vec![rule("127.0.0.0/8")]).unwrap();
+    bench.until("all", |b| b.used() == "bars/127.0.0.1:1 bars/127.0.0.2:1 bars/127.0.0.4:1").await;
+    bench.refers.set(vec![rule("127.0.0.4/31")]).unwrap();
+    bench.until("two", |b| b.used() == "bars/127.0.0.1:1 bars/127.0.0.2:1").await;
+    bench.refers.set(Vec::new()).unwrap();
+    bench.until("all", |b| b.used() == "bars/127.0.0.1:1 bars/127.0.0.2:1 bars/127.0.0.4:1").await;
+    assert_eq!(bench.cluster.steering().by, None);
 }

@@ -137,6 +137,13 @@ impl Importer<'_> {
             if lost {
                 continue;
             }
+            // At the forward port calls may name the domain, unless a refer has its name.
+            let service = |n: &Node| n.get("service").map(|v| go_value(v).1).unwrap_or_default();
+            if referers.iter().all(|n| service(n) != domain) {
+                let mut url = client.clone();
+                url.set("path", domain.clone());
+                referers.extend(self.refer(&url, report));
+            }
             let mut one = Out::new(client.at);
             one.word("domain", client.at("domain"), domain);
             if !group.is_empty() {

@@ -346,6 +346,9 @@ impl<'a> Importer<'a> {
             }
         }
         ports.plain("motan_management", *at, true);
+        if agent.boolean("debugPages", report) == Some(true) {
+            ports.plain("debug_pages", place("debugPages"), true);
+        }
         out.put("ports", self.checked(ports, &[&keys::PORTS], report));
         out.plain("capture", At::default(), "port");
         if let Some(ip) = self.flags.local_ip {

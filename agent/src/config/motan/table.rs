@@ -61,7 +61,7 @@ pub const SECTIONS: Part = Part {
         row("motan-refer", Supported, "", "`referers`, at the forward port"),
         row("motan-basicService", Supported, "", "template of `motan-service`"),
         row("motan-service", Supported, "", "`services`"),
-        row("http-client", Supported, "", "`http_proxy.domains`; a domain is no service on the forward port"),
+        row("http-client", Supported, "", "`http_proxy.domains`; each is a service at the forward port as well"),
         row("http-locations", Supported, "", "`locations` of the proxy and of `upstream: http`"),
         row("http-service", Supported, "", "`methods` of `upstream: http`"),
         row("switcher", Supported, "", "`switchers`"),
@@ -86,6 +86,12 @@ pub const AGENT: Part = Part {
         row("hport", Supported, "19983", "`http_proxy.listen`, with `httpProxyEnable`"),
         row("mport", Supported, "18002", "`ports.admin`"),
         row("mhost", Mended, "10.0.0.1", "new: address of the management port, 127.0.0.1 when absent (motan-go: all)"),
+        row(
+            "debugPages",
+            Mended,
+            "true",
+            "new: `ports.debug_pages`, the pages below `/debug`; motan-go's are always there",
+        ),
         row("host", Supported, "10.0.0.1", "address of the forward port; all IPv4 addresses when absent"),
         row("pidfile", Supported, "run/other.pid", "`pidfile`"),
         row(
@@ -424,7 +430,64 @@ pub const VARIABLES: Part = Part {
 };
 
 /// Calls of the management port.
-pub const CALLS: Part = Part { title: "Management calls", rows: &[] };
+pub const CALLS: Part = Part {
+    title: "Management calls",
+    rows: &[
+        row("/", Supported, "", "status page: 200 or 503; so are paths that nobody has"),
+        row("/200", Supported, "", "services are registered as available"),
+        row("/503", Mended, "", "services are registered as unavailable; a restart with `-recover` comes back so"),
+        row("/version", Supported, "", "`1.2.0`; clients that accept JSON alone get the version of Sockmesh"),
+        row("/status", Supported, "", ""),
+        row("/registry/status", Supported, "", ""),
+        row("/getConfig", Supported, "", ""),
+        row("/getReferService", Supported, "", ""),
+        row("/getAllService", Supported, "", ""),
+        row("/switcher/set", Supported, "", ""),
+        row("/switcher/get", Supported, "", ""),
+        row("/switcher/getAll", Supported, "", ""),
+        row("/logConfig/get", Supported, "", ""),
+        row("/logConfig/set", Supported, "", ""),
+        row("/registry/register", Mended, "", "what fails is answered as failed; registered at once when available"),
+        row("/registry/unregister", Mended, "", "the service is taken back and exported no more"),
+        row("/registry/subscribe", Supported, "", ""),
+        row("/registry/list", Supported, "", ""),
+        row("/registry/info", Supported, "", ""),
+        row("/meta/update", Supported, "", ""),
+        row("/meta/delete", Supported, "", ""),
+        row("/meta/get", Supported, "", ""),
+        row("/meta/getAll", Supported, "", ""),
+        row("/reload/clusters", Mended, "", "services are read again as well, and all of it or nothing is taken"),
+        row("/runtime/info", Supported, "", "with `?keys=` as well"),
+        row(
+            "/refers/filter/set",
+            Supported,
+            "",
+            "of later versions: endpoints that calls leave out, until the agent ends",
+        ),
+        row("/refers/filter/get", Supported, "", "of later versions: what was set"),
+        row("/debug/pprof/", Mended, "", "with `debugPages`: a list of these pages"),
+        row("/debug/pprof/sw", Mended, "", "with `debugPages`: header `ctr: op` opens, `ctr: cp` closes them"),
+        row("/debug/pprof/cmdline", Supported, "", "with `debugPages`"),
+        row(
+            "/debug/mesh/trace",
+            Mended,
+            "",
+            "with `debugPages`: calls of `seconds` with their steps here, at most 100 a second",
+        ),
+        row("/debug/stat/system", Supported, "", "with `debugPages`"),
+        row("/debug/stat/process", Supported, "", "with `debugPages`"),
+        row("/debug/stat/openFiles", Supported, "", "with `debugPages`"),
+        row("/debug/stat/connections", Supported, "", "with `debugPages`"),
+        row("/debug/pprof/profile", Refused, "", "is of Go's runtime: the answer (501) names `perf`"),
+        row("/debug/pprof/trace", Refused, "", "is of Go's runtime: the answer (501) names `sockmesh explain`"),
+        row("/debug/pprof/symbol", Refused, "", "is of Go's runtime: the answer (501) names `perf`"),
+        row("/debug/pprof/allocs", Refused, "", "is of Go's runtime: the answer (501) names `/metrics`"),
+        row("/debug/pprof/heap", Refused, "", "is of Go's runtime: the answer (501) names `/metrics`"),
+        row("/debug/pprof/block", Refused, "", "is of Go's runtime: the answer (501) names `perf`"),
+        row("/debug/pprof/mutex", Refused, "", "is of Go's runtime: the answer (501) names `perf`"),
+        row("/debug/pprof/goroutine", Refused, "", "is of Go's runtime: the answer (501) names `/metrics`"),
+    ],
+};
 
 /// All tables, in the order of the docs.
 pub const PARTS: &[&Part] = &[

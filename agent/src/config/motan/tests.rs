@@ -226,3 +226,24 @@ fn the_page_has_every_table() {
     }
     same_as_file(&path, &fresh);
 }
+
+#[test]
+fn a_domain_of_the_proxy_is_a_service_at_the_forward_port_unless_a_refer_has_its_name() {
+    let listening = |path: &str| {
+        let text = format!(
+            "motan-agent: {{port: 9981, httpProxyEnable: true}}
+motan-registry: {{r: {{protocol: direct, host: 127.0.0.1, port: 1}}}}
+motan-refer: {{a: {{path: {path}, group: h, registry: r, protocol: motan2}}}}
+http-client: {{web: {{domain: web.test, group: g, registry: r, preload: pre, protocol: motan2}}}}
+"
+        );
+        let (native, _) = read(&text, &around());
+        let config = crate::config::Config::parse(&native, Path::new("/")).unwrap();
+        let all = config.referers.iter().map(|r| (r.key.to_string(), r.listen.is_some()));
+        all.collect::<BTreeMap<_, _>>()
+    };
+    let both = listening("kit.A");
+    assert_eq!((both["h/kit.A"], both["g/web.test"], both["g/pre"]), (true, true, false), "{both:?}");
+    let one = listening("web.test");
+    assert!(one["h/web.test"] && !one.contains_key("g/web.test"), "{one:?}");
+}

@@ -1,7 +1,6 @@
 //! `access_log`: one line per call, or per attempt.
 
 mod motan;
-mod time;
 
 use std::{
     cell::RefCell,
@@ -12,12 +11,11 @@ use std::{
 };
 
 pub(super) use self::motan::Noted;
-use self::time::rfc3339;
 use super::{CallCx, ClusterInfo, Filter, Outcome, Record, Trying, Verdict, options::Level};
 use crate::{
     call::{Body, Call, CallError, Direction, Request, Response, Status},
     kind::{self, BuildCx, Value},
-    metrics::AccessLogWriter,
+    metrics::{AccessLogWriter, rfc3339},
 };
 
 /// Longest value of a field that comes from the wire; longer ones end in `…`.

@@ -6,10 +6,13 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use super::{Seen, time::rfc3339};
-use crate::call::{
-    CallError, Direction, Head, Pairs, Response, ResponseHead, Status, Text,
-    exception::{Exception, Failed},
+use super::Seen;
+use crate::{
+    call::{
+        CallError, Direction, Head, Pairs, Response, ResponseHead, Status, Text,
+        exception::{Exception, Failed},
+    },
+    metrics::rfc3339,
 };
 
 /// What the line needs and nobody else keeps.

@@ -65,6 +65,10 @@ pub struct Status {
     pub connections: u64,
     /// Access log lines lost so far.
     pub log_lines_lost: u64,
+    /// Panics so far.
+    pub panics: u64,
+    /// 1 when this run was told to recover what a former one left.
+    pub recoveries: u64,
 }
 
 /// What exporters read.

@@ -62,7 +62,8 @@ pub(super) fn build(target: &Arc<Target>, source: &Arc<Source>) -> Box<dyn Form>
     let (intervals, waiting) = mpsc::channel(1);
     let (end, done) = watch::channel(0);
     let sender = tokio::spawn(send(target.clone(), waiting, end)).abort_handle();
-    let before = (source.status)();
+    // That this run recovers is told once, by its first status.
+    let before = Status { recoveries: 0, ..(source.status)() };
     Box::new(Motan {
         application: escape(&source.application),
         source: source.clone(),
@@ -169,9 +170,16 @@ fn status(application: &str, before: &Status, now: &Status, since: Duration) -> 
         ("motan_server_connection_count", now.connections),
         ("accesslog_discard_count", now.log_lines_lost.saturating_sub(before.log_lines_lost)),
     ];
+    // Told when there is something to tell, as motan-go does.
+    let counters = [
+        ("panic", now.panics.saturating_sub(before.panics)),
+        ("abnormal_exit", now.recoveries.saturating_sub(before.recoveries)),
+    ];
     let head = format!("motan-agent.{application}.motan-stat.byhost.");
-    let line = |(name, value)| Lines { head: head.clone(), tails: vec![format!(".status.{name}:{value}|kv")] };
-    gauges.into_iter().map(line).collect()
+    let line = |tail: String| Lines { head: head.clone(), tails: vec![tail] };
+    let gauges = gauges.into_iter().map(|(name, value)| format!(".status.{name}:{value}|kv"));
+    let counters = counters.into_iter().filter(|(_, n)| *n > 0);
+    gauges.chain(counters.map(|(name, n)| format!(".status.{name}.total_count:{n}|c"))).map(line).collect()
 }
 
 /// Joins lines to packets as motan-go does: what is kept together never spans two of them.
@@ -319,6 +327,8 @@ mod tests {
             unknown_services: 5,
             connections: 7,
             log_lines_lost: 5,
+            panics: 0,
+            recoveries: 0,
         };
         let lines = status("demo", &before, &now, Duration::from_secs(30));
         let text: String = packets("127_0_0_1", &lines).into_iter().map(|p| p.0).collect();
@@ -332,6 +342,15 @@ mod tests {
         ];
         let name = "motan-agent.demo.motan-stat.byhost.127_0_0_1.status";
         assert_eq!(text, expected.iter().map(|e| format!("{name}.{e}|kv\n")).collect::<String>());
+        let bad = Status { panics: 2, recoveries: 1, ..now };
+        let text: String = packets("127_0_0_1", &status("demo", &now, &bad, Duration::from_secs(30)))
+            .into_iter()
+            .map(|p| p.0)
+            .collect();
+        assert!(
+            text.contains(&format!("{name}.panic.total_count:2|c\n{name}.abnormal_exit.total_count:1|c\n")),
+            "{text}"
+        );
     }
 
     #[tokio::test(start_paused = true)]

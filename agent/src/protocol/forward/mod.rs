@@ -9,6 +9,7 @@ mod tests;
 
 use std::sync::Arc;
 
+use arc_swap::ArcSwap;
 use futures_util::future::BoxFuture;
 
 use super::{
@@ -20,24 +21,31 @@ use crate::{config, drain::Drain, endpoint::Connector, kind::BuildCx, route::Rou
 /// Name of its routes. Nobody can name it in a configuration.
 pub const NAME: &str = "http_proxy";
 
-/// Builds it.
-pub fn build(limits: &config::Limits, proxy: &config::HttpProxy, own: OwnSockets) -> Arc<dyn Protocol> {
-    let domains = proxy.domains.iter().map(|domain| Domain {
-        name: domain.domain.to_ascii_lowercase(),
-        group: domain.group.as_str().into(),
-        // Checked with the configuration.
-        locations: Locations::new(&domain.locations).unwrap_or_default(),
-    });
-    Arc::new(Forward {
-        limits: limits.clone(),
-        domains: domains.collect(),
-        plain: plain::Plain::new(proxy, own),
-        proxy: proxy.clone(),
-    })
+/// The proxy's protocol, whose settings follow the configuration.
+pub struct Front {
+    limits: config::Limits,
+    own: OwnSockets,
+    now: ArcSwap<Forward>,
 }
 
+impl Front {
+    /// One that knows no domains yet.
+    pub fn new(limits: &config::Limits, own: OwnSockets) -> Arc<Self> {
+        let now = ArcSwap::from_pointee(Forward::new(&config::HttpProxy::default(), &own));
+        Arc::new(Self { limits: limits.clone(), own, now })
+    }
+
+    /// Requests that come from now on are served as `proxy` says; those under way end as they began.
+    pub fn apply(&self, proxy: &config::HttpProxy) {
+        // Its idle connections are worth keeping.
+        if self.now.load().proxy != *proxy {
+            self.now.store(Arc::new(Forward::new(proxy, &self.own)));
+        }
+    }
+}
+
+/// Settings, with what was made of them.
 struct Forward {
-    limits: config::Limits,
     proxy: config::HttpProxy,
     domains: Vec<Domain>,
     plain: plain::Plain,
@@ -51,6 +59,16 @@ struct Domain {
 }
 
 impl Forward {
+    fn new(proxy: &config::HttpProxy, own: &OwnSockets) -> Self {
+        let domains = proxy.domains.iter().map(|domain| Domain {
+            name: domain.domain.to_ascii_lowercase(),
+            group: domain.group.as_str().into(),
+            // Checked with the configuration.
+            locations: Locations::new(&domain.locations).unwrap_or_default(),
+        });
+        Self { domains: domains.collect(), plain: plain::Plain::new(proxy, own.clone()), proxy: proxy.clone() }
+    }
+
     fn domain(&self, host: &str) -> Option<&Domain> {
         self.domains.iter().find(|domain| domain.name.eq_ignore_ascii_case(host))
     }
@@ -62,7 +80,7 @@ impl Domain {
     }
 }
 
-impl Protocol for Forward {
+impl Protocol for Front {
     fn detect(&self, _: &[u8]) -> Detect {
         Detect::No
     }

@@ -9,7 +9,7 @@ use hyper::{body::Incoming, server::conn::http1::Builder, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::task::JoinSet;
 
-use super::{Forward, calls};
+use super::{Forward, Front, calls};
 use crate::{
     drain::Drain,
     metrics::Live,
@@ -33,22 +33,23 @@ pub(super) fn own(status: StatusCode, text: impl Into<Bytes>) -> Answer {
 
 /// Serves one connection to its end, tunnels that it became included.
 pub(super) async fn serve(
-    forward: Arc<Forward>,
+    front: Arc<Front>,
     conn: Accepted,
     route: Arc<Route>,
     mut drain: Drain,
 ) -> Result<(), ConnError> {
     let Accepted { io, peer, guard, .. } = conn;
     let (tunnels, mut opened) = tokio::sync::mpsc::channel(1);
-    let session = Arc::new(Session { forward: forward.clone(), route, peer, live: guard.live.clone(), tunnels });
+    let live = guard.live.clone();
     let mut builder = Builder::new();
     builder
         .auto_date_header(false)
         .timer(TokioTimer::new())
-        .header_read_timeout(forward.limits.header_timeout)
-        .max_buf_size(forward.limits.header_bytes.max(8 * 1024));
+        .header_read_timeout(front.limits.header_timeout)
+        .max_buf_size(front.limits.header_bytes.max(8 * 1024));
     let service = service_fn(move |request| {
-        let session = session.clone();
+        let (forward, route) = (front.now.load_full(), route.clone());
+        let session = Session { forward, route, peer, live: live.clone(), tunnels: tunnels.clone() };
         Box::pin(async move { Ok::<_, Infallible>(session.answer(request).await) })
     });
     let mut connection = std::pin::pin!(builder.serve_connection(TokioIo::new(io), service).with_upgrades());

@@ -1,7 +1,7 @@
 //! The forward proxy in front of a cluster whose endpoints are HTTP programs; the way through two agents is in
 //! the system tests.
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, sync::Arc};
 
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -78,7 +78,7 @@ async fn message(io: &mut TcpStream) -> Option<String> {
 }
 
 /// A proxy whose domain `web.test` has `/call` at a program behind a cluster.
-async fn proxy(to: SocketAddr) -> Front {
+async fn changing(to: SocketAddr) -> (Front, Arc<super::Front>, HttpProxy) {
     let upstream = Some(Named::plain("http"));
     let cluster = Cluster { upstream, retries: 0, ..Cluster::default() };
     let behind = front("motan2", &[to], Settings { cluster, ..Settings::default() }).await;
@@ -91,8 +91,13 @@ async fn proxy(to: SocketAddr) -> Front {
     let locations = vec![at("/call", "web"), at("/none", "unknown")];
     let domain = HttpDomain { domain: "web.test".to_owned(), group: String::new(), locations };
     let proxy = HttpProxy { domains: vec![domain], ..HttpProxy::default() };
-    let protocol = super::build(&config::Limits::default(), &proxy, OwnSockets::default());
-    testing::serve(protocol, super::NAME, vec![behind.cluster.clone()]).await
+    let protocol = super::Front::new(&config::Limits::default(), OwnSockets::default());
+    protocol.apply(&proxy);
+    (testing::serve(protocol.clone(), super::NAME, vec![behind.cluster.clone()]).await, protocol, proxy)
+}
+
+async fn proxy(to: SocketAddr) -> Front {
+    changing(to).await.0
 }
 
 async fn ask(io: &mut TcpStream, request: &str) -> String {
@@ -191,4 +196,24 @@ async fn proxy_to_rpc_makes_a_call_with_one_text() {
         let answer = ask(&mut io, &get(query)).await;
         assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")) && answer.contains(text), "{answer}");
     }
+}
+
+#[tokio::test]
+async fn what_the_configuration_says_later_holds_for_the_next_request() {
+    let called = Program::start("called").await;
+    let (mesh, protocol, proxy) = changing(called.addr).await;
+    let mut io = mesh.connect().await;
+    let request = |host: &str| format!("GET /call HTTP/1.1\r\nHost: {host}\r\n\r\n");
+    assert!(ask(&mut io, &request("web.test")).await.contains("called:GET /call"));
+    let mut other = proxy.clone();
+    other.domains[0].domain = "other.test".to_owned();
+    protocol.apply(&other);
+    // The same connection.
+    assert!(ask(&mut io, &request("other.test")).await.contains("called:GET /call"));
+    assert!(ask(&mut io, &request("web.test")).await.contains("cannot resolve web.test"));
+    other.default_domain = Some("other.test".to_owned());
+    protocol.apply(&other);
+    assert!(ask(&mut io, &request("web.test")).await.contains("called:GET /call"));
+    protocol.apply(&HttpProxy::default());
+    assert!(ask(&mut io, &request("other.test")).await.contains("cannot resolve other.test"));
 }

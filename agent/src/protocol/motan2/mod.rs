@@ -38,6 +38,7 @@ mod key {
     pub(super) const METHOD: &str = "M_m";
     pub(super) const GROUP: &str = "M_g";
     pub(super) const VERSION: &str = "M_v";
+    pub(super) const PROTOCOL: &str = "M_pp";
     pub(super) const SOURCE: &str = "M_s";
     pub(super) const APPLICATION: &str = "application";
     pub(super) const REQUEST_ID: &str = "M_rid";

@@ -120,7 +120,7 @@ impl Reader {
         if framework && inbound {
             return Err(Box::new(Done { result: framework_service(&call), ticket }));
         }
-        let cluster = match self.route.select(&call) {
+        let cluster = match self.route.select_speaking(&call, || meta.get(key::PROTOCOL)) {
             Ok(cluster) => cluster,
             Err(error) => return Err(Box::new(Done { result: Err(error), ticket })),
         };

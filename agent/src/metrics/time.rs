@@ -1,4 +1,4 @@
-//! Moments as the access log writes them.
+//! Moments as logs write them.
 
 use std::{
     fmt::Write,
@@ -6,7 +6,7 @@ use std::{
 };
 
 /// UTC with milliseconds: `2026-11-21T10:12:35.123Z`.
-pub(super) fn rfc3339(line: &mut String, time: SystemTime) {
+pub fn rfc3339(line: &mut String, time: SystemTime) {
     let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
     let seconds = since.as_secs();
     let (year, month, day) = date(seconds / 86_400);
