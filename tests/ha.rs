@@ -3,14 +3,20 @@
 use std::{
     io::{ErrorKind, Write},
     net::SocketAddr,
-    sync::atomic::{AtomicUsize, Ordering::SeqCst},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::SeqCst},
+    },
+    time::{Duration, Instant},
 };
 
 use host::{
-    Backend, Load, Need,
+    Agent, Backend, Load, Need,
     backend::{self, BlackHole, Refusing},
     http::{self, Conn},
-    lacks, net,
+    lacks,
+    motan::{self, Client, Frame},
+    net,
     program::{self, Place},
     until,
 };
@@ -227,4 +233,82 @@ fn ha_a_slow_endpoint_is_a_timeout_not_a_hang() {
     });
     let (_agent, to) = mesh(&[server.addr()], "    timeout: 200ms\n    retries: 0\n");
     assert_eq!(http::get(to, "/").unwrap().status(), 504);
+}
+
+/// Servers that refuse every call, and how many they have seen.
+fn refusing(protocol: &str) -> (Vec<Backend>, Arc<AtomicUsize>) {
+    let seen = Arc::new(AtomicUsize::new(0));
+    let server = |_| {
+        let seen = seen.clone();
+        if protocol == "http" {
+            // Hangs up when it has read the request.
+            return Backend::tcp(move |stream| {
+                let mut conn = Conn::of(stream.try_clone().unwrap());
+                if let Ok(Some(_)) = conn.request() {
+                    seen.fetch_add(1, SeqCst);
+                }
+                backend::reset_all(&stream);
+            });
+        }
+        motan::server(move |request| {
+            seen.fetch_add(1, SeqCst);
+            Some(request.exception(503, 1, "busy"))
+        })
+    };
+    ((0..3).map(server).collect(), seen)
+}
+
+#[test]
+fn ha_a_hundredfold_load_on_endpoints_that_all_refuse_becomes_little_more_than_itself() {
+    let _heavy = host::heavy();
+    for protocol in ["http", "motan2"] {
+        let (servers, seen) = refusing(protocol);
+        let to = net::free_addr();
+        let list: Vec<_> = servers.iter().map(|s| s.addr().to_string()).collect();
+        let agent = Agent::start(&format!(
+            "referers:
+  - {{service: web, protocol: {protocol}, listen: {to}, endpoints: [{}], retries: 3, methods: {{hello: {{idempotent: true}}}}}}
+",
+            list.join(", ")
+        ));
+        let one = move || -> Result<String, String> {
+            let refused = match protocol {
+                "http" => http::get(to, "/").map_err(|e| e.to_string())?.status() >= 500,
+                _ => {
+                    let mut client = Client::open(to).map_err(|e| e.to_string())?;
+                    client.call(Frame::call("web", "hello", "x")).map_err(|e| e.to_string())?.status == 1
+                }
+            };
+            if refused { Ok("refused".to_owned()) } else { Err("an answer from nowhere".to_owned()) }
+        };
+        // A usual load of some calls a second; retries are made.
+        let began = Instant::now();
+        let mut usual = 0;
+        while seen.load(SeqCst) <= usual || usual < 8 {
+            one().unwrap();
+            usual += 1;
+            std::thread::park_timeout(Duration::from_millis(250));
+            assert!(usual < 200, "{protocol}: no call was ever retried");
+        }
+        let rate = usual as f64 / began.elapsed().as_secs_f64();
+        let (before, began) = (seen.load(SeqCst), Instant::now());
+        let load = Load::start(32, || one);
+        let mut made = 0;
+        while (made as f64) < rate * 100.0 * began.elapsed().as_secs_f64() || made < 3000 {
+            load.more(500);
+            made += 500;
+            assert!(began.elapsed() < host::wait::PATIENCE * 3, "{protocol}: only {made} calls, at first {rate}/s");
+        }
+        let tally = load.stop();
+        let took = began.elapsed();
+        assert!(tally.bad.is_empty(), "{protocol}: {:?}", &tally.bad[..tally.bad.len().min(3)]);
+        let (calls, upstream) = (tally.good["refused"] as f64, (seen.load(SeqCst) - before) as f64);
+        // What was saved up in the ten seconds before, as long as it is kept, comes on top.
+        let saved = 10.0 * (10.0 + 0.2 * rate);
+        let most = 1.2 * calls + 10.0 * took.as_secs_f64() + saved;
+        println!("{protocol}: {rate:.0}/s, then {calls} calls in {took:?}: {upstream} reached a server, {most:.0} may");
+        assert!(upstream <= most, "{protocol}: {calls} calls in {took:?} became {upstream}, more than {most}");
+        assert!(upstream > calls / 10.0, "{protocol}: nothing was tried: {upstream} of {calls}");
+        drop(agent);
+    }
 }

@@ -328,3 +328,46 @@ fn motan_dropin_import_prints_what_runs() {
     assert_eq!(call(forward.parse().unwrap(), Frame::call(SERVICE, "echo", "same")).text(), "same");
     drop(agent);
 }
+
+/// An agent that reaches its registry only through another one of this mesh.
+#[test]
+fn motan_dropin_serves_agents_that_register_and_subscribe_through_it() {
+    let (nodes, local) = (server("node"), server("local"));
+    let (service, to, export) = (free_port(), at(free_port()), at(free_port()));
+    let mut other = Dropin::start(&file(nodes.addr(), local.addr(), service), &[]);
+    let behind = format!("direct://{}", nodes.addr());
+    let mut agent = Agent::start(&format!(
+        "advertise: 127.0.0.1
+registries: {{other: {{kind: mesh, address: '{}', proxy_registry: '{behind}'}}}}
+referers:
+  - {{service: kit.Through, group: kit-group, version: '1.0', protocol: motan2, listen: {to}, registry: other, timeout: 5s}}
+services:
+  - {{service: kit.Provided, group: kit-group, version: '1.0', protocol: motan2, export: {export}, local: '{}', registry: other}}
+",
+        other.management,
+        local.addr()
+    ));
+    let through = || {
+        let Ok(mut client) = Client::open(to) else { return None };
+        let answer = client.call(Frame::call("kit.Through", "echo", "there?").with("M_g", "kit-group")).ok()?;
+        (answer.status == 0).then(|| answer.meta("by").to_owned())
+    };
+    let provided = |other: &Dropin| {
+        let Ok(mut client) = Client::open(other.export) else { return None };
+        let answer = client.call(Frame::call("kit.Provided", "echo", "there?").with("M_g", "kit-group")).ok()?;
+        (answer.status == 0).then(|| answer.meta("by").to_owned())
+    };
+    until("the other agent carries the calls", || through().as_deref() == Some("node"));
+    let endpoints = agent.endpoints();
+    assert!(endpoints.iter().any(|e| e["address"] == other.forward.to_string()), "{endpoints:?}");
+    until("the other agent exports the service", || provided(&other).as_deref() == Some("local"));
+    until("and that is shown", || agent.json("/registrations")["registrations"][0]["state"] == "available");
+    // What it forgot when it was killed, it is told again.
+    other.crash(&[]);
+    until("it is told again", || through().is_some() && provided(&other).is_some());
+    // And what it was told it takes back when the agent goes.
+    assert!(agent.stop().success());
+    let listed = |other: &Dropin| other.ask("/registry/list").1.contains("kit.Provided");
+    until("it is taken back", || !listed(&other));
+    until("and exported no more", || provided(&other).is_none());
+}
