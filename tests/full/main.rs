@@ -10,4 +10,5 @@ mod mesh;
 mod motan_go;
 mod motan_java;
 mod nacos;
+mod otelcol;
 mod zipkin;

@@ -28,6 +28,7 @@ pub mod motan_libs;
 pub mod nacos;
 pub mod need;
 pub mod net;
+pub mod otelcol;
 pub mod program;
 pub mod prometheus;
 pub mod site;

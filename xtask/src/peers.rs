@@ -81,6 +81,15 @@ pub const PEERS: &[Peer] = &[
         make: motan_java,
     },
     Peer {
+        name: "otelcol",
+        version: "0.115.0",
+        sources: "tests/peers/otelcol",
+        programs: &["go"],
+        // A minute of two cores.
+        limit: Duration::from_secs(15 * 60),
+        make: otelcol,
+    },
+    Peer {
         name: "rnacos",
         version: "0.8.8",
         usual: false,
@@ -306,12 +315,22 @@ fn kube_apiserver(work: &Work) -> Result<()> {
     work.run(&mut go(&["build", "-trimpath", "-ldflags", &flags, "-o", "../kube-apiserver", package])?)
 }
 
+/// A Go program whose sources are here.
+fn go_program(work: &Work, sources: &str, binary: &str) -> Result<()> {
+    let mut command = work.program("go")?;
+    command.arg("-C").arg(sh::root().join(sources));
+    command.args(["build", "-trimpath", "-buildvcs=false", "-ldflags", "-s -w", "-o"]).arg(work.dir().join(binary));
+    work.run(command.arg(".").envs([("CGO_ENABLED", "0"), ("GOTOOLCHAIN", "local")]))
+}
+
 /// One program, `peer`, of which subcommands are server, client, agent and load.
 fn motan_go(work: &Work) -> Result<()> {
-    let mut command = work.program("go")?;
-    command.arg("-C").arg(sh::root().join("tests/peers/motan-go"));
-    command.args(["build", "-trimpath", "-buildvcs=false", "-ldflags", "-s -w", "-o"]).arg(work.dir().join("peer"));
-    work.run(command.arg(".").envs([("CGO_ENABLED", "0"), ("GOTOOLCHAIN", "local")]))
+    go_program(work, "tests/peers/motan-go", "peer")
+}
+
+/// OpenTelemetry's collector with the parts that tests need.
+fn otelcol(work: &Work) -> Result<()> {
+    go_program(work, "tests/peers/otelcol", "otelcol")
 }
 
 /// Classes in `classes` and what they need in `libs`; the main class is `kit.Main`.
