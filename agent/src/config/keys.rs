@@ -147,12 +147,7 @@ pub(crate) const PORTS: Section = Section {
             Says("none"),
             "Services that are registered by management calls are exported here, from the first one on.",
         ),
-        key(
-            "motan_management",
-            "boolean",
-            Yaml("false"),
-            "The admin API answers motan-go's management calls as well, see `docs/motan.md`.",
-        ),
+        key("motan_management", "boolean", Yaml("false"), "The admin API answers `docs/motan.md`'s calls as well."),
         key("debug_pages", "boolean", Yaml("false"), "With them, the pages below `/debug`, see `docs/motan.md`."),
     ],
 };
