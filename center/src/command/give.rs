@@ -6,7 +6,7 @@ use model::center::{Change, CommandRecord, CommandState, NewCommand, Of, Role, S
 use serde_json::Value;
 
 use super::{
-    Commands,
+    Commands, Turn,
     asked::{self, About},
     kept::{self, Kept},
     layers::{self, Ground, Layer},
@@ -62,6 +62,7 @@ impl Commands {
     /// Answers what changed. After an error some may be changed; they are put right by calling it again.
     async fn bring(
         &self,
+        turn: &Turn<'_>,
         scopes: &[String],
         commands: &BTreeMap<u64, Kept>,
         expected: Option<u64>,
@@ -78,7 +79,7 @@ impl Commands {
             last = None;
             for text in texts.into_iter().filter(|text| !text.is_none()) {
                 let scope = scope(&text.group);
-                let written = self.site.set_text(&scope, text.revision, Some(text.after.clone()));
+                let written = self.site.set_text(&scope, text.revision, Some(text.after.clone()), turn.epoch);
                 if let Err(error) = written.await {
                     last = Some(error);
                     break;
@@ -108,8 +109,7 @@ impl Commands {
         for group in wanted.action.groups() {
             actor.may(Role::Operator, group)?;
         }
-        let _busy = self.busy.lock().await;
-        self.leads()?;
+        let turn = self.turn().await?;
         let meant = self.meant(&wanted.action)?;
         let id = self.state.lock().highest + 1;
         let record = CommandRecord {
@@ -126,13 +126,13 @@ impl Commands {
         };
         let kept = Kept { record, scopes: meant.scopes.clone(), exact: meant.exact };
         if propose {
-            return self.propose(actor, kept).await;
+            return self.propose(&turn, actor, kept).await;
         }
-        self.enforce(actor, "command.create", kept, meant, true).await
+        self.enforce(&turn, actor, "command.create", kept, meant, true).await
     }
 
     /// A new proposal. An earlier one of the same author for the same pool is no advice any more.
-    async fn propose(&self, actor: &Actor, mut kept: Kept) -> Result<CommandRecord, Error> {
+    async fn propose(&self, turn: &Turn<'_>, actor: &Actor, mut kept: Kept) -> Result<CommandRecord, Error> {
         let waits = self.config.proposals;
         kept.record.until_ms = (!waits.is_zero()).then(|| kept.record.at_ms.saturating_add(waits.as_millis() as u64));
         let (id, asked) = (kept.record.id, &kept.record.asked.action);
@@ -143,14 +143,14 @@ impl Commands {
         };
         let replaced: Vec<Kept> = self.state.lock().open.values().filter(same).cloned().collect();
         self.record(actor, "command.propose", &kept).await?;
-        kept::write(&self.store, &kept, true).await?;
+        kept::write(&self.store, &kept, true, turn.epoch).await?;
         self.runs.lock().begin(&kept, waits);
         let record = self.remember(kept);
         for mut old in replaced {
             old.record.ended = Some((clock::now_ms(), actor.name.clone(), format!("proposal {id} takes its place")));
             old.record.state = CommandState::Undone;
             self.record(actor, "command.undo", &old).await?;
-            kept::write(&self.store, &old, false).await?;
+            kept::write(&self.store, &old, false, turn.epoch).await?;
             self.runs.lock().forget(old.record.id);
             self.remember(old);
         }
@@ -159,8 +159,7 @@ impl Commands {
 
     /// The end of a proposal that nobody wanted.
     pub(super) async fn close(&self, id: u64) -> Result<CommandRecord, Error> {
-        let _busy = self.busy.lock().await;
-        self.leads()?;
+        let turn = self.turn().await?;
         let mut kept = self.known(id).await?;
         // Somebody may have been faster.
         if kept.record.state != CommandState::Proposed {
@@ -171,7 +170,7 @@ impl Commands {
         kept.record.ended = Some((clock::now_ms(), actor.name.clone(), why));
         kept.record.state = CommandState::Expired;
         self.record(&actor, "command.expire", &kept).await?;
-        kept::write(&self.store, &kept, false).await?;
+        kept::write(&self.store, &kept, false, turn.epoch).await?;
         tracing::info!(target: "audit", command = id, "a proposal has expired");
         self.runs.lock().forget(id);
         Ok(self.remember(kept))
@@ -179,8 +178,7 @@ impl Commands {
 
     /// A proposal becomes a command.
     pub(super) async fn accept(&self, actor: &Actor, id: u64) -> Result<CommandRecord, Error> {
-        let _busy = self.busy.lock().await;
-        self.leads()?;
+        let turn = self.turn().await?;
         let kept = self.known(id).await?;
         for group in kept.record.asked.action.groups() {
             actor.may(Role::Operator, group)?;
@@ -192,12 +190,13 @@ impl Commands {
         let kept = Kept { scopes: meant.scopes.clone(), exact: meant.exact, ..kept };
         // Its time as a command is another one than that of the proposal.
         self.runs.lock().forget(id);
-        self.enforce(actor, "command.confirm", kept, meant, false).await
+        self.enforce(&turn, actor, "command.confirm", kept, meant, false).await
     }
 
     /// First step, with everything that can speak against it.
     async fn enforce(
         &self,
+        turn: &Turn<'_>,
         actor: &Actor,
         what: &str,
         mut kept: Kept,
@@ -236,20 +235,20 @@ impl Commands {
         kept.record.changes = texts.iter().map(Rewrite::change).collect();
         self.record(actor, what, &kept).await?;
         // Known before it works: whatever happens now, the next start sees it and goes on or takes it back.
-        kept::write(&self.store, &kept, is_new).await?;
+        kept::write(&self.store, &kept, is_new, turn.epoch).await?;
         {
             let mut state = self.state.lock();
             state.highest = state.highest.max(id);
         }
         with.insert(id, kept.clone());
-        if let Err(error) = self.bring(&meant.scopes, &with, asked.expected).await {
+        if let Err(error) = self.bring(turn, &meant.scopes, &with, asked.expected).await {
             with.remove(&id);
-            if let Err(worse) = self.bring(&meant.scopes, &with, None).await {
+            if let Err(worse) = self.bring(turn, &meant.scopes, &with, None).await {
                 tracing::warn!(command = id, %worse, "a command that failed could not be taken back at once");
             }
             kept.record.state = CommandState::Failed;
             kept.record.ended = Some((clock::now_ms(), "centre".to_owned(), error.to_string()));
-            kept::write(&self.store, &kept, false).await?;
+            kept::write(&self.store, &kept, false, turn.epoch).await?;
             self.state.lock().open.remove(&id);
             return Err(error);
         }
@@ -261,8 +260,7 @@ impl Commands {
 
     /// The next step.
     pub(super) async fn step(&self, actor: &Actor, id: u64) -> Result<CommandRecord, Error> {
-        let _busy = self.busy.lock().await;
-        self.leads()?;
+        let turn = self.turn().await?;
         let mut kept = self.known(id).await?;
         for group in kept.record.asked.action.groups() {
             actor.may(Role::Operator, group)?;
@@ -280,13 +278,13 @@ impl Commands {
         self.record(actor, "command.step", &kept).await?;
         let mut with = self.state.lock().open.clone();
         with.insert(id, kept.clone());
-        for change in self.bring(&kept.scopes, &with, None).await? {
+        for change in self.bring(&turn, &kept.scopes, &with, None).await? {
             match kept.record.changes.iter_mut().find(|known| known.scope == change.scope) {
                 Some(known) => known.after = change.after,
                 None => kept.record.changes.push(change),
             }
         }
-        kept::write(&self.store, &kept, false).await?;
+        kept::write(&self.store, &kept, false, turn.epoch).await?;
         tracing::info!(target: "audit", command = id, by = %actor.name, percent, "a step of a command");
         self.runs.lock().begin(&kept, self.config.proposals);
         Ok(self.remember(kept))
@@ -294,8 +292,7 @@ impl Commands {
 
     /// The end of a command.
     pub(super) async fn end(&self, actor: &Actor, id: u64, why: &str) -> Result<CommandRecord, Error> {
-        let _busy = self.busy.lock().await;
-        self.leads()?;
+        let turn = self.turn().await?;
         let mut kept = self.known(id).await?;
         for group in kept.record.asked.action.groups() {
             actor.may(Role::Operator, group)?;
@@ -311,9 +308,9 @@ impl Commands {
         if was_in_force {
             let mut without = self.state.lock().open.clone();
             without.remove(&id);
-            self.bring(&kept.scopes, &without, None).await?;
+            self.bring(&turn, &kept.scopes, &without, None).await?;
         }
-        kept::write(&self.store, &kept, false).await?;
+        kept::write(&self.store, &kept, false, turn.epoch).await?;
         tracing::info!(target: "audit", command = id, by = %actor.name, why, "a command is undone");
         self.runs.lock().forget(id);
         Ok(self.remember(kept))
@@ -321,8 +318,7 @@ impl Commands {
 
     /// Texts are what the commands say, whatever others did to them and however this centre ended last time.
     pub(super) async fn put_right(&self) -> Result<(), Error> {
-        let _busy = self.busy.lock().await;
-        self.leads()?;
+        let turn = self.turn().await?;
         let open = self.state.lock().open.clone();
         let mut scopes: BTreeSet<String> = self.site.keys().into_iter().map(|key| key.group).collect();
         scopes.extend(open.values().flat_map(|kept| kept.scopes.iter().cloned()));
@@ -335,7 +331,7 @@ impl Commands {
                 continue;
             }
             // One that is ill must not keep the others from being put right.
-            match self.bring(std::slice::from_ref(&group), &open, None).await {
+            match self.bring(&turn, std::slice::from_ref(&group), &open, None).await {
                 Ok(changes) if changes.is_empty() => {}
                 Ok(_) => tracing::info!(group, "its command text was put right"),
                 Err(error) => tracing::warn!(group, %error, "its command text is not what the commands say"),
@@ -352,10 +348,10 @@ impl Commands {
         }
         let Ok(kept) = self.known(record.id).await else { return record };
         let written = publisher.outcomes(&kept.scopes).await;
-        let _busy = self.busy.lock().await;
+        let Ok(turn) = self.turn().await else { return record };
         let Ok(mut kept) = self.known(record.id).await else { return record };
         kept.record.written = written;
-        if let Err(error) = kept::write(&self.store, &kept, false).await {
+        if let Err(error) = kept::write(&self.store, &kept, false, turn.epoch).await {
             tracing::warn!(command = record.id, %error, "where it was written is not on record");
         }
         self.remember(kept)

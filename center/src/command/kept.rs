@@ -61,11 +61,11 @@ pub(super) fn read(entry: &Entry) -> Option<Kept> {
     entry.key.starts_with(ALL).then(|| Kept::of(entry).ok()).flatten()
 }
 
-/// Writes a command; a new one must not be there yet.
-pub(super) async fn write(store: &Arc<dyn Store>, kept: &Kept, is_new: bool) -> Result<(), Error> {
+/// Writes a command, while this centre leads in `epoch`; a new one must not be there yet.
+pub(super) async fn write(store: &Arc<dyn Store>, kept: &Kept, is_new: bool, epoch: u64) -> Result<(), Error> {
     let id = kept.record.id;
     let value = serde_json::to_vec(kept).map_err(|why| Error::bad(format!("command {id}: {why}"), "report this"))?;
-    let mut batch = Batch { put: vec![(key(id), value)], ..Batch::default() };
+    let mut batch = Batch { put: vec![(key(id), value)], fenced: Some(epoch), ..Batch::default() };
     if is_new {
         batch.expect.push((key(id), 0));
     }

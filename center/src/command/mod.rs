@@ -73,6 +73,13 @@ pub struct Commands {
     publisher: ArcSwap<Publisher>,
 }
 
+/// The turn of whoever changes texts: one after the other, and only while this centre leads.
+struct Turn<'a> {
+    _busy: tokio::sync::MutexGuard<'a, ()>,
+    /// What everything that is written in it is fenced by.
+    epoch: u64,
+}
+
 /// What is known without asking the store.
 #[derive(Debug, Default)]
 struct State {
@@ -263,12 +270,18 @@ impl Commands {
         }
     }
 
-    /// Whether this centre may change anything now.
-    fn leads(&self) -> Result<(), Error> {
+    /// Waits until nobody else changes texts. An error while another centre leads.
+    async fn turn(&self) -> Result<Turn<'_>, Error> {
+        let _busy = self.busy.lock().await;
+        Ok(Turn { _busy, epoch: self.leads()? })
+    }
+
+    /// The epoch in which this centre may change anything now.
+    fn leads(&self) -> Result<u64, Error> {
         let leadership = self.store.leadership();
         let now = leadership.borrow();
-        if now.leads {
-            return Ok(());
+        if let Ok(epoch) = now.fence() {
+            return Ok(epoch);
         }
         let who = if now.leader.is_empty() { "another centre" } else { &now.leader };
         let remedy = "ask that one, or repeat in a few seconds";

@@ -26,12 +26,13 @@ pub(super) trait Site: Send + Sync + 'static {
     fn capacity(&self, service: &str, group: &str) -> Option<f64>;
     /// A command text and its revision.
     fn text(&self, scope: &CommandScope) -> (u64, Option<String>);
-    /// See [`Registry::set_text`].
+    /// See [`Registry::set_text`]; only while this centre leads in `epoch`.
     fn set_text<'a>(
         &'a self,
         scope: &'a CommandScope,
         expected: u64,
         text: Option<String>,
+        epoch: u64,
     ) -> BoxFuture<'a, Result<u64, Error>>;
 }
 
@@ -83,7 +84,8 @@ impl Site for Parts {
         scope: &'a CommandScope,
         expected: u64,
         text: Option<String>,
+        epoch: u64,
     ) -> BoxFuture<'a, Result<u64, Error>> {
-        Box::pin(self.registry.set_text(scope, expected, text, None))
+        Box::pin(self.registry.set_text(scope, expected, text, Some(epoch)))
     }
 }

@@ -31,6 +31,8 @@ struct Inner {
     /// Milliseconds and success of all calls, by instance; the last for all others.
     goes: BTreeMap<String, (u64, f64)>,
     capacity: Option<f64>,
+    /// Up to this epoch nothing is written any more.
+    overtaken: Option<u64>,
 }
 
 impl Site for Fake {
@@ -83,10 +85,14 @@ impl Site for Fake {
         scope: &'a CommandScope,
         expected: u64,
         text: Option<String>,
+        epoch: u64,
     ) -> BoxFuture<'a, Result<u64, Error>> {
         Box::pin(async move {
             tokio::task::yield_now().await;
             let mut inner = self.inner.lock();
+            if inner.overtaken.is_some_and(|overtaken| epoch <= overtaken) {
+                return Err(crate::store::StoreError::NotLeader.into());
+            }
             if let Some(Some(error)) = inner.refusals.pop_front() {
                 return Err(error);
             }
@@ -604,4 +610,45 @@ async fn a_proposal_waits_for_its_time_and_a_newer_one_takes_its_place() {
     let again = started(&it.site, &it.store).await;
     sleep(Duration::from_secs(3610)).await;
     assert_eq!(again.one(third.id).await.unwrap().state, CommandState::Expired);
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_leads_no_more_changes_nothing_though_it_has_not_heard_of_it() {
+    let Bench { site, .. } = bench().await;
+    let memory = Arc::new(Memory::new("center"));
+    let store: Arc<dyn Store> = memory.clone();
+    let commands = started(&site, &store).await;
+    let me = Actor::center();
+    let stepping = NewCommand { steps: vec![10, 100], step_ms: Some(3_600_000), ..moved("idc-a", "idc-b", 40) };
+    let given = commands.give(&me, stepping, false).await.unwrap();
+    // Whatever else is in force.
+    let seen = |wanted| NewCommand { expected: Some(u64::MAX), ..wanted };
+    let proposed = commands.give(&me, seen(moved("idc-c", "idc-b", 20)), true).await.unwrap();
+    let shares = site.shares("web", "idc-a");
+
+    let epoch = store.leadership().borrow().fence().unwrap();
+    memory.overtake();
+    site.inner.lock().overtaken = Some(epoch);
+    let refused = [
+        commands.next(&me, given.id).await.err(),
+        commands.undo(&me, given.id, "late").await.err(),
+        commands.confirm(&me, proposed.id).await.err(),
+        commands.undo(&me, proposed.id, "late").await.err(),
+        commands.give(&me, seen(moved("idc-b", "idc-c", 20)), true).await.err(),
+        commands.give(&me, seen(moved("idc-b", "idc-c", 20)), false).await.err(),
+    ];
+    for (n, error) in refused.iter().enumerate() {
+        assert_eq!(error.as_ref().map(|error| error.code), Some(Code::ReadOnly), "{n}: {error:?}");
+    }
+    assert_eq!(site.shares("web", "idc-a"), shares);
+    for (id, state) in [(given.id, CommandState::Stepping), (proposed.id, CommandState::Proposed)] {
+        let kept = kept::one(&store, id).await.unwrap().unwrap();
+        assert_eq!(kept.record.state, state);
+        assert!(kept.record.steps.len() <= 1 && kept.record.ended.is_none());
+    }
+    assert!(kept::one(&store, proposed.id + 1).await.unwrap().is_none());
+    // Texts are not put right either.
+    site.write("idc-a", "{\"clientCommandList\":[]}");
+    commands.put_right().await.unwrap();
+    assert_eq!(site.text(&scope("idc-a")).1.as_deref(), Some("{\"clientCommandList\":[]}"));
 }
