@@ -83,6 +83,7 @@ pub const PEERS: &[Peer] = &[
     Peer {
         name: "otelcol",
         version: "0.115.0",
+        usual: false,
         sources: "tests/peers/otelcol",
         programs: &["go"],
         // A minute of two cores.
