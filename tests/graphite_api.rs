@@ -1,6 +1,9 @@
 //! Figures read back as dashboards do it: through graphite-api, out of a real Carbon.
 
-use std::net::SocketAddr;
+use std::{
+    net::SocketAddr,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
 use host::{
     Agent, Center, Cmd, Need, Temp,
@@ -11,8 +14,9 @@ use host::{
     need::peer,
     program::Server,
     until, until_some,
+    wait::within,
 };
-use rustix::process::Signal;
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 const SERVICE: &str = "com.example.Echo";
@@ -44,6 +48,16 @@ fn graphite_api(carbon: &Carbon) -> Server {
         .arg(format!("PYTHONPATH={}", site.display()))
         .args(["/usr/bin/python3", "-c", SERVE, &addr.port().to_string()]);
     Server::start(addr, dir, cmd)
+}
+
+/// Signals all of it: who listens for gunicorn are its children.
+fn signal(api: &Server, signal: Signal) {
+    let pid = api.proc.pid();
+    let children = Cmd::new("pgrep").arg("-P").arg(pid).run().ok();
+    api.proc.signal(signal);
+    for child in children.lines().filter_map(|line| Pid::from_raw(line.trim().parse().ok()?)) {
+        kill_process(child, signal).unwrap();
+    }
 }
 
 /// The points of a target of the last minutes.
@@ -138,13 +152,113 @@ fn graphite_api_is_read_by_a_centre_that_goes_on_without_it() {
     assert!(ask("&caller=nobody")["source"].as_str().unwrap().contains("nothing of that name"));
 
     // Hung, then gone: agents tell, and why is said.
-    api.proc.signal(Signal::STOP);
+    signal(&api, Signal::STOP);
     let hung = ask("");
     assert!(hung["source"].as_str().unwrap().contains("no answer within 2s") && known(&hung, "rate"), "{hung}");
-    api.proc.signal(Signal::CONT);
+    signal(&api, Signal::CONT);
     until("it is asked again", || ask("")["source"] == "graphite");
-    api.proc.signal(Signal::KILL);
+    signal(&api, Signal::KILL);
     api.proc.wait();
     assert!(ask("")["source"].as_str().unwrap().starts_with("agents (graphite: "));
     assert!(agent.is_ready());
+}
+
+/// Seconds since 1970.
+fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs()
+}
+
+#[test]
+fn graphite_api_is_read_by_motan_gos_names() {
+    if lacks(&[Need::Peer("graphite-api"), Need::Program("carbon-cache")]) {
+        return;
+    }
+    // As a statsd of the site writes what two hosts sent each five seconds.
+    let carbon = Carbon::keeping("5s:1h");
+    let api = graphite_api(&carbon);
+    let last = now() / 5 * 5;
+    let stats =
+        [("total_count", 100.0), ("other_error_count", 5.0), ("slow_count", 10.0), ("p99", 30.0), ("avg_time", 4.0)];
+    let name = |host: u32, method: &str, stat: &str| {
+        format!("motan-client-agent.shop.idc-a.byhost.10_0_0_{host}.com_example_Echo.{method}.{stat}")
+    };
+    let points = (0..60).flat_map(|i| {
+        let of = move |(host, method): (u32, &str), (stat, value): (&str, f64)| {
+            // The second host is twice as slow.
+            let value = if stat == "p99" || stat == "avg_time" { value * f64::from(host) } else { value };
+            (name(host, method, stat), value, last - 5 * i)
+        };
+        let of = move |at: (u32, &'static str)| stats.map(move |stat| of(at, stat));
+        [of((1, "get")), of((2, "put"))].into_iter().flatten()
+    });
+    carbon.send(points);
+    for more in ["", ", interval: 5s"] {
+        let center = Center::start(&format!(
+            "monitor: {{sources: [{{kind: graphite, options: {{address: 'http://{}', form: motan{more}}}}}]}}\n",
+            api.addr()
+        ));
+        let path = format!("/v1/series?service={SERVICE}&group=idc-a&step_ms=10000");
+        let read = until_some("graphite tells of calls", || {
+            let series = center.get(&path);
+            (series["source"] == "graphite").then_some(series)
+        });
+        let near = |column: &str, wanted: f64| {
+            let values: Vec<f64> = read[column].as_array().unwrap().iter().filter_map(Value::as_f64).collect();
+            // The last window may lack a point.
+            let good = values.iter().filter(|value| (*value / wanted - 1.0).abs() < 0.01).count();
+            assert!(good > 5 && good + 2 >= values.len(), "{column} is not {wanted}{more}: {values:?}");
+        };
+        near("rate", 40.0);
+        near("success", 0.95);
+        near("slow", 0.1);
+        near("p99_ms", 60.0);
+        near("mean_ms", 6.0);
+    }
+}
+
+#[test]
+fn graphite_api_raises_alerts_of_a_centre_that_nobody_reports_to() {
+    if lacks(&[Need::Peer("graphite-api"), Need::Program("carbon-cache")]) {
+        return;
+    }
+    let carbon = Carbon::keeping("60s:1d");
+    let api = graphite_api(&carbon);
+    let rate = "sockmesh.h1.shop.outbound.com_example_Echo.idc-a._all.rate";
+    let usual = |i: u64| 20.0 + (i % 7) as f64 * 0.4;
+    let minute = now() / 60;
+    carbon.send((1..300).map(|i| (rate.to_owned(), usual(i), (minute - i) * 60)));
+    until("it is rendered", || {
+        let answer = http::get(api.addr(), &format!("/render?target={rate}&format=json&from=-1h")).unwrap();
+        answer.text().contains("20.4")
+    });
+    let of = format!("{{service: {SERVICE}, group: idc-a}}");
+    let center = Center::start(&format!(
+        "monitor: {{sources: [{{kind: graphite, options: {{address: 'http://{}'}}}}]}}
+alerts:
+  every: 500ms
+  rules:
+    - {{name: busy, of: {of}, severity: ticket, condition: {{kind: threshold, figure: rate, above: 15, for_ms: 600000}}}}
+    - {{name: odd, of: {of}, severity: page, condition: {{kind: forecast, figure: rate, level_percent: 99.9}}}}
+",
+        api.addr()
+    ));
+    let firing = |rule: &str| {
+        // Callers call on, as usual, until three times as many come.
+        let (second, surge) = (now(), now() / 60 > minute + 1);
+        let value = if surge { 3.0 * usual(second / 60) } else { usual(second / 60) };
+        carbon.send([(rate.to_owned(), value, second / 60 * 60)]);
+        let all = center.get("/v1/alerts");
+        all["items"].as_array().unwrap().iter().find(|alert| alert["rule"] == rule).cloned()
+    };
+    let busy = until_some("the threshold is passed", || firing("busy"));
+    assert!(busy["summary"].as_str().unwrap().contains("rate of"), "{busy}");
+    let shown = center.get(&format!("/v1/alerts/{}", busy["id"].as_str().unwrap()));
+    assert_eq!(shown["series"]["source"], "graphite", "{shown}");
+    assert_eq!(firing("odd"), None, "what is usual alarms nobody");
+    // Three windows of a minute have to be odd.
+    let odd = within(Duration::from_secs(480), || firing("odd"));
+    let odd = odd.unwrap_or_else(|| panic!("no forecast was passed: {}\n{}", center.get("/v1/alerts"), center.log()));
+    assert!(odd["summary"].as_str().unwrap().contains("was expected"), "{odd}");
+    let shown = center.get(&format!("/v1/alerts/{}", odd["id"].as_str().unwrap()));
+    assert_eq!(shown["series"]["source"], "graphite", "{shown}");
 }

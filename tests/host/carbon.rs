@@ -2,7 +2,8 @@
 
 use std::{
     fs,
-    net::SocketAddr,
+    io::Write as _,
+    net::{SocketAddr, TcpStream},
     path::{Path, PathBuf},
 };
 
@@ -15,13 +16,19 @@ impl Carbon {
     /// Starts one. Needs the program `carbon-cache`.
     #[track_caller]
     pub fn start() -> Self {
+        Self::keeping("1s:1h")
+    }
+
+    /// Starts one that keeps points as `retentions` says, such as `60s:1d`.
+    #[track_caller]
+    pub fn keeping(retentions: &str) -> Self {
         let addr = SocketAddr::from(([127, 0, 0, 1], free_port()));
         let dir = Temp::new();
         let path = dir.path().display();
         for folder in ["whisper", "logs", "run", "rules"] {
             fs::create_dir(dir.file(folder)).unwrap();
         }
-        dir.write("storage-schemas.conf", "[all]\npattern = .*\nretentions = 1s:1h\n");
+        dir.write("storage-schemas.conf", format!("[all]\npattern = .*\nretentions = {retentions}\n"));
         let port = |name: &str| format!("{name}_INTERFACE = 127.0.0.1\n{name}_PORT = {}\n", free_port());
         dir.write(
             "carbon.conf",
@@ -39,6 +46,13 @@ impl Carbon {
         let cmd = Cmd::new(which("carbon-cache").expect("asked for before"));
         let cmd = cmd.args([config, "--nodaemon".to_owned(), pid, "start".to_owned()]);
         Self(Server::start(addr, dir, cmd))
+    }
+
+    /// Sends points: name, value and seconds.
+    #[track_caller]
+    pub fn send(&self, points: impl IntoIterator<Item = (String, f64, u64)>) {
+        let lines: String = points.into_iter().map(|(name, value, at)| format!("{name} {value} {at}\n")).collect();
+        TcpStream::connect(self.addr()).unwrap().write_all(lines.as_bytes()).unwrap();
     }
 
     /// Where it takes lines.

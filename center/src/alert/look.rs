@@ -135,7 +135,8 @@ impl Looker {
     fn within(&self, of: &Of, figure: &str, above: Option<f64>, below: Option<f64>) -> bool {
         let lately = self.monitor.lately(of);
         let value = match figure {
-            "rate" => Some(lately.rate),
+            // None at all: the site's own servers may know of some.
+            "rate" => lately.success.map(|_| lately.rate),
             "success" => lately.success,
             "mean_ms" => lately.mean_ms,
             "p50_ms" => lately.p50_ms,
@@ -150,6 +151,11 @@ impl Looker {
 
     fn water(&self, of: &Of, line: &str) -> Verdict {
         let Some(pool) = self.decider.pool(&of.service, &of.group) else { return Verdict::Fine };
+        if pool.instances == 0 && pool.level == "fatal" {
+            let summary =
+                format!("no instance of {} can be called, and callers want {}/s", name(of), number(pool.load));
+            return Verdict::Holds(Box::new(judge::Finding { summary, ..judge::Finding::default() }));
+        }
         let Some(water) = pool.water_percent else { return Verdict::Unknown };
         let bound = if line == "fatal" { pool.policy.fatal_percent } else { pool.policy.warning_percent };
         if water <= bound {

@@ -42,22 +42,7 @@ impl Site {
         let mut instances: BTreeMap<String, Vec<String>> = BTreeMap::new();
         for (i, group) in ["idc-a", "idc-b"].into_iter().enumerate() {
             let addresses: Vec<String> = (1..=2).map(|n| format!("10.{i}.0.{n}:8080")).collect();
-            let registration = |address: &String| Registration {
-                key: ServiceKey { service: SERVICE.into(), group: group.into(), version: String::new() },
-                protocol: "motan2".into(),
-                instance: Instance::at(address),
-                application: "cart".into(),
-                parameters: BTreeMap::new(),
-                available: true,
-            };
-            let all = Registrations {
-                agent: format!("{group}/agent"),
-                ttl_ms: 30_000,
-                generation: 1,
-                registrations: addresses.iter().map(registration).collect(),
-            };
-            let answer = center.registry.register(&Actor::anyone(String::new()), all).await.unwrap();
-            assert_eq!(answer.refused, []);
+            register(&center, group, &addresses).await;
             instances.insert(group.to_owned(), addresses);
         }
         Self { center, data, instances, sequence: 0 }
@@ -104,6 +89,9 @@ impl Site {
             let beat = Heartbeat { agent: format!("{group}/agent"), generation: 1 };
             self.center.registry.heartbeat(&Actor::anyone(String::new()), &beat).await.unwrap();
         }
+        // Calls to nobody fail.
+        let missing = load.iter().filter(|(group, _)| !self.instances.contains_key(*group));
+        seen.extend(missing.map(|(group, rate)| sample(Side::Outbound, group, "", *rate, 0.0)));
         self.report("callers/agent", seen);
     }
 
@@ -135,6 +123,26 @@ impl Site {
         let shares = self.shares("idc-a");
         shares.iter().map(|(group, percent)| format!("{group}:{percent:.0}")).collect::<Vec<_>>().join(" ")
     }
+}
+
+/// The agent of a group says what it provides.
+async fn register(center: &Center, group: &str, addresses: &[String]) {
+    let registration = |address: &String| Registration {
+        key: ServiceKey { service: SERVICE.into(), group: group.into(), version: String::new() },
+        protocol: "motan2".into(),
+        instance: Instance::at(address),
+        application: "cart".into(),
+        parameters: BTreeMap::new(),
+        available: true,
+    };
+    let all = Registrations {
+        agent: format!("{group}/agent"),
+        ttl_ms: 30_000,
+        generation: 1,
+        registrations: addresses.iter().map(registration).collect(),
+    };
+    let answer = center.registry.register(&Actor::anyone(String::new()), all).await.unwrap();
+    assert_eq!(answer.refused, []);
 }
 
 impl Drop for Site {
@@ -208,4 +216,33 @@ async fn agents_that_fall_silent_change_nothing() {
         }
     }
     assert_eq!(site.text(), "idc-a:80 idc-b:20");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_data_centre_that_dies_gives_its_calls_and_gets_them_back() {
+    let policy = PoolPolicy { switch: true, capacity: Some(LIMIT), ..PoolPolicy::default() };
+    let mut site = Site::start(policy).await;
+    site.minutes(3, [80.0, 20.0]).await;
+    assert_eq!(site.text(), "idc-a:100");
+    // Its agent and its instances are silent, and callers elsewhere tell that their calls fail.
+    let addresses = site.instances.remove("idc-a").unwrap();
+    let mut alarmed = false;
+    for _ in 0..60 {
+        site.two_seconds([80.0, 20.0]).await;
+        alarmed |= site.center.alerts.firing("").iter().any(|alert| alert.rule == "pool-fatal");
+    }
+    assert_eq!(site.text(), "idc-b:100");
+    assert!(alarmed, "people are told as well");
+    let given = site.center.commands.active(SERVICE);
+    assert!(given[0].asked.reason.starts_with("no instance can be called in idc-a, callers want 80/s"), "{given:?}");
+    let advice = site.pool("idc-a").advice.unwrap_or_default();
+    assert!(advice.contains("100 % of its calls are moved away"), "{advice}");
+    site.minutes(10, [80.0, 20.0]).await;
+    assert_eq!(site.text(), "idc-b:100");
+    // They are back, and say so.
+    register(&site.center, "idc-a", &addresses).await;
+    site.instances.insert("idc-a".to_owned(), addresses);
+    site.minutes(5, [80.0, 20.0]).await;
+    assert_eq!(site.text(), "idc-a:100", "{:?}", site.pool("idc-a"));
+    assert_eq!(site.center.commands.active(SERVICE), []);
 }
