@@ -13,6 +13,7 @@ use model::{
     center::{Of, Series},
     kind,
 };
+use registries::fetch::percent;
 
 use crate::fetch::Fetch;
 
@@ -131,19 +132,6 @@ fn beginning(body: &[u8]) -> String {
 
 /// As a form of a page.
 fn encoded(form: &[(&str, String)]) -> String {
-    let mut out = String::new();
-    for (name, value) in form {
-        if !out.is_empty() {
-            out.push('&');
-        }
-        out.push_str(name);
-        out.push('=');
-        for byte in value.bytes() {
-            match byte {
-                b if b.is_ascii_alphanumeric() || b"-_.*".contains(&b) => out.push(char::from(b)),
-                b => out.push_str(&format!("%{b:02X}")),
-            }
-        }
-    }
-    out
+    let pairs: Vec<String> = form.iter().map(|(name, value)| format!("{name}={}", percent(value, "*"))).collect();
+    pairs.join("&")
 }
