@@ -70,8 +70,8 @@ pub fn obeys(kind: &str, options: &str, texts: &dyn Texts) {
     let given = site.center.post("/v1/commands", &json!({"action": action, "reason": "a test"}));
     until("the agent obeys", || site.share() == 4);
     let path = format!("/v1/commands/{}", given["id"]);
-    let wanted = format!(r#"[["{kind}, group idc-a","written"]]"#);
-    until("it is told", || site.center.get(&path)["written"].to_string() == wanted);
+    let wanted = json!([[format!("{kind}, group idc-a"), "written"]]);
+    until("it is told", || site.center.get(&path)["written"] == wanted);
     let text = texts.get().unwrap();
     assert!(text.contains(r#""pattern":"other""#) && text.contains("sockmesh-1"), "{text}");
     site.center.kill9();
