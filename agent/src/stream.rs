@@ -5,6 +5,7 @@
 //! [`BOUND_BYTES`]. Where nothing can be redirected it is the plain connection.
 
 use std::{
+    cell::RefCell,
     fmt, io,
     os::fd::OwnedFd,
     pin::Pin,
@@ -15,7 +16,7 @@ use std::{
 
 use ebpf_common::SocketKey;
 use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
+    io::{AsyncRead, AsyncWrite, Interest, ReadBuf},
     net::{
         TcpStream,
         tcp::{ReadHalf, WriteHalf},
@@ -33,6 +34,19 @@ pub const BOUND_BYTES: u32 = 2 * 1024 * 1024;
 const FIRST_WAIT: Duration = Duration::from_millis(1);
 /// Longest wait, and so the longest time until an error of the socket is noticed meanwhile.
 const LONGEST_WAIT: Duration = Duration::from_millis(50);
+
+/// Room lent by [`with_scratch`].
+pub const SCRATCH_BYTES: usize = 16 * 1024;
+
+thread_local! {
+    static SCRATCH: RefCell<Vec<u8>> = RefCell::new(vec![0; SCRATCH_BYTES]);
+}
+
+/// Lends this thread's buffer for what is read and used up at once: a connection that waits holds none. `use_it`
+/// must not ask for it again.
+pub fn with_scratch<T>(use_it: impl FnOnce(&mut [u8]) -> T) -> T {
+    SCRATCH.with_borrow_mut(|scratch| use_it(scratch))
+}
 
 /// Knows of connections whose bytes may go past TCP.
 pub trait Meter: Send + Sync + 'static {
@@ -105,9 +119,10 @@ impl Stream {
     }
 
     /// Both directions, each usable by itself.
-    pub fn split(&mut self) -> (ReadHalf<'_>, Writer<'_>) {
+    pub fn split(&mut self) -> (Reader<'_>, Writer<'_>) {
         let (read, write) = self.io.split();
-        (read, Writer { io: write, gate: self.gate.as_deref_mut() })
+        let gate = self.gate.as_deref_mut();
+        (Reader { io: read, two_queues: gate.is_some() }, Writer { io: write, gate })
     }
 }
 
@@ -136,22 +151,28 @@ pub fn unix(io: tokio::net::UnixStream) -> io::Result<TcpStream> {
 impl AsyncRead for Stream {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let Self { io, gate } = self.get_mut();
-        if gate.is_none() {
-            return Pin::new(io).poll_read(cx, buf);
+        match gate {
+            None => Pin::new(io).poll_read(cx, buf),
+            Some(_) => read_to_the_end(io, cx, buf),
         }
-        // tokio takes a read that does not fill the buffer for the last there is, and waits for the kernel to tell
-        // of more. Redirected bytes and those that came by TCP are in two queues, and one read takes from one of
-        // them only: what is in the other was told of already.
-        loop {
-            ready!(io.poll_read_ready(cx))?;
-            match io.try_read(buf.initialize_unfilled()) {
-                Ok(n) => {
-                    buf.advance(n);
-                    return Poll::Ready(Ok(()));
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(error) => return Poll::Ready(Err(error)),
+    }
+}
+
+/// Reads; pending only after the kernel has said that there is nothing.
+///
+/// tokio takes a read that does not fill the buffer for the last there is, and waits for the kernel to tell of more.
+/// Redirected bytes and those that came by TCP are in two queues, and one read takes from one of them only: what is
+/// in the other was told of already.
+fn read_to_the_end(io: &TcpStream, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    loop {
+        ready!(io.poll_read_ready(cx))?;
+        match io.try_read(buf.initialize_unfilled()) {
+            Ok(n) => {
+                buf.advance(n);
+                return Poll::Ready(Ok(()));
             }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => return Poll::Ready(Err(error)),
         }
     }
 }
@@ -185,6 +206,34 @@ impl AsyncWrite for Stream {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+}
+
+/// The reading half of a [`Stream`].
+pub struct Reader<'a> {
+    io: ReadHalf<'a>,
+    two_queues: bool,
+}
+
+impl Reader<'_> {
+    /// Reads what is there. [`io::ErrorKind::WouldBlock`] when that is nothing.
+    pub fn try_read_buf(&self, buffer: &mut Vec<u8>) -> io::Result<usize> {
+        self.io.try_read_buf(buffer)
+    }
+
+    /// Waits until the connection is reset; needs nobody to read. Cancel safe.
+    pub async fn failed(&self) -> io::Error {
+        match self.io.ready(Interest::ERROR).await {
+            Ok(_) => self.io.as_ref().take_error().ok().flatten().unwrap_or(io::ErrorKind::ConnectionReset.into()),
+            Err(error) => error,
+        }
+    }
+}
+
+impl AsyncRead for Reader<'_> {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let Self { io, two_queues } = self.get_mut();
+        if *two_queues { read_to_the_end(io.as_ref(), cx, buf) } else { Pin::new(io).poll_read(cx, buf) }
     }
 }
 

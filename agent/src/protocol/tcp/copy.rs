@@ -5,30 +5,30 @@
 //! never as a clean end.
 
 use std::{
+    future::poll_fn,
     io,
     os::fd::AsFd,
     pin::{Pin, pin},
     sync::{Arc, atomic::Ordering::Relaxed},
+    task::{Context, Poll, ready},
     time::Duration,
 };
 
 use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::{
-    io::{AsyncWriteExt, Interest},
-    net::{TcpStream, tcp::ReadHalf},
+    io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf},
+    net::TcpStream,
     time::Instant,
 };
 
 use crate::{
     call::{CallError, ErrorKind, Retry, Watch},
     metrics::Live,
-    stream::{Stream, Writer},
+    stream::{Reader, SCRATCH_BYTES, Stream, Writer, with_scratch},
 };
 
-/// First buffer of a direction that has something to read: most messages of most protocols fit.
-const SMALL_BUFFER_BYTES: usize = 8 * 1024;
-/// Buffer of a direction that filled the first one. Larger ones win nothing on loopback.
+/// Buffer of a direction that has filled the one that all share. Larger ones win nothing on loopback.
 const BULK_BUFFER_BYTES: usize = 64 * 1024;
 
 /// One connection and what was already read from it.
@@ -180,8 +180,8 @@ enum Broken {
 
 /// Runs both directions to their ends. `up` reads from the caller.
 async fn join<'a>(
-    mut up: Pin<&mut impl Future<Output = Result<ReadHalf<'a>, Broken>>>,
-    mut down: Pin<&mut impl Future<Output = Result<ReadHalf<'a>, Broken>>>,
+    mut up: Pin<&mut impl Future<Output = Result<Reader<'a>, Broken>>>,
+    mut down: Pin<&mut impl Future<Output = Result<Reader<'a>, Broken>>>,
 ) -> Result<(), CallError> {
     tokio::select! {
         first = &mut up => match first {
@@ -191,7 +191,7 @@ async fn join<'a>(
                     Err(Broken::Reading(error)) => Err(endpoint_broke(&error)),
                     Err(Broken::Writing(error)) => Err(caller_broke(&error)),
                 },
-                error = failed(&half) => Err(caller_broke(&error)),
+                error = half.failed() => Err(caller_broke(&error)),
             },
             Err(Broken::Reading(error)) => Err(caller_broke(&error)),
             Err(Broken::Writing(error)) => {
@@ -207,7 +207,7 @@ async fn join<'a>(
                     Err(Broken::Reading(error)) => Err(caller_broke(&error)),
                     Err(Broken::Writing(error)) => Err(endpoint_broke(&error)),
                 },
-                error = failed(&half) => Err(endpoint_broke(&error)),
+                error = half.failed() => Err(endpoint_broke(&error)),
             },
             Err(Broken::Reading(error)) => Err(endpoint_broke(&error)),
             Err(Broken::Writing(error)) => {
@@ -226,56 +226,68 @@ fn endpoint_broke(error: &io::Error) -> CallError {
     CallError::upstream(ErrorKind::Reset, Retry::Never, format!("the endpoint broke the connection off: {error}"))
 }
 
-/// Resolves when a connection whose reading half has ended is reset: nobody reads it any more, so only
-/// the error state of the socket tells.
-async fn failed(half: &ReadHalf<'_>) -> io::Error {
-    match half.ready(Interest::ERROR).await {
-        Ok(_) => half.as_ref().take_error().ok().flatten().unwrap_or_else(|| io::ErrorKind::ConnectionReset.into()),
-        Err(error) => error,
-    }
-}
-
 /// Copies one direction to its end and passes the end on. Gives the reading half back, because a reset
 /// can still come there.
 async fn one_way<'a>(
-    from: ReadHalf<'a>,
+    mut from: Reader<'a>,
     mut to: Writer<'a>,
     prefix: Bytes,
     passed: impl Fn(usize, bool),
-) -> Result<ReadHalf<'a>, Broken> {
+) -> Result<Reader<'a>, Broken> {
     if !prefix.is_empty() {
         to.write_all(&prefix).await.map_err(Broken::Writing)?;
         passed(prefix.len(), true);
         drop(prefix);
     }
-    let mut buffer = Vec::new();
-    let mut size = SMALL_BUFFER_BYTES;
     loop {
-        if buffer.capacity() < size {
-            buffer = Vec::with_capacity(size);
+        let (n, rest) = poll_fn(|cx| pass_on(&mut from, &mut to, cx)).await?;
+        if n == 0 {
+            break;
         }
-        // Not the polling kind: that one is pending, too, when the task has had its turn, and `readable`
-        // below would then say at once that there is something. Writing is what yields here.
+        if !rest.is_empty() {
+            to.write_all(&rest).await.map_err(Broken::Writing)?;
+        }
+        passed(n, false);
+        if n == SCRATCH_BYTES && bulk(&from, &mut to, &passed).await? {
+            break;
+        }
+    }
+    to.shutdown().await.map_err(Broken::Writing)?;
+    Ok(from)
+}
+
+/// Passes on what is there, without a buffer of this direction's own. Returns how much that was, 0 at the end, and
+/// what of it is still to be written.
+fn pass_on(from: &mut Reader<'_>, to: &mut Writer<'_>, cx: &mut Context<'_>) -> Poll<Result<(usize, Vec<u8>), Broken>> {
+    with_scratch(|scratch| {
+        let mut buffer = ReadBuf::new(scratch);
+        ready!(Pin::new(from).poll_read(cx, &mut buffer)).map_err(Broken::Reading)?;
+        let read = buffer.filled();
+        if read.is_empty() {
+            return Poll::Ready(Ok((0, Vec::new())));
+        }
+        let written = match Pin::new(to).poll_write(cx, read) {
+            Poll::Ready(written) => written.map_err(Broken::Writing)?,
+            Poll::Pending => 0,
+        };
+        Poll::Ready(Ok((read.len(), read[written..].to_vec())))
+    })
+}
+
+/// Copies in large pieces for as long as there is something to read. Returns whether that was all.
+async fn bulk(from: &Reader<'_>, to: &mut Writer<'_>, passed: &impl Fn(usize, bool)) -> Result<bool, Broken> {
+    let mut buffer = Vec::with_capacity(BULK_BUFFER_BYTES);
+    loop {
+        // Not the polling kind: that one is pending, too, when the task has had its turn. Writing is what yields here.
         match from.try_read_buf(&mut buffer) {
-            Ok(0) => break,
+            Ok(0) => return Ok(true),
             Ok(n) => {
                 to.write_all(&buffer).await.map_err(Broken::Writing)?;
                 passed(n, false);
-                if n == buffer.capacity() {
-                    size = BULK_BUFFER_BYTES;
-                }
                 buffer.clear();
             }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                // Nothing to read: wait without a buffer.
-                buffer = Vec::new();
-                size = SMALL_BUFFER_BYTES;
-                from.readable().await.map_err(Broken::Reading)?;
-            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
             Err(error) => return Err(Broken::Reading(error)),
         }
     }
-    drop(buffer);
-    to.shutdown().await.map_err(Broken::Writing)?;
-    Ok(from)
 }
