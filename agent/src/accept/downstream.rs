@@ -34,6 +34,16 @@ impl Downstream {
         (self.io, self.prefix)
     }
 
+    /// Puts bytes that were read from it back, in front of all others.
+    pub fn unread(&mut self, bytes: Bytes) {
+        self.prefix = if self.prefix.is_empty() { bytes } else { [bytes, self.prefix.split_off(0)].concat().into() };
+    }
+
+    /// Whether there are bytes that were put back.
+    pub const fn has_unread(&self) -> bool {
+        !self.prefix.is_empty()
+    }
+
     /// The socket, for its options and addresses.
     pub const fn socket(&self) -> &TcpStream {
         self.io.socket()

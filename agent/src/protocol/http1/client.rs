@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use futures_util::{FutureExt, future::BoxFuture};
+use futures_util::future::BoxFuture;
 use http::{
     HeaderValue, StatusCode, Version,
     header::{CONNECTION, EXPECT, HOST, UPGRADE},
@@ -17,7 +17,8 @@ use hyper::{body::Incoming, client::conn::http1::Builder};
 use super::{
     body::{FromEndpoint, Sending, ToEndpoint, chain, is_garbage, source},
     headers,
-    pool::{Lease, Pool},
+    pool::{Conn, Lease, Pool},
+    whole,
 };
 use crate::{
     call::{
@@ -36,6 +37,16 @@ const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30);
 pub(in crate::protocol) struct HttpConnector {
     config: config::Cluster,
     builder: Builder,
+    header_bytes: usize,
+}
+
+/// What came of one try on a connection.
+enum Through {
+    Answered(Box<Response>),
+    /// Nothing was written: the next connection.
+    Unsent,
+    /// It was closed at the moment it was used again, and the same may be sent once more on a new one.
+    Raced,
 }
 
 impl HttpConnector {
@@ -43,7 +54,7 @@ impl HttpConnector {
     pub(in crate::protocol) fn new(config: &config::Cluster, header_bytes: usize) -> Self {
         let mut builder = Builder::new();
         builder.max_buf_size(super::buffer_bytes(header_bytes)).max_header_size(header_bytes);
-        Self { config: config.clone(), builder }
+        Self { config: config.clone(), builder, header_bytes }
     }
 
     async fn exchange(&self, to: &Arc<Endpoint>, req: &mut Request) -> Result<Response, CallError> {
@@ -55,37 +66,58 @@ impl HttpConnector {
             let reused = pooled.is_some();
             let mut conn = match pooled {
                 Some(conn) => conn,
-                None => {
-                    let io = dial_for(to.addr, &to.dial, client).await?;
-                    pool.open(&self.builder, io, client).await.map_err(|error| failed(to, &error, Retry::NotSent))?
-                }
+                // Boxed like all that is rare, so that the usual call needs little room.
+                None => Conn::new(Box::pin(dial_for(to.addr, &to.dial, client)).await?, client),
             };
-            let replayable = !matches!(req.body, Body::Stream(_));
-            let message = message(req, to)?;
-            let sending = message.body().sending().clone();
-            let upgrade = matches!(&req.head, Head::Http(head) if head.upgrade.is_some());
-            let mut error = match conn.send(message, upgrade).await {
-                Ok(answer) => {
-                    let lease = Lease { conn, pool: Arc::downgrade(pool), endpoint: to.addr, keep: false, sending };
-                    return self.answer(to, req, answer, lease);
-                }
-                Err(error) => error,
-            };
-            match error.take_message() {
-                Some(unsent) => {
-                    // Not a byte of it was written: as good as new.
-                    req.body = unsent.into_body().into_inner();
-                    if !reused {
-                        return Err(failed(to, &error.into_error(), Retry::NotSent));
-                    }
-                }
-                // The endpoint closed a connection at the moment it was used again. One more try where
-                // doing it twice does no harm; whether to try elsewhere is for others to decide.
-                None if reused && replayable && req.call.idempotent && !is_garbage(error.error()) => only_fresh = true,
-                None => {
-                    let retry = if replayable { Retry::IfIdempotent } else { Retry::Never };
-                    return Err(failed(to, &error.into_error(), retry));
-                }
+            if conn.is_bare()
+                && let Head::Http(head) = &req.head
+                && let Some(request) = whole::write_request(head, &req.body, req.call.retry)
+                && let Some(answer) = conn.exchange(&request, self.header_bytes).await
+            {
+                pool.put(conn);
+                return Ok(whole_answer(to, answer));
+            }
+            match Box::pin(self.through_hyper(to, req, conn, reused)).await? {
+                Through::Answered(response) => return Ok(*response),
+                Through::Unsent => {}
+                Through::Raced => only_fresh = true,
+            }
+        }
+    }
+
+    /// One try on `conn`, which may have been `reused`.
+    async fn through_hyper(
+        &self,
+        to: &Arc<Endpoint>,
+        req: &mut Request,
+        mut conn: Conn,
+        reused: bool,
+    ) -> Result<Through, CallError> {
+        conn.speak(&self.builder).await.map_err(|error| failed(to, &error, Retry::NotSent))?;
+        let replayable = !matches!(req.body, Body::Stream(_));
+        let message = message(req, to)?;
+        let sending = message.body().sending().clone();
+        let upgrade = matches!(&req.head, Head::Http(head) if head.upgrade.is_some());
+        let mut error = match conn.send(message, upgrade).await {
+            Ok(answer) => {
+                let pool = Arc::downgrade(Pool::of(to, &self.config));
+                let lease = Lease { conn, pool, endpoint: to.addr, keep: false, sending };
+                return self.answer(to, req, answer, lease).map(|response| Through::Answered(Box::new(response)));
+            }
+            Err(error) => error,
+        };
+        match error.take_message() {
+            Some(unsent) => {
+                // Not a byte of it was written: as good as new.
+                req.body = unsent.into_body().into_inner();
+                if reused { Ok(Through::Unsent) } else { Err(failed(to, &error.into_error(), Retry::NotSent)) }
+            }
+            // The endpoint closed a connection at the moment it was used again. One more try where
+            // doing it twice does no harm; whether to try elsewhere is for others to decide.
+            None if reused && replayable && req.call.idempotent && !is_garbage(error.error()) => Ok(Through::Raced),
+            None => {
+                let retry = if replayable { Retry::IfIdempotent } else { Retry::Never };
+                Err(failed(to, &error.into_error(), retry))
             }
         }
     }
@@ -158,14 +190,21 @@ impl Connector for HttpConnector {
 
     fn adopt(&self, to: &Arc<Endpoint>, io: Stream) {
         let pool = Pool::of(to, &self.config);
-        // The handshake of HTTP/1 only makes state, it waits for nothing.
-        if let Some(Ok(conn)) = pool.open(&self.builder, io, None).now_or_never() {
-            pool.put(conn);
-        }
+        pool.put(Conn::new(io, None));
     }
 
     fn default_timeout(&self) -> Duration {
         DEFAULT_TIMEOUT
+    }
+}
+
+fn whole_answer(to: &Endpoint, answer: whole::Response) -> Response {
+    let whole::Response { status, headers, body } = answer;
+    Response {
+        status: verdict(status),
+        head: ResponseHead::Http(Box::new(HttpResponseHead { status, headers, upgrade: None })),
+        body: if body.is_empty() { Body::Empty } else { Body::Full(body) },
+        endpoint: Some(to.addr),
     }
 }
 

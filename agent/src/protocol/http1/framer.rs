@@ -103,6 +103,11 @@ impl Framer {
         matches!(self.state, State::Head(_)) && self.raw.is_empty() && self.out.is_empty() && self.end.is_empty()
     }
 
+    /// Largest head.
+    pub(super) const fn header_bytes(&self) -> usize {
+        self.header_bytes
+    }
+
     /// Bytes received and not passed on.
     pub(super) fn held_bytes(&self) -> usize {
         self.raw.len()

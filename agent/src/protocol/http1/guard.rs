@@ -29,7 +29,12 @@ use super::{
     framer::{Framer, Stop},
     head::Refusal,
 };
-use crate::{accept::Downstream, config, protocol::tcp::reset_on_close, stream::Stream};
+use crate::{
+    accept::Downstream,
+    config,
+    protocol::tcp::reset_on_close,
+    stream::{Stream, with_scratch},
+};
 
 /// How long an answer given in the middle of a request may take to be read before the connection goes.
 /// Closing at once would reset it, and the reset would overtake the answer.
@@ -76,6 +81,16 @@ impl Shared {
             waker.wake();
         }
     }
+}
+
+/// What a connection without hyper has come to.
+pub(super) enum Came<T> {
+    /// A request that was taken.
+    Whole(T),
+    /// Something else, which was not consumed.
+    Other,
+    /// The caller's end, or that of its time.
+    End,
 }
 
 /// The connection as hyper sees it.
@@ -134,18 +149,69 @@ impl Guard {
         self.blocked
     }
 
-    /// After hyper has ended for that reason: waits for the next request. False when the connection shall
-    /// end, because of its time or of a stop. Cancel safe.
-    pub(super) async fn wakes(&mut self) -> bool {
-        self.timer = None;
-        let socket = self.io.as_ref().expect("only `into_parts` takes it, and that takes `self`").socket();
-        // The end of the connection and its failure wake as well; hyper finds out about them.
-        let woken = match self.deadline() {
-            Some(deadline) => tokio::time::timeout_at(deadline, socket.readable()).await.is_ok(),
-            None => socket.readable().await.is_ok(),
-        };
+    /// Without hyper, and with nothing under way: waits for the next request and has `take` look at it, with the
+    /// limit of heads. What that does not take is there again for hyper. Cancel safe.
+    pub(super) fn poll_whole<T>(
+        &mut self,
+        cx: &mut Context<'_>,
+        take: impl Fn(&[u8], usize) -> Option<T>,
+    ) -> Poll<io::Result<Came<T>>> {
         self.parked = false;
-        woken
+        if !self.framer.is_between_messages() {
+            return Poll::Ready(Ok(Came::Other));
+        }
+        let came = with_scratch(|scratch| {
+            let mut seen = ReadBuf::new(scratch);
+            ready!(self.io().poll_read(cx, &mut seen))?;
+            let seen = seen.filled();
+            if seen.is_empty() {
+                return Poll::Ready(Ok(Came::End));
+            }
+            self.last = Instant::now();
+            // The last answers tell the caller to close, which is for hyper.
+            let draining = self.shared.draining.load(Relaxed);
+            Poll::Ready(Ok(match take(seen, self.framer.header_bytes()).filter(|_| !draining) {
+                Some(whole) => Came::Whole(whole),
+                None => {
+                    self.unread(Bytes::copy_from_slice(seen));
+                    Came::Other
+                }
+            }))
+        });
+        if came.is_ready() {
+            return came;
+        }
+        ready!(self.poll_time(cx, None));
+        Poll::Ready(Ok(Came::End))
+    }
+
+    /// While a request is answered without hyper: ready when its caller has ended the connection. What it sends
+    /// meanwhile stays for later.
+    pub(super) fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.io().has_unread() {
+            return Poll::Pending;
+        }
+        let early = with_scratch(|scratch| {
+            let mut seen = ReadBuf::new(scratch);
+            ready!(self.io().poll_read(cx, &mut seen))?;
+            Poll::Ready(io::Result::Ok(Bytes::copy_from_slice(seen.filled())))
+        });
+        let early = ready!(early)?;
+        if early.is_empty() {
+            return Poll::Ready(Ok(()));
+        }
+        self.unread(early);
+        Poll::Pending
+    }
+
+    /// Puts bytes back in front of all that were not read.
+    pub(super) fn unread(&mut self, bytes: Bytes) {
+        self.io.as_mut().expect("only `into_parts` takes it, and that takes `self`").unread(bytes);
+    }
+
+    /// Something happened on the connection just `now`.
+    pub(super) const fn moved(&mut self, now: Instant) {
+        self.last = now;
     }
 
     fn io(&mut self) -> Pin<&mut Downstream> {
@@ -175,9 +241,15 @@ impl Guard {
     /// Ready when what is waited for did not come in time, or has been waited for so long that it is
     /// better done without hyper.
     fn poll_deadline(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let park = self.framer.is_between_messages().then_some(PARK_IDLE);
+        self.poll_time(cx, park)
+    }
+
+    /// Ready at the deadline, or after so long without a byte.
+    fn poll_time(&mut self, cx: &mut Context<'_>, idle: Option<Duration>) -> Poll<()> {
         loop {
-            let park = self.framer.is_between_messages().then(|| self.last + PARK_IDLE);
-            let Some(deadline) = self.deadline().into_iter().chain(park).min() else { return Poll::Pending };
+            let idle = idle.map(|idle| self.last + idle);
+            let Some(deadline) = self.deadline().into_iter().chain(idle).min() else { return Poll::Pending };
             let timer = self.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline)));
             // A timer that fires too early is cheaper than one that is moved with every byte.
             if timer.deadline() > deadline {

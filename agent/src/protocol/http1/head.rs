@@ -7,7 +7,7 @@ use http::StatusCode;
 use memchr::memchr;
 
 /// Field lines in one head. hyper takes one more, which the framer adds.
-const MAX_FIELDS: usize = 99;
+pub(super) const MAX_FIELDS: usize = 99;
 /// Digits of a length: nobody sends more than 10^18 bytes, and so it always fits a `u64`.
 const MAX_LENGTH_DIGITS: usize = 18;
 
@@ -178,7 +178,8 @@ fn request_line(line: &[u8]) -> Result<bool, Refusal> {
     Ok(http_11)
 }
 
-fn field(line: &[u8]) -> Result<(&[u8], &[u8]), Refusal> {
+/// Name and value of a field line, the value without the space around it.
+pub(super) fn field(line: &[u8]) -> Result<(&[u8], &[u8]), Refusal> {
     if matches!(line.first(), Some(b' ' | b'\t')) {
         return Err(bad("a header field continued on a second line"));
     }
@@ -196,7 +197,8 @@ fn field(line: &[u8]) -> Result<(&[u8], &[u8]), Refusal> {
     Ok((name, trim(value)))
 }
 
-fn digits(value: &[u8]) -> Result<u64, Refusal> {
+/// A length.
+pub(super) fn digits(value: &[u8]) -> Result<u64, Refusal> {
     if value.is_empty() || value.len() > MAX_LENGTH_DIGITS || !value.iter().all(u8::is_ascii_digit) {
         return Err(bad("a Content-Length that is no number"));
     }
@@ -220,7 +222,7 @@ const fn is_text(b: u8) -> bool {
 }
 
 /// Lines of a block that is known to consist of CRLF lines and to end in an empty one.
-struct Lines<'a>(&'a [u8]);
+pub(super) struct Lines<'a>(pub(super) &'a [u8]);
 
 impl<'a> Iterator for Lines<'a> {
     type Item = &'a [u8];

@@ -13,6 +13,7 @@ mod server;
 #[cfg(test)]
 mod tests;
 mod upgrade;
+mod whole;
 
 use std::sync::Arc;
 

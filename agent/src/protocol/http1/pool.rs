@@ -5,11 +5,15 @@ use std::{
     io,
     net::SocketAddr,
     pin::{Pin, pin},
-    sync::{Arc, Weak},
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
     task::{Context, Poll, Waker, ready},
     time::Duration,
 };
 
+use bytes::Bytes;
 use http::{Request, Response};
 use hyper::{
     body::Incoming,
@@ -26,8 +30,15 @@ use tokio::{
     time::Instant,
 };
 
-use super::body::{Sending, ToEndpoint};
-use crate::{config, endpoint::Endpoint, stream::Stream};
+use super::{
+    body::{Sending, ToEndpoint},
+    whole,
+};
+use crate::{
+    config,
+    endpoint::Endpoint,
+    stream::{Stream, with_scratch},
+};
 
 /// How long a connection may take between the end of an answer and being ready for the next request.
 /// It is a matter of a task being scheduled; one that takes longer is stuck.
@@ -94,10 +105,10 @@ impl Pool {
             let mut conn = self.idle.lock().take(client)?;
             // Without anyone to wake: who sends the next request polls it again.
             conn.driver.drive(&mut Context::from_waker(Waker::noop()));
-            if conn.sender.is_ready() {
+            if conn.is_ready() {
                 return Some(conn);
             }
-            if !conn.sender.is_closed() && matches!(tokio::time::timeout(READY_WAIT, conn.ready()).await, Ok(true)) {
+            if !conn.is_closed() && matches!(tokio::time::timeout(READY_WAIT, conn.ready()).await, Ok(true)) {
                 return Some(conn);
             }
         }
@@ -112,7 +123,7 @@ impl Pool {
 
     /// Puts a connection on which nothing is under way back, or closes it when there are enough.
     pub(super) fn put(self: &Arc<Self>, conn: Conn) {
-        if self.max_idle == 0 || self.idle_timeout.is_zero() || conn.sender.is_closed() {
+        if self.max_idle == 0 || self.idle_timeout.is_zero() || conn.is_closed() {
             return;
         }
         let waiting = Waiting { conn, since: Instant::now() };
@@ -120,7 +131,7 @@ impl Pool {
             let mut idle = self.idle.lock();
             let Idle { conns, keeper } = &mut *idle;
             if conns.len() >= self.max_idle {
-                conns.retain(|waiting| !waiting.conn.sender.is_closed());
+                conns.retain(|waiting| !waiting.conn.is_closed());
             }
             let surplus = (conns.len() >= self.max_idle).then(|| conns.remove(0));
             conns.push(waiting);
@@ -136,13 +147,6 @@ impl Pool {
             Some(_) => drop(tokio::spawn(keep(Arc::downgrade(self)))),
             None => {}
         }
-    }
-
-    /// Speaks HTTP on a connection just opened, for `client` alone if there is one.
-    pub(super) async fn open(&self, builder: &Builder, io: Stream, client: Option<SocketAddr>) -> hyper::Result<Conn> {
-        let io = TokioIo::new(ToServer { io, broken: None });
-        let (sender, connection) = builder.handshake(io).await?;
-        Ok(Conn { driver: Driver::User(Box::new(connection)), sender, client })
     }
 
     /// Closes connections whose time is over or whose endpoint has ended them, and waits for the next.
@@ -163,7 +167,7 @@ impl Pool {
                 waiting.conn.driver.drive(cx);
                 end
             };
-            let over = end <= now || waiting.conn.sender.is_closed();
+            let over = end <= now || waiting.conn.is_closed();
             if !over {
                 next = Some(next.map_or(wait, |next: Instant| next.min(wait)));
             }
@@ -206,13 +210,18 @@ type ToHyper = Connection<TokioIo<ToServer>, ToEndpoint>;
 pub(super) struct Conn {
     // First, because a driver that is gone needs not be told that the sender is.
     driver: Driver,
-    sender: SendRequest<ToEndpoint>,
+    /// Once hyper speaks on it.
+    sender: Option<SendRequest<ToEndpoint>>,
+    /// Set while hyper is shown again what was sent and received without it.
+    again: Option<Arc<AtomicBool>>,
     /// The caller that the endpoint sees as its peer; the connection is good for no other.
     client: Option<SocketAddr>,
 }
 
 /// Who moves a connection's bytes.
 enum Driver {
+    /// Whoever uses it, without hyper so far: all of its messages came whole.
+    Bare(Box<ToServer>),
     /// Whoever waits for something from it, in its own task: no task is woken in between.
     User(Box<ToHyper>),
     /// A task, where both directions must move although nobody waits for one of them. It ends with its
@@ -234,8 +243,79 @@ impl Drop for Task {
 }
 
 impl Conn {
+    /// A connection just opened, for `client` alone if there is one.
+    pub(super) fn new(io: Stream, client: Option<SocketAddr>) -> Self {
+        let driver = Driver::Bare(Box::new(ToServer { io, broken: None, again: None }));
+        Self { driver, sender: None, again: None, client }
+    }
+
+    /// Sends a whole request and waits for a whole answer. `None` when that is not what comes, or hyper speaks here
+    /// already: then [`Conn::send`] must follow with the same request, and finds out.
+    pub(super) async fn exchange(&mut self, request: &[u8], header_bytes: usize) -> Option<whole::Response> {
+        let Driver::Bare(io) = &mut self.driver else { return None };
+        let mut sent = 0;
+        let seen = poll_fn(|cx| {
+            while sent < request.len() {
+                match ready!(Pin::new(&mut **io).poll_write(cx, &request[sent..])) {
+                    // Reading tells how it ends.
+                    Ok(0) | Err(_) => break,
+                    Ok(n) => sent += n,
+                }
+            }
+            with_scratch(|scratch| {
+                let mut seen = ReadBuf::new(scratch);
+                Poll::Ready(match ready!(Pin::new(&mut **io).poll_read(cx, &mut seen)) {
+                    Ok(()) => match whole::parse_response(seen.filled(), header_bytes) {
+                        Some(answer) => Ok(answer),
+                        None => Err(Bytes::copy_from_slice(seen.filled())),
+                    },
+                    Err(error) => {
+                        io.broken.get_or_insert(error.kind());
+                        Err(Bytes::new())
+                    }
+                })
+            })
+        })
+        .await;
+        match seen {
+            Ok(answer) => Some(answer),
+            Err(seen) => {
+                let flag = Arc::new(AtomicBool::new(true));
+                io.again = Some(Again { flag: flag.clone(), seen, written: false, reader: None });
+                self.again = Some(flag);
+                None
+            }
+        }
+    }
+
+    /// Has hyper speak from now on.
+    pub(super) async fn speak(&mut self, builder: &Builder) -> hyper::Result<()> {
+        self.driver = match std::mem::replace(&mut self.driver, Driver::None) {
+            Driver::Bare(io) => {
+                let (sender, connection) = builder.handshake(TokioIo::new(*io)).await?;
+                self.sender = Some(sender);
+                Driver::User(Box::new(connection))
+            }
+            other => other,
+        };
+        Ok(())
+    }
+
+    /// Whether hyper was not needed on it so far.
+    pub(super) const fn is_bare(&self) -> bool {
+        matches!(self.driver, Driver::Bare(_))
+    }
+
+    fn is_ready(&self) -> bool {
+        self.is_bare() || self.sender.as_ref().is_some_and(SendRequest::is_ready)
+    }
+
+    fn is_closed(&self) -> bool {
+        !self.is_bare() && self.sender.as_ref().is_none_or(SendRequest::is_closed)
+    }
+
     /// Sends a request and waits for the head of the answer. With `upgrade` the connection may leave HTTP
-    /// after it.
+    /// after it. Comes after [`Conn::speak`].
     pub(super) async fn send(
         &mut self,
         message: Request<ToEndpoint>,
@@ -245,7 +325,8 @@ impl Conn {
             self.detach();
         }
         // Not held up by the budget of the task: running out of it would be told to nobody below.
-        let mut answer = pin!(tokio::task::unconstrained(self.sender.try_send_request(message)));
+        let sender = self.sender.as_mut().expect("`speak` comes first");
+        let mut answer = pin!(tokio::task::unconstrained(sender.try_send_request(message)));
         let driver = &mut self.driver;
         poll_fn(|cx| driver.poll_with(cx, |cx| answer.as_mut().poll(cx))).await
     }
@@ -279,9 +360,10 @@ impl Conn {
 
     /// Waits until the next request may be sent; false when none may.
     async fn ready(&mut self) -> bool {
+        let Some(sender) = &mut self.sender else { return false };
         poll_fn(|cx| {
             self.driver.drive(cx);
-            self.sender.poll_ready(cx)
+            sender.poll_ready(cx)
         })
         .await
         .is_ok()
@@ -305,11 +387,21 @@ impl Driver {
     }
 
     fn drive(&mut self, cx: &mut Context<'_>) {
-        if let Self::User(connection) = self
-            && let Poll::Ready(end) = Pin::new(connection).poll(cx)
-        {
-            ended(end);
-            *self = Self::None;
+        match self {
+            Self::User(connection) => {
+                if let Poll::Ready(end) = Pin::new(connection).poll(cx) {
+                    ended(end);
+                    *self = Self::None;
+                }
+            }
+            Self::Bare(io) => {
+                // Whatever comes while nothing was asked for: the end, or nothing that could be believed.
+                let came = Pin::new(&mut **io).poll_read(cx, &mut ReadBuf::new(&mut [0]));
+                if came.is_ready() {
+                    *self = Self::None;
+                }
+            }
+            Self::Task(_) | Self::None => {}
         }
     }
 }
@@ -346,7 +438,11 @@ impl Lease {
             && self.sending.is_done()
             && let Some(pool) = self.pool.upgrade()
         {
-            pool.put(self.conn);
+            let mut conn = self.conn;
+            if let Some(again) = conn.again.take() {
+                again.store(false, Relaxed);
+            }
+            pool.put(conn);
         }
     }
 }
@@ -357,12 +453,56 @@ impl Lease {
 pub(super) struct ToServer {
     io: Stream,
     broken: Option<io::ErrorKind>,
+    again: Option<Again>,
+}
+
+/// A request was sent and something received before hyper was asked: it shall see what it would have seen.
+struct Again {
+    /// Until the answer is through, what hyper writes was written.
+    flag: Arc<AtomicBool>,
+    /// What was received, for after the first write.
+    seen: Bytes,
+    written: bool,
+    reader: Option<Waker>,
+}
+
+impl Again {
+    /// Takes what hyper writes; false when that must go out.
+    fn write(&mut self) -> bool {
+        if !self.flag.load(Relaxed) {
+            return false;
+        }
+        self.written = true;
+        if let Some(reader) = self.reader.take() {
+            reader.wake();
+        }
+        true
+    }
+
+    /// What hyper reads; `None` when that is up to the socket.
+    fn read(&mut self, cx: &Context<'_>, buf: &mut ReadBuf<'_>) -> Option<Poll<()>> {
+        if !self.written {
+            self.reader = Some(cx.waker().clone());
+            return Some(Poll::Pending);
+        }
+        if self.seen.is_empty() {
+            return None;
+        }
+        let n = self.seen.len().min(buf.remaining());
+        buf.put_slice(&self.seen.split_to(n));
+        Some(Poll::Ready(()))
+    }
 }
 
 impl ToServer {
     /// The socket.
     pub(super) fn into_inner(self) -> Stream {
         self.io
+    }
+
+    /// Whether there is no use in writing: it was, or would fail.
+    fn is_written(&mut self) -> bool {
+        self.again.as_mut().is_some_and(Again::write) || self.broken.is_some()
     }
 
     fn written(&mut self, len: usize, written: io::Result<usize>) -> io::Result<usize> {
@@ -378,6 +518,9 @@ impl ToServer {
 
 impl AsyncRead for ToServer {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if let Some(read) = self.again.as_mut().and_then(|again| again.read(cx, buf)) {
+            return read.map(Ok);
+        }
         let before = buf.filled().len();
         ready!(Pin::new(&mut self.io).poll_read(cx, buf))?;
         if buf.filled().len() == before
@@ -392,7 +535,7 @@ impl AsyncRead for ToServer {
 
 impl AsyncWrite for ToServer {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
-        if self.broken.is_some() {
+        if self.is_written() {
             return Poll::Ready(Ok(data.len()));
         }
         let written = ready!(Pin::new(&mut self.io).poll_write(cx, data));
@@ -405,7 +548,7 @@ impl AsyncWrite for ToServer {
         data: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let len = data.iter().map(|slice| slice.len()).sum();
-        if self.broken.is_some() {
+        if self.is_written() {
             return Poll::Ready(Ok(len));
         }
         let written = ready!(Pin::new(&mut self.io).poll_write_vectored(cx, data));

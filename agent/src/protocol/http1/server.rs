@@ -24,7 +24,6 @@ use hyper::{
 };
 use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
-use tokio::io::AsyncWriteExt;
 
 use super::{
     body::{FromCaller, ToCaller, chain},
@@ -32,6 +31,7 @@ use super::{
     headers,
     reply::{self, Own},
     upgrade,
+    whole::{self, Next},
 };
 use crate::{
     call::{
@@ -67,6 +67,7 @@ pub(super) async fn serve(
         shared,
         live: row.live.clone(),
         requests: AtomicU64::new(0),
+        answer: Mutex::new(None),
         tunnel: Mutex::new(None),
     });
     let mut builder = Builder::new();
@@ -75,6 +76,9 @@ pub(super) async fn serve(
         .auto_date_header(false)
         .max_buf_size(super::buffer_bytes(limits.header_bytes));
     loop {
+        if let Next::End = whole::serve(&mut guard, &session, &mut drain).await? {
+            return Ok(());
+        }
         let service = service_fn(|request| {
             let session = session.clone();
             // Boxed, because hyper keeps the room for one of these as long as the connection lives.
@@ -98,19 +102,11 @@ pub(super) async fn serve(
             // hyper has shut it down.
             return Ok(());
         }
-        let wakes = tokio::select! {
-            wakes = guard.wakes() => wakes,
-            // What it waits for is another time from now on.
-            () = stop(&mut drain, &session.shared) => guard.wakes().await,
-        };
-        if !wakes {
-            return Ok(guard.shutdown().await?);
-        }
     }
 }
 
 /// Waits for a stop to be asked for, once, and lets everyone know.
-async fn stop(drain: &mut Drain, shared: &Shared) {
+pub(super) async fn stop(drain: &mut Drain, shared: &Shared) {
     if shared.draining.load(Relaxed) {
         std::future::pending::<()>().await;
     }
@@ -121,12 +117,15 @@ async fn stop(drain: &mut Drain, shared: &Shared) {
 }
 
 /// One caller's connection.
-struct Session {
+pub(super) struct Session {
     peer: SocketAddr,
     route: Arc<Route>,
-    shared: Arc<Shared>,
+    pub(super) shared: Arc<Shared>,
     live: Arc<Live>,
+    /// Those that hyper has seen.
     requests: AtomicU64,
+    /// What hyper shall answer to its next request.
+    answer: Mutex<Option<Result<Response, CallError>>>,
     /// The endpoint's end of a connection that has left HTTP.
     tunnel: Mutex<Option<Upgrade>>,
 }
@@ -163,7 +162,17 @@ impl Session {
             let (polled, shared) = (asked.polled.clone(), self.shared.clone());
             Body::Stream(FromCaller { inner: body, polled, shared, request: number }.boxed_unsync())
         };
-        let result = self.call(parts, body).await;
+        let kept = self.answer.lock().take();
+        let result = match kept {
+            Some(result) => {
+                // The call had it; hyper must see its end, too.
+                if let Body::Stream(body) = body {
+                    let _ = body.collect().await;
+                }
+                result
+            }
+            None => self.call(parts, body).await,
+        };
         let (mut response, endpoint) = match result {
             Ok(response) => self.pass_on(response, &asked),
             Err(error) => {
@@ -186,7 +195,22 @@ impl Session {
         response
     }
 
-    async fn call(&self, parts: RequestParts, mut body: Body) -> Result<Response, CallError> {
+    /// Whether a stop was asked for.
+    pub(super) fn is_draining(&self) -> bool {
+        self.shared.draining.load(Relaxed)
+    }
+
+    /// A stop was asked for: answers say so from now on.
+    pub(super) fn drains(&self) {
+        self.shared.draining.store(true, Relaxed);
+    }
+
+    /// Keeps what hyper shall answer to its next request.
+    pub(super) fn keep(&self, answer: Result<Response, CallError>) {
+        *self.answer.lock() = Some(answer);
+    }
+
+    async fn call(&self, parts: RequestParts, body: Body) -> Result<Response, CallError> {
         let RequestParts { method, uri, mut headers, .. } = parts;
         let upgrade = headers::strip_request(&mut headers);
         if let Some(authority) = uri.authority().filter(|_| uri.scheme().is_some()) {
@@ -197,20 +221,36 @@ impl Session {
         if matches!(body, Body::Empty) {
             headers.remove(EXPECT);
         }
-        let cluster = self.cluster(&headers)?;
         let uri = origin_form(uri);
-        let mut call = Call::new(cluster.info.service.clone(), method_text(&method));
+        let path = Text::from(uri.path());
+        self.forward(HttpHead { method, uri, headers, upgrade }, path, body).await
+    }
+
+    /// Makes a call of a request that came whole.
+    pub(super) async fn whole(&self, request: whole::Request) -> Result<Response, CallError> {
+        let whole::Request { method, uri, path, headers, body, raw: _ } = request;
+        let body = if body.is_empty() { Body::Empty } else { Body::Full(body) };
+        self.forward(HttpHead { method, uri, headers, upgrade: None }, path, body).await
+    }
+
+    async fn forward(&self, head: HttpHead, path: Text, mut body: Body) -> Result<Response, CallError> {
+        let HttpHead { method, headers, .. } = &head;
+        let cluster = self.cluster(headers)?;
+        let mut call = Call::new(cluster.info.service.clone(), method_text(method));
         call.peer = Some(self.peer);
         call.local = Some(self.live.destination);
         call.pid = self.live.pid;
-        call.path = Text::from(uri.path());
+        call.path = path;
         call.retry = headers.get(RETRY_MARK).map_or(0, headers::number);
         // RFC 9110 section 9.2.2.
         call.idempotent = method.is_idempotent();
         if cluster.may_repeat(&call) && !headers.contains_key(EXPECT) {
             body = gather(body).await?;
         }
-        let head = Head::Http(Box::new(HttpHead { method, uri, headers, upgrade }));
+        if let Body::Full(bytes) = &body {
+            call.request_bytes = bytes.len() as u64;
+        }
+        let head = Head::Http(Box::new(head));
         let result = cluster.call(&mut Request { call, head, body }).await;
         let endpoint = result.as_ref().map_or_else(|error| error.endpoint, |response| response.endpoint);
         self.live.called(&cluster.info.service, endpoint);
