@@ -79,10 +79,21 @@ impl End {
         }
     }
 
-    /// Ends the call with its answer: at once when all of it is here, else when the body or the raw
-    /// connection is through.
-    pub(super) fn watch(mut self, response: &mut Response, attempt: Option<Attempt>) {
+    /// Ends the call if all of its answer is here.
+    pub(super) fn is_with(&mut self, response: &Response) -> bool {
         self.record.copied = response.is_copied();
+        self.record.response_bytes = match &response.body {
+            _ if self.record.copied => return false,
+            Body::Empty => 0,
+            Body::Full(bytes) => bytes.len() as u64,
+            Body::Stream(_) => return false,
+        };
+        self.finish();
+        true
+    }
+
+    /// Ends the call when the body of its answer, or the raw connection, is through.
+    pub(super) fn watch(self, response: &mut Response, attempt: Option<Attempt>) {
         let later = |end: Self| WatchAnswer { end, attempt };
         match (&mut response.head, &mut response.body) {
             (ResponseHead::Raw(raw), _) => raw.watch = Some(Box::new(later(self))),
@@ -90,15 +101,12 @@ impl End {
                 let upgrade = head.upgrade.as_mut().expect("just seen");
                 upgrade.watch = Some(Box::new(later(self)));
             }
-            (_, Body::Empty) => self.finish(),
-            (_, Body::Full(bytes)) => {
-                self.record.response_bytes = bytes.len() as u64;
-                self.finish();
-            }
             (_, Body::Stream(body)) => {
                 let inner = std::mem::take(body);
                 *body = Watched::new(inner, later(self)).boxed_unsync();
             }
+            // It ends here: nothing else is to come.
+            (_, Body::Empty | Body::Full(_)) => drop(later(self)),
         }
     }
 

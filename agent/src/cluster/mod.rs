@@ -9,13 +9,18 @@ mod tests;
 
 use std::{
     collections::HashMap,
+    future::poll_fn,
     net::SocketAddr,
+    pin::pin,
     sync::{Arc, Weak, atomic::Ordering::Relaxed},
+    task::Poll,
     time::Duration,
 };
 
 use arc_swap::ArcSwap;
+use futures_util::future::BoxFuture;
 use model::Snapshot;
+use tokio::time::{Instant, Sleep};
 
 use self::end::End;
 pub use self::{preview::Load, steering::Steering};
@@ -244,13 +249,12 @@ impl Cluster {
             filter.on_response(&mut end.cx, &mut result);
         }
         end.head(&result);
-        match result {
-            Ok(mut response) => {
-                end.watch(&mut response, attempt);
-                Ok(response)
-            }
-            Err(error) => Err(error),
+        if let Ok(response) = &mut result
+            && !end.is_with(response)
+        {
+            end.watch(response, attempt);
         }
+        result
     }
 
     async fn attempts(&self, req: &mut Request, end: &mut End) -> (Result<Response, CallError>, Option<Attempt>) {
@@ -262,17 +266,17 @@ impl Cluster {
         attempts.max_in_flight = self.config.max_in_flight;
         attempts.traits = Traits { hash: self.lb.hash(req), marked: self.steering.load().marks(req) };
         let deadline = req.call.deadline;
-        let result = tokio::time::timeout_at(deadline + DEADLINE_GRACE, self.ha.call(&attempts, req)).await;
+        let result = in_time(deadline + DEADLINE_GRACE, self.ha.call(&attempts, req), || attempts.is_watched()).await;
         let (count, last) = (attempts.count(), attempts.last().map(|e| e.addr));
         end.record.attempts = count;
         end.record.endpoint = last;
         match result {
-            Ok(Ok(Sent { response, attempt })) => {
+            Some(Ok(Sent { response, attempt })) => {
                 end.record.endpoint = Some(attempt.endpoint().addr);
                 (Ok(response), Some(attempt))
             }
-            Ok(Err(error)) => (Err(error), None),
-            Err(_) => {
+            Some(Err(error)) => (Err(error), None),
+            None => {
                 // Connectors watch the deadline themselves; this catches time lost elsewhere.
                 let mut error = CallError::mesh(ErrorKind::Timeout, "no answer before the deadline");
                 error.endpoint = end.record.endpoint;
@@ -280,4 +284,24 @@ impl Cluster {
             }
         }
     }
+}
+
+/// What `call` comes to, or nothing after the deadline. While it is with someone `else_watched` by the deadline no
+/// timer is set: one for each call would cost more than all the books that are kept of it.
+async fn in_time<T>(deadline: Instant, mut call: BoxFuture<'_, T>, else_watched: impl Fn() -> bool) -> Option<T> {
+    let mut timer = pin!(None::<Sleep>);
+    poll_fn(|cx| {
+        if let Poll::Ready(result) = call.as_mut().poll(cx) {
+            return Poll::Ready(Some(result));
+        }
+        if timer.is_none() {
+            if else_watched() {
+                return Poll::Pending;
+            }
+            timer.set(Some(tokio::time::sleep_until(deadline)));
+        }
+        let timer = timer.as_mut().as_pin_mut().expect("just set");
+        timer.poll(cx).map(|()| None)
+    })
+    .await
 }

@@ -177,6 +177,11 @@ pub trait Connector: Send + Sync + 'static {
     /// whose requests are replayable leave the body in place (a clone of `Bytes`).
     fn call<'a>(&'a self, to: &'a Arc<Endpoint>, req: &'a mut Request) -> BoxFuture<'a, Result<Response, CallError>>;
 
+    /// Whether [`Connector::call`] is over by `req.call.deadline` in any case, so that nobody else must see to it.
+    fn watches_deadline(&self) -> bool {
+        false
+    }
+
     /// The connection of `caller` has ended: connections to `to` that are good for nobody else may go.
     fn left(&self, _to: &Arc<Endpoint>, _caller: SocketAddr) {}
 

@@ -8,7 +8,7 @@ use std::{
 use tokio::time::Instant;
 
 use crate::{
-    call::{CallError, ErrorKind, Response},
+    call::{Body, CallError, ErrorKind, Response},
     endpoint::Endpoint,
 };
 
@@ -19,16 +19,22 @@ pub struct Attempt {
     failed: bool,
     /// Cancelled attempts say nothing about latency.
     timed: bool,
-    /// Of a connection that is copied from here on: the time to its head, which is what counts.
+    /// The time to its head, where that is what counts: of an answer that came whole, of a connection that is
+    /// copied from here on.
     way: Option<Duration>,
 }
 
 impl Attempt {
     /// Begins an attempt on `endpoint`.
     pub fn begin(endpoint: &Arc<Endpoint>) -> Self {
+        Self::begin_at(endpoint, Instant::now())
+    }
+
+    /// The same, at a moment that is known already.
+    pub fn begin_at(endpoint: &Arc<Endpoint>, started: Instant) -> Self {
         endpoint.stats.started.fetch_add(1, Relaxed);
         endpoint.stats.in_flight.fetch_add(1, Relaxed);
-        Self { endpoint: endpoint.clone(), started: Instant::now(), failed: false, timed: false, way: None }
+        Self { endpoint: endpoint.clone(), started, failed: false, timed: false, way: None }
     }
 
     /// The endpoint.
@@ -42,8 +48,10 @@ impl Attempt {
         self.timed = true;
         self.failed = failed;
         // The head is what an endpoint's own speed shows in; the body's pace is the caller's too.
-        self.endpoint.stats.ewma.observe(self.started.elapsed());
-        self.way = response.is_copied().then(|| self.started.elapsed());
+        let elapsed = self.started.elapsed();
+        self.endpoint.stats.ewma.observe(elapsed);
+        let ends_later = matches!(response.body, Body::Stream(_)) && !response.is_copied();
+        self.way = (!ends_later).then_some(elapsed);
         if failed { self.endpoint.health.failed() } else { self.endpoint.health.succeeded() }
     }
 

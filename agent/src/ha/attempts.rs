@@ -44,6 +44,8 @@ pub struct Attempts<'a> {
     sent: AtomicU32,
     /// Attempts that may have reached an endpoint.
     reached: AtomicU32,
+    /// Attempts that are with a connector which watches the deadline itself.
+    watched: AtomicU32,
 }
 
 /// What is to be sent again.
@@ -118,7 +120,13 @@ impl<'a> Attempts<'a> {
             tried: Mutex::new(SmallVec::new()),
             sent: AtomicU32::new(0),
             reached: AtomicU32::new(0),
+            watched: AtomicU32::new(0),
         }
+    }
+
+    /// Whether an attempt is with a connector that watches the deadline itself.
+    pub fn is_watched(&self) -> bool {
+        self.watched.load(Relaxed) > 0
     }
 
     /// Attempts made so far.
@@ -164,6 +172,7 @@ impl<'a> Attempts<'a> {
         self.reached.fetch_add(1, Relaxed);
         let trying = Trying { call: self.call, to: endpoint, number, started: Instant::now() };
         let mut hooks = Hooks { filters: self.filters, cx: self.cx, trying, entered: 0, over: false };
+        let mut started = trying.started;
         for (index, filter) in self.filters.iter().enumerate() {
             let mut verdict = filter.on_attempt(self.cx, &trying, req);
             if matches!(verdict, Verdict::Wait(_)) {
@@ -172,6 +181,7 @@ impl<'a> Attempts<'a> {
                     verdict = wait.await;
                 }
                 note(&self.cx.trail, index, "attempt", self.cx.trail.is_full().then_some(asked), None);
+                started = Instant::now();
             }
             if let Verdict::Stop(mut answer) = verdict {
                 if let Err(error) = &mut *answer {
@@ -184,8 +194,11 @@ impl<'a> Attempts<'a> {
             }
             hooks.entered += 1;
         }
-        let mut attempt = Attempt::begin(endpoint);
-        let result = self.connector.call(endpoint, req).await;
+        let mut attempt = Attempt::begin_at(endpoint, started);
+        let result = {
+            let _watched = self.connector.watches_deadline().then(|| Counted::new(&self.watched));
+            self.connector.call(endpoint, req).await
+        };
         hooks.end(result.as_ref());
         self.ended(&trying, result.as_ref());
         match result {
@@ -320,6 +333,22 @@ impl<'a> Attempts<'a> {
         } else {
             CallError::mesh(ErrorKind::Overload, format!("every endpoint of {service} is at its in-flight limit"))
         }
+    }
+}
+
+/// Counts one until dropped.
+struct Counted<'a>(&'a AtomicU32);
+
+impl<'a> Counted<'a> {
+    fn new(count: &'a AtomicU32) -> Self {
+        count.fetch_add(1, Relaxed);
+        Self(count)
+    }
+}
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Relaxed);
     }
 }
 

@@ -184,6 +184,10 @@ impl Connector for HttpConnector {
         })
     }
 
+    fn watches_deadline(&self) -> bool {
+        true
+    }
+
     fn left(&self, to: &Arc<Endpoint>, caller: SocketAddr) {
         Pool::of(to, &self.config).left(caller);
     }

@@ -149,6 +149,10 @@ impl Connector for Motan2Connector {
         })
     }
 
+    fn watches_deadline(&self) -> bool {
+        true
+    }
+
     /// A heartbeat, as Motan's own clients send it: a program that hangs still accepts connections.
     fn probe<'a>(&'a self, to: &'a Arc<Endpoint>) -> BoxFuture<'a, Result<Probed, CallError>> {
         Box::pin(async move {
