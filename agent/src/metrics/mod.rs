@@ -2,6 +2,7 @@
 
 mod access_writer;
 mod counters;
+pub mod digits;
 pub mod graphite;
 mod histogram;
 mod live;

@@ -1,9 +1,8 @@
 //! Moments as logs write them.
 
-use std::{
-    fmt::Write,
-    time::{SystemTime, UNIX_EPOCH},
-};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use super::digits::padded;
 
 /// UTC with milliseconds: `2026-11-21T10:12:35.123Z`.
 pub fn rfc3339(line: &mut String, time: SystemTime) {
@@ -12,7 +11,18 @@ pub fn rfc3339(line: &mut String, time: SystemTime) {
     let (year, month, day) = date(seconds / 86_400);
     let (hour, minute, second) = (seconds / 3600 % 24, seconds / 60 % 60, seconds % 60);
     let ms = since.subsec_millis();
-    let _ = write!(line, "{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{ms:03}Z");
+    for (n, width, end) in [
+        (year, 4, '-'),
+        (month, 2, '-'),
+        (day, 2, 'T'),
+        (hour, 2, ':'),
+        (minute, 2, ':'),
+        (second, 2, '.'),
+        (ms.into(), 3, 'Z'),
+    ] {
+        padded(line, n, width);
+        line.push(end);
+    }
 }
 
 /// Gregorian date of a day since 1970-01-01: years begin in March, so that the leap day is the last.

@@ -15,7 +15,7 @@ use super::{CallCx, ClusterInfo, Filter, Outcome, Record, Trying, Verdict, optio
 use crate::{
     call::{Body, Call, CallError, Direction, Request, Response, Status},
     kind::{self, BuildCx, Value},
-    metrics::{AccessLogWriter, rfc3339},
+    metrics::{AccessLogWriter, digits, rfc3339},
 };
 
 /// Longest value of a field that comes from the wire; longer ones end in `…`.
@@ -189,8 +189,8 @@ impl Fields<'_> {
         self.text("method", &call.method);
         self.text("path", &call.path);
         self.text("application", &call.application);
-        self.shown("caller", call.peer);
-        self.shown("endpoint", record.endpoint);
+        self.address("caller", call.peer);
+        self.address("endpoint", record.endpoint);
         self.number("code", record.code);
         let outcome = match record.end {
             Ok(status) if status.is_failure() => "failed",
@@ -206,10 +206,10 @@ impl Fields<'_> {
         self.number("response_bytes", record.response_bytes);
         match record.to_head {
             Some(to_head) => self.milliseconds("head_ms", to_head),
-            None => self.shown("head_ms", None::<u8>),
+            None => self.value("head_ms", None::<u64>, digits::decimal),
         }
         self.milliseconds("total_ms", record.total);
-        self.shown("request_id", (call.request_id != 0).then_some(call.request_id));
+        self.value("request_id", (call.request_id != 0).then_some(call.request_id), digits::decimal);
         if let Err(error) = record.end {
             self.text("error", &error.message);
         }
@@ -250,13 +250,15 @@ impl Fields<'_> {
         }
     }
 
-    fn shown(&mut self, key: &'static str, value: Option<impl std::fmt::Display>) {
+    fn address(&mut self, key: &'static str, value: Option<SocketAddr>) {
+        self.value(key, value, digits::address);
+    }
+
+    /// A value that needs no escaping, or that there is none.
+    fn value<T>(&mut self, key: &'static str, value: Option<T>, write: impl FnOnce(&mut String, T)) {
         self.key(key);
         match (value, self.format) {
-            (Some(value), _) => self.quoted(|line| {
-                // Writing to a String cannot fail.
-                let _ = write!(line, "{value}");
-            }),
+            (Some(value), _) => self.quoted(|line| write(line, value)),
             (None, Format::Json) => self.line.push_str("null"),
             (None, _) => self.line.push('-'),
         }
@@ -264,13 +266,14 @@ impl Fields<'_> {
 
     fn number(&mut self, key: &'static str, value: impl Into<u64>) {
         self.key(key);
-        let _ = write!(self.line, "{}", value.into());
+        digits::decimal(self.line, value.into());
     }
 
     fn milliseconds(&mut self, key: &'static str, value: Duration) {
         self.key(key);
-        let us = value.as_micros();
-        let _ = write!(self.line, "{}.{:03}", us / 1000, us % 1000);
+        digits::decimal(self.line, u64::try_from(value.as_millis()).unwrap_or(u64::MAX));
+        self.line.push('.');
+        digits::padded(self.line, u64::from(value.subsec_micros() % 1000), 3);
     }
 }
 
