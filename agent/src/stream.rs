@@ -32,6 +32,8 @@ pub const MESSAGE_BYTES: usize = 1024;
 pub const BOUND_BYTES: u32 = 2 * 1024 * 1024;
 /// First wait; each one after it is twice as long.
 const FIRST_WAIT: Duration = Duration::from_millis(1);
+/// How long a connection is good for that was dialled before the program there was known.
+const UNDECIDED: Duration = Duration::from_secs(1);
 /// Longest wait, and so the longest time until an error of the socket is noticed meanwhile.
 const LONGEST_WAIT: Duration = Duration::from_millis(50);
 
@@ -57,8 +59,10 @@ pub trait Meter: Send + Sync + 'static {
     /// nothing is redirected to it.
     fn unread(&self, reader: &SocketKey) -> Option<u32>;
 
-    /// The agent has dialled `io`. Told once for each connection, on the data path: must not wait.
-    fn dialled(&self, io: &TcpStream);
+    /// The agent has dialled `io`. Told once for each connection, on the data path: must not wait. Says whether a
+    /// connection to the same place that is dialled a while later may be redirected where this one is not, because
+    /// the program there is being looked at.
+    fn dialled(&self, io: &TcpStream) -> bool;
 }
 
 /// The agent's end of a connection with a program.
@@ -87,10 +91,12 @@ impl OwnSockets {
 
     /// Wraps a connection that the agent has dialled.
     pub fn dialled(&self, io: TcpStream) -> Stream {
-        if let Some(meter) = &self.meter {
-            meter.dialled(&io);
+        let undecided = self.meter.as_ref().is_some_and(|meter| meter.dialled(&io));
+        let mut stream = Stream::new(io, self.meter.as_ref());
+        if let Some(gate) = stream.gate.as_mut().filter(|_| undecided) {
+            gate.good_until = Some(Instant::now() + UNDECIDED);
         }
-        Stream::new(io, self.meter.as_ref())
+        stream
     }
 }
 
@@ -116,6 +122,12 @@ impl Stream {
     /// The socket, for its options, addresses and readiness.
     pub const fn socket(&self) -> &TcpStream {
         &self.io
+    }
+
+    /// Whoever keeps it for further calls should rather dial a new one from then on, which may be redirected: until
+    /// the program at the other end is known, what is dialled goes by TCP for life.
+    pub fn good_until(&self) -> Option<Instant> {
+        self.gate.as_ref().and_then(|gate| gate.good_until)
     }
 
     /// Both directions, each usable by itself.
@@ -268,11 +280,12 @@ struct Gate {
     left: usize,
     wait: Duration,
     timer: Option<Pin<Box<Sleep>>>,
+    good_until: Option<Instant>,
 }
 
 impl Gate {
     const fn new(meter: Arc<dyn Meter>) -> Self {
-        Self { meter, reader: None, left: CHECK_BYTES, wait: FIRST_WAIT, timer: None }
+        Self { meter, reader: None, left: CHECK_BYTES, wait: FIRST_WAIT, timer: None, good_until: None }
     }
 
     fn reader(&mut self, io: &TcpStream) -> io::Result<SocketKey> {
@@ -349,7 +362,20 @@ mod tests {
             Some(now)
         }
 
-        fn dialled(&self, _: &TcpStream) {}
+        fn dialled(&self, _: &TcpStream) -> bool {
+            true
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_was_dialled_too_early_is_good_for_a_while() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let meter = Arc::new(Slow { unread: AtomicU32::new(0), asked: AtomicU32::new(0) });
+        let own = OwnSockets { mark: None, meter: Some(meter) };
+        let dial = async || TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        assert_eq!(own.dialled(dial().await).good_until(), Some(Instant::now() + UNDECIDED));
+        assert_eq!(own.accepted(dial().await).good_until(), None);
+        assert_eq!(OwnSockets::default().dialled(dial().await).good_until(), None);
     }
 
     #[tokio::test]

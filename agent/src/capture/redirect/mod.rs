@@ -52,6 +52,8 @@ use crate::{
 const READ_WITHIN: Duration = Duration::from_secs(2);
 /// How often it is told that others own sockets.
 const OWNERS_AGAIN: Duration = Duration::from_secs(60);
+/// Connections opened to a program that is not known yet, after which it is not waited for any more.
+const UNDECIDED_DIALS: u32 = 256;
 /// How often one connection of all programs that are redirected is looked at.
 const CALLERS_AGAIN: Duration = Duration::from_secs(1);
 
@@ -89,6 +91,8 @@ struct Learning {
 struct Again {
     callers: Instant,
     acceptors: HashMap<SocketAddr, Instant>,
+    /// How often connections were opened to programs that were not known then.
+    undecided: HashMap<SocketAddr, u32>,
 }
 
 #[derive(Debug)]
@@ -231,7 +235,7 @@ impl Redirect {
         }
         drop(state);
         let learner = Learner::start(Arc::new(Verdicts::new(self)));
-        let again = Mutex::new(Again { callers: Instant::now(), acceptors: HashMap::new() });
+        let again = Mutex::new(Again { callers: Instant::now(), acceptors: HashMap::new(), undecided: HashMap::new() });
         let learning = Learning { learner, runtime: runtime::Handle::current(), again };
         if self.learning.set(learning).is_ok() {
             self.test();
@@ -479,17 +483,22 @@ impl Meter for Redirect {
         sys::test_run(fill.as_fd(), reader).ok().filter(|n| *n != u32::MAX)
     }
 
-    fn dialled(&self, io: &TcpStream) {
-        let Some(learning) = self.learning.get().filter(|_| self.enabled()) else { return };
-        let (Ok(from), Ok(at)) = (io.local_addr(), io.peer_addr()) else { return };
+    fn dialled(&self, io: &TcpStream) -> bool {
+        let Some(learning) = self.learning.get().filter(|_| self.enabled()) else { return false };
+        let (Ok(from), Ok(at)) = (io.local_addr(), io.peer_addr()) else { return false };
         if !at.ip().is_loopback() && at.ip() != from.ip() {
-            return;
+            return false;
         }
         // The kernel half has entered it by now if the program there is enrolled.
-        let Ok(Some(verdict)) = self.acceptor(at) else { return };
-        if verdict == Executable::UNKNOWN || learning.again.lock().is_time_for(at) {
+        let Ok(Some(verdict)) = self.acceptor(at) else { return false };
+        let unknown = verdict == Executable::UNKNOWN;
+        let mut again = learning.again.lock();
+        let undecided = again.is_undecided(at, unknown && self.mode() == config::Redirect::Auto);
+        if unknown || again.is_time_for(at) {
+            drop(again);
             learning.learner.seen(Seen::Acceptor { at, from });
         }
+        undecided
     }
 }
 
@@ -502,6 +511,21 @@ impl Again {
             self.callers = now;
         }
         is_time
+    }
+
+    /// Whether a connection to `at`, whose program is `unknown` or not, should be opened again later: as long as it
+    /// is unknown, but not for ever, because some programs cannot be looked at.
+    fn is_undecided(&mut self, at: SocketAddr, unknown: bool) -> bool {
+        if !unknown {
+            self.undecided.remove(&at);
+            return false;
+        }
+        if self.undecided.len() >= MAX_ACCEPTORS {
+            self.undecided.clear();
+        }
+        let times = self.undecided.entry(at).or_insert(0);
+        *times = times.saturating_add(1);
+        *times <= UNDECIDED_DIALS
     }
 
     fn is_time_for(&mut self, at: SocketAddr) -> bool {

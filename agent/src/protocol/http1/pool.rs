@@ -126,7 +126,11 @@ impl Pool {
         if self.max_idle == 0 || self.idle_timeout.is_zero() || conn.is_closed() {
             return;
         }
-        let waiting = Waiting { conn, since: Instant::now() };
+        let now = Instant::now();
+        if conn.good_until.is_some_and(|until| until <= now) {
+            return;
+        }
+        let waiting = Waiting { conn, since: now };
         let (surplus, keeper) = {
             let mut idle = self.idle.lock();
             let Idle { conns, keeper } = &mut *idle;
@@ -216,6 +220,8 @@ pub(super) struct Conn {
     again: Option<Arc<AtomicBool>>,
     /// The caller that the endpoint sees as its peer; the connection is good for no other.
     client: Option<SocketAddr>,
+    /// Until then it is kept.
+    good_until: Option<Instant>,
 }
 
 /// Who moves a connection's bytes.
@@ -245,8 +251,9 @@ impl Drop for Task {
 impl Conn {
     /// A connection just opened, for `client` alone if there is one.
     pub(super) fn new(io: Stream, client: Option<SocketAddr>) -> Self {
+        let good_until = io.good_until();
         let driver = Driver::Bare(Box::new(ToServer { io, broken: None, again: None }));
-        Self { driver, sender: None, again: None, client }
+        Self { driver, sender: None, again: None, client, good_until }
     }
 
     /// Sends a whole request and waits for a whole answer. `None` when that is not what comes, or hyper speaks here

@@ -30,14 +30,29 @@ pub(super) struct Pool {
 
 #[derive(Default)]
 struct Place {
-    link: Mutex<Option<Arc<Link>>>,
+    link: Mutex<Option<Held>>,
     /// Held while dialling; remembers how the last dial failed, and when it ended.
     dial: tokio::sync::Mutex<Option<(Instant, CallError)>>,
 }
 
+struct Held {
+    link: Arc<Link>,
+    /// From then on another one should be dialled ([`Stream::good_until`]); calls under way end on this one.
+    good_until: Option<Instant>,
+}
+
 impl Place {
     fn open(&self) -> Option<Arc<Link>> {
-        self.link.lock().as_ref().filter(|link| link.is_open()).cloned()
+        self.find(|_| true)
+    }
+
+    /// The same, if nothing better is to be had.
+    fn good(&self) -> Option<Arc<Link>> {
+        self.find(|held| held.good_until.is_none_or(|until| Instant::now() < until))
+    }
+
+    fn find(&self, fits: impl Fn(&Held) -> bool) -> Option<Arc<Link>> {
+        self.link.lock().as_ref().filter(|held| held.link.is_open() && fits(held)).map(|held| held.link.clone())
     }
 }
 
@@ -53,7 +68,7 @@ impl Pool {
     pub(super) async fn link(&self, to: &Endpoint, deadline: Instant) -> Result<Arc<Link>, CallError> {
         let turn = self.turn.fetch_add(1, Relaxed) % self.places.len();
         let place = &self.places[turn];
-        if let Some(link) = place.open() {
+        if let Some(link) = place.good() {
             return Ok(link);
         }
         let came = Instant::now();
@@ -70,7 +85,7 @@ impl Pool {
                 None => timeout_at(deadline, place.dial.lock()).await.map_err(|_| too_late(to))?,
             },
         };
-        if let Some(link) = place.open() {
+        if let Some(link) = place.good() {
             return Ok(link);
         }
         if let Some((at, error)) = &*last
@@ -105,8 +120,10 @@ impl Pool {
     }
 
     fn install(&self, place: &Place, to: &Endpoint, io: Stream) -> Arc<Link> {
+        let good_until = io.good_until();
         let link = Arc::new(Link::spawn(io, to.addr, self.content_bytes, to.stats.clone()));
-        *place.link.lock() = Some(link.clone());
+        let before = place.link.lock().replace(Held { link: link.clone(), good_until });
+        drop(before);
         link
     }
 
