@@ -170,8 +170,8 @@ pub struct Scalers {
     registry: Arc<Registry>,
     audit: Arc<Audit>,
     ports: Ports,
-    /// Held while a driver is built: two of one pool would fight for its instances.
-    building: tokio::sync::Mutex<()>,
+    /// Held while a driver is built: two of one pool would fight for its instances. Whether none may be built any more.
+    building: tokio::sync::Mutex<bool>,
     drivers: Mutex<HashMap<(String, String), Built>>,
     events: Mutex<VecDeque<ScaleEvent>>,
     /// Drivers that could not be built, and what was said then: said once.
@@ -308,8 +308,10 @@ impl Scalers {
         of_pool.take(limit).cloned().collect()
     }
 
-    /// Stops what drivers of this process run, before it ends.
+    /// Stops what drivers of this process run, before it ends; nothing is scaled from then on.
     pub async fn stop(&self) {
+        // Whoever still looks at pools would have a driver built anew, and its instances would outlive this process.
+        *self.building.lock().await = true;
         let drivers: Vec<_> = self.drivers.lock().drain().map(|(_, built)| built.driver).collect();
         futures_util::future::join_all(drivers.iter().map(|driver| driver.end(Ending::Center))).await;
     }
@@ -332,7 +334,10 @@ impl Scalers {
         if let Some(built) = found(&self.drivers.lock()) {
             return Ok(built.driver);
         }
-        let _building = self.building.lock().await;
+        let ended = self.building.lock().await;
+        if *ended {
+            return Err(failed(policy, "the centre is ending"));
+        }
         if let Some(built) = found(&self.drivers.lock()) {
             return Ok(built.driver);
         }
@@ -470,6 +475,15 @@ mod tests {
         let events = scalers.events("echo", "a", 10);
         assert_eq!((events.len(), events[0].to, events[0].by.as_str()), (1, 2, "centre"));
         assert_ne!(events[0].outcome, "ok");
+    }
+
+    #[tokio::test]
+    async fn nothing_is_scaled_once_the_centre_ends() {
+        let scalers = scalers("drivers: {hook: {kind: webhook, options: {url: 'http://127.0.0.1:1/', attempts: 1}}}");
+        scalers.stop().await;
+        let refused = scalers.set(&policy("hook", serde_json::Value::Null), 2, "k").await.unwrap_err();
+        assert!(refused.to_string().contains("the centre is ending"), "{refused}");
+        assert!(scalers.in_use().is_empty());
     }
 
     #[test]

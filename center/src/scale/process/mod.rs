@@ -127,6 +127,8 @@ struct Inner {
     wanted: u32,
     keys: VecDeque<String>,
     slots: BTreeMap<u32, Slot>,
+    /// Nothing is started any more: nobody would end it.
+    ended: bool,
 }
 
 struct Slot {
@@ -201,6 +203,9 @@ impl Pool {
             bail!("{size} instances on one host; at most {INSTANCES}");
         }
         let mut inner = self.inner.lock();
+        if inner.ended {
+            bail!("it was ended");
+        }
         if key.is_some_and(|key| inner.keys.iter().any(|known| known == key)) {
             return Ok(());
         }
@@ -288,12 +293,16 @@ impl Pool {
 
 impl Process {
     async fn all(&self, wish: Wish) {
-        for slot in self.0.inner.lock().slots.values() {
-            slot.wish.send_if_modified(|now| {
-                let changed = *now != wish;
-                *now = wish;
-                changed
-            });
+        {
+            let mut inner = self.0.inner.lock();
+            inner.ended = true;
+            for slot in inner.slots.values() {
+                slot.wish.send_if_modified(|now| {
+                    let changed = *now != wish;
+                    *now = wish;
+                    changed
+                });
+            }
         }
         let mut running = self.0.running.subscribe();
         // The pool holds the sender.

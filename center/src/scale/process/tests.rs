@@ -88,6 +88,8 @@ async fn instances_are_started_restarted_and_ended_with_their_children() {
     let last = running(&driver)[0];
     driver.end(Ending::Center).await;
     until("nothing of it is left", || group(last) == 0).await;
+    let refused = driver.scale(2, "late").await.unwrap_err().to_string();
+    assert!(refused.contains("ended") && driver.instances().is_empty(), "{refused}");
 }
 
 #[tokio::test]
