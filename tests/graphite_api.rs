@@ -2,63 +2,22 @@
 
 use std::{
     net::SocketAddr,
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::{SystemTime, UNIX_EPOCH},
 };
 
 use host::{
-    Agent, Center, Cmd, Need, Temp,
+    Agent, Center, Need,
     agent::Settings,
     carbon::Carbon,
-    free_port, http, lacks,
+    free_port, graphite_api, http, lacks,
     motan::{self, Client, Frame},
-    need::peer,
     program::Server,
     until, until_some,
-    wait::within,
 };
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::Signal;
 use serde_json::Value;
 
 const SERVICE: &str = "com.example.Echo";
-
-/// Serves it in one process, which can be stopped as a whole.
-const SERVE: &str = "import sys
-from werkzeug.serving import run_simple
-from graphite_api.app import app
-run_simple('127.0.0.1', int(sys.argv[1]), app, threaded=True)
-";
-
-/// A graphite-api before `carbon`.
-fn graphite_api(carbon: &Carbon) -> Server {
-    let (dir, addr) = (Temp::new(), SocketAddr::from(([127, 0, 0, 1], free_port())));
-    let config = dir.write(
-        "api.yaml",
-        format!(
-            "search_index: {}/index\nfinders: [graphite_api.finders.whisper.WhisperFinder]\n\
-             functions: [graphite_api.functions.SeriesFunctions]\nwhisper: {{directories: [{}]}}\ntime_zone: UTC\n\
-             carbon: {{hosts: [\"127.0.0.1:{}\"], timeout: 5, carbon_prefix: carbon, replication_factor: 1}}\n",
-            dir.path().display(),
-            carbon.whisper().display(),
-            carbon.query_port(),
-        ),
-    );
-    let site = peer("graphite-api").join("site");
-    let cmd = Cmd::new("env")
-        .arg(format!("GRAPHITE_API_CONFIG={}", config.display()))
-        .arg(format!("PYTHONPATH={}", site.display()))
-        .args(["/usr/bin/python3", "-c", SERVE, &addr.port().to_string()]);
-    Server::start(addr, dir, cmd)
-}
-
-/// Signals all of it: who listens for gunicorn are its children.
-fn signal(api: &Server, signal: Signal) {
-    let pid = api.proc.pid();
-    let children = Cmd::new("pgrep").arg("-P").arg(pid).run().ok();
-    api.proc.signal(signal);
-    for child in children.lines().filter_map(|line| Pid::from_raw(line.trim().parse().ok()?)) {
-        kill_process(child, signal).unwrap();
-    }
-}
 
 /// The points of a target of the last minutes.
 fn render(api: &Server, target: &str) -> Vec<f64> {
@@ -75,7 +34,7 @@ fn graphite_api_renders_what_was_called() {
         return;
     }
     let carbon = Carbon::start();
-    let api = graphite_api(&carbon);
+    let api = graphite_api::before(&carbon);
     let server = motan::server(|request| Some(request.answer(&request.body)));
     let to = SocketAddr::from(([127, 0, 0, 1], free_port()));
     let top = format!("graphite:\n  - {{address: \"{}\", prefix: shop, interval: 2s}}\n", carbon.addr());
@@ -118,7 +77,7 @@ fn graphite_api_is_read_by_a_centre_that_goes_on_without_it() {
         return;
     }
     let carbon = Carbon::start();
-    let mut api = graphite_api(&carbon);
+    let mut api = graphite_api::before(&carbon);
     let center = Center::start(&format!(
         "monitor: {{sources: [{{kind: graphite, options: {{address: 'http://{}', timeout: 2s}}}}]}}\n",
         api.addr()
@@ -152,12 +111,12 @@ fn graphite_api_is_read_by_a_centre_that_goes_on_without_it() {
     assert!(ask("&caller=nobody")["source"].as_str().unwrap().contains("nothing of that name"));
 
     // Hung, then gone: agents tell, and why is said.
-    signal(&api, Signal::STOP);
+    api.proc.signal(Signal::STOP);
     let hung = ask("");
     assert!(hung["source"].as_str().unwrap().contains("no answer within 2s") && known(&hung, "rate"), "{hung}");
-    signal(&api, Signal::CONT);
+    api.proc.signal(Signal::CONT);
     until("it is asked again", || ask("")["source"] == "graphite");
-    signal(&api, Signal::KILL);
+    api.proc.signal(Signal::KILL);
     api.proc.wait();
     assert!(ask("")["source"].as_str().unwrap().starts_with("agents (graphite: "));
     assert!(agent.is_ready());
@@ -175,7 +134,7 @@ fn graphite_api_is_read_by_motan_gos_names() {
     }
     // As a statsd of the site writes what two hosts sent each five seconds.
     let carbon = Carbon::keeping("5s:1h");
-    let api = graphite_api(&carbon);
+    let api = graphite_api::before(&carbon);
     let last = now() / 5 * 5;
     let stats =
         [("total_count", 100.0), ("other_error_count", 5.0), ("slow_count", 10.0), ("p99", 30.0), ("avg_time", 4.0)];
@@ -214,51 +173,4 @@ fn graphite_api_is_read_by_motan_gos_names() {
         near("p99_ms", 60.0);
         near("mean_ms", 6.0);
     }
-}
-
-#[test]
-fn graphite_api_raises_alerts_of_a_centre_that_nobody_reports_to() {
-    if lacks(&[Need::Peer("graphite-api"), Need::Program("carbon-cache")]) {
-        return;
-    }
-    let carbon = Carbon::keeping("60s:1d");
-    let api = graphite_api(&carbon);
-    let rate = "sockmesh.h1.shop.outbound.com_example_Echo.idc-a._all.rate";
-    let usual = |i: u64| 20.0 + (i % 7) as f64 * 0.4;
-    let minute = now() / 60;
-    carbon.send((1..300).map(|i| (rate.to_owned(), usual(i), (minute - i) * 60)));
-    until("it is rendered", || {
-        let answer = http::get(api.addr(), &format!("/render?target={rate}&format=json&from=-1h")).unwrap();
-        answer.text().contains("20.4")
-    });
-    let of = format!("{{service: {SERVICE}, group: idc-a}}");
-    let center = Center::start(&format!(
-        "monitor: {{sources: [{{kind: graphite, options: {{address: 'http://{}'}}}}]}}
-alerts:
-  every: 500ms
-  rules:
-    - {{name: busy, of: {of}, severity: ticket, condition: {{kind: threshold, figure: rate, above: 15, for_ms: 600000}}}}
-    - {{name: odd, of: {of}, severity: page, condition: {{kind: forecast, figure: rate, level_percent: 99.9}}}}
-",
-        api.addr()
-    ));
-    let firing = |rule: &str| {
-        // Callers call on, as usual, until three times as many come.
-        let (second, surge) = (now(), now() / 60 > minute + 1);
-        let value = if surge { 3.0 * usual(second / 60) } else { usual(second / 60) };
-        carbon.send([(rate.to_owned(), value, second / 60 * 60)]);
-        let all = center.get("/v1/alerts");
-        all["items"].as_array().unwrap().iter().find(|alert| alert["rule"] == rule).cloned()
-    };
-    let busy = until_some("the threshold is passed", || firing("busy"));
-    assert!(busy["summary"].as_str().unwrap().contains("rate of"), "{busy}");
-    let shown = center.get(&format!("/v1/alerts/{}", busy["id"].as_str().unwrap()));
-    assert_eq!(shown["series"]["source"], "graphite", "{shown}");
-    assert_eq!(firing("odd"), None, "what is usual alarms nobody");
-    // Three windows of a minute have to be odd.
-    let odd = within(Duration::from_secs(480), || firing("odd"));
-    let odd = odd.unwrap_or_else(|| panic!("no forecast was passed: {}\n{}", center.get("/v1/alerts"), center.log()));
-    assert!(odd["summary"].as_str().unwrap().contains("was expected"), "{odd}");
-    let shown = center.get(&format!("/v1/alerts/{}", odd["id"].as_str().unwrap()));
-    assert_eq!(shown["series"]["source"], "graphite", "{shown}");
 }

@@ -4,6 +4,7 @@
 
 mod center_commands;
 mod consul;
+mod graphite_alerts;
 mod kind;
 mod kubernetes;
 mod mesh;

@@ -21,6 +21,7 @@ pub mod consul;
 pub mod database;
 pub mod ensemble;
 pub mod etcd;
+pub mod graphite_api;
 pub mod http;
 pub mod load;
 pub mod motan;

@@ -383,11 +383,11 @@ impl Registry {
     }
 
     /// Replaces the command text of a scope if it still stands at `expected`, durably, and tells agents that watch it.
-    /// Answers the new revision. `fenced` is that of [`Batch`](crate::store::Batch): the epoch, where only the centre
+    /// Answers the new revision. `fenced` is that of [`Batch`]: the epoch, where only the centre
     /// that leads may write it.
     ///
     /// # Errors
-    /// [`Code::Conflict`](crate::error::Code::Conflict) when it does not stand there.
+    /// [`Code::Conflict`] when it does not stand there.
     pub async fn set_text(
         &self,
         scope: &CommandScope,
