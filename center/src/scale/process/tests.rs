@@ -146,14 +146,15 @@ async fn one_that_will_not_end_is_killed_and_one_that_cannot_start_says_why() {
 async fn ports_are_given_once_and_all_or_none() {
     let dir = dir();
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
-    let first = taken.local_addr().unwrap().port().min(u16::MAX - 8);
+    // Wide enough that others on this host, which get their ports near this one, leave some.
+    let first = taken.local_addr().unwrap().port().min(u16::MAX - 100);
     let yaml = format!(
         "{{command: [sh, -c, 'echo port {{port}}; sleep 1000'], ports: {first}-{}, stop_after: 1s}}",
-        first + 7
+        first + 99
     );
     let cx = cx(&dir);
     let mine = driver(&cx, &yaml).unwrap();
-    let too_many = mine.scale(8, "one").await.unwrap_err().to_string();
+    let too_many = mine.scale(100, "one").await.unwrap_err().to_string();
     assert!(too_many.contains("widen `ports`"), "{too_many}");
     assert!(mine.instances().is_empty() && cx.ports.lock().is_empty(), "nothing in part");
     mine.scale(2, "two").await.unwrap();
