@@ -112,8 +112,11 @@ fn graphite_api_is_read_by_a_centre_that_goes_on_without_it() {
 
     // Hung, then gone: agents tell, and why is said.
     api.proc.signal(Signal::STOP);
-    let hung = ask("");
-    assert!(hung["source"].as_str().unwrap().contains("no answer within 2s") && known(&hung, "rate"), "{hung}");
+    until("agents tell of calls", || {
+        client.call(Frame::call(SERVICE, "echo", "x")).unwrap();
+        let hung = ask("");
+        hung["source"].as_str().unwrap().contains("no answer within 2s") && known(&hung, "rate")
+    });
     api.proc.signal(Signal::CONT);
     until("it is asked again", || ask("")["source"] == "graphite");
     api.proc.signal(Signal::KILL);
