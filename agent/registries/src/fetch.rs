@@ -84,7 +84,7 @@ impl Peer {
     pub fn with(text: &str, port: u16, ca: Option<&Path>) -> anyhow::Result<Self> {
         let (rest, tls) = match text.split_once("://") {
             Some(("http", rest)) => (rest, None),
-            Some(("https", rest)) => (rest, Some(ca.map_or_else(Tls::host, trusting_only)?)),
+            Some(("https", rest)) => (rest, Some(ca.map_or_else(Tls::host, Tls::of)?)),
             Some((scheme, _)) => bail!("`{text}`: `{scheme}` is not supported, write `http://HOST:PORT` or `https://`"),
             None => (text, None),
         };
@@ -95,17 +95,6 @@ impl Peer {
             bail!("`{text}` names no host, write `http://HOST:PORT`");
         }
         Ok(Self { authority, base: base.trim_end_matches('/').to_owned(), tls })
-    }
-
-    /// Believes the certificates of this PEM file instead of those that the host trusts. Nothing without `https`.
-    ///
-    /// # Errors
-    /// It cannot be read, or holds none: names the file.
-    pub fn trusting(mut self, certificates: &Path) -> anyhow::Result<Self> {
-        if self.tls.is_some() {
-            self.tls = Some(Tls::of(certificates)?);
-        }
-        Ok(self)
     }
 
     /// Talks TLS as `tls` says, whether its address says `https` or no scheme. An error when it says `http`.
@@ -198,11 +187,6 @@ impl Peer {
         let why = || end.err().map_or_else(|| "closed".to_owned(), |e| e.to_string());
         answer.await.with_context(|| format!("the connection ended: {}", why()))
     }
-}
-
-fn trusting_only(ca: &Path) -> anyhow::Result<Tls> {
-    let files = tls::Written { ca_file: Some(ca.to_owned()), ..tls::Written::default() };
-    files.http(Path::new(""))
 }
 
 /// `text` for a path or a query: everything but `keep` and unreserved characters (RFC 3986) as `%XX`.
