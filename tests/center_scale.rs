@@ -1,15 +1,12 @@
 //! The whole loop: load is turned up, the centre sees it, starts instances, they register themselves, warm up by
 //! weight, and take traffic; and a picture of that.
 
-use std::{
-    collections::BTreeMap,
-    fmt::Write as _,
-    fs,
-    path::Path,
-    time::{Duration, SystemTime},
-};
+use std::{collections::BTreeMap, fmt::Write as _, fs, path::Path, time::Duration};
 
-use host::{Agent, Center, Load, Need, Temp, agent, heavy, http, lacks, net, target_dir, wait::within};
+use host::{
+    Agent, Center, Load, Need, Temp, agent, heavy, http, lacks, net, target_dir,
+    wait::{now_ms, within},
+};
 use serde_json::Value;
 
 /// A server whose calls take so long that one caller makes about 18 a second. It starts its agent when it listens, and
@@ -104,7 +101,7 @@ fn address(row: &Value) -> String {
 }
 
 fn rate(center: &Center, instance: &str) -> Vec<(u64, f64)> {
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_millis() as u64;
+    let now = now_ms();
     let (from, asked) = (now - 240_000, "/v1/series?service=web&group=idc-a");
     let path = format!("{asked}&instance={instance}&from_ms={from}&to_ms={now}&step_ms=2000");
     let series = center.get(&path);

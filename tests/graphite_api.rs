@@ -1,9 +1,6 @@
 //! Figures read back as dashboards do it: through graphite-api, out of a real Carbon.
 
-use std::{
-    net::SocketAddr,
-    time::{SystemTime, UNIX_EPOCH},
-};
+use std::net::SocketAddr;
 
 use host::{
     Agent, Center, Need,
@@ -13,6 +10,7 @@ use host::{
     motan::{self, Client, Frame},
     program::Server,
     until, until_some,
+    wait::now_ms,
 };
 use rustix::process::Signal;
 use serde_json::Value;
@@ -125,11 +123,6 @@ fn graphite_api_is_read_by_a_centre_that_goes_on_without_it() {
     assert!(agent.is_ready());
 }
 
-/// Seconds since 1970.
-fn now() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs()
-}
-
 #[test]
 fn graphite_api_is_read_by_motan_gos_names() {
     if lacks(&[Need::Peer("graphite-api"), Need::Program("carbon-cache")]) {
@@ -138,7 +131,7 @@ fn graphite_api_is_read_by_motan_gos_names() {
     // As a statsd of the site writes what two hosts sent each five seconds.
     let carbon = Carbon::keeping("5s:1h");
     let api = graphite_api::before(&carbon);
-    let last = now() / 5 * 5;
+    let last = now_ms() / 5000 * 5;
     let stats =
         [("total_count", 100.0), ("other_error_count", 5.0), ("slow_count", 10.0), ("p99", 30.0), ("avg_time", 4.0)];
     let name = |host: u32, method: &str, stat: &str| {

@@ -1,8 +1,8 @@
 //! The agent dies or hangs: enrolled programs go on without it, and with it again when it is back.
 
-use std::{path::Path, time::SystemTime};
+use std::path::Path;
 
-use host::{Agent, Backend, Cgroup, Cmd, Need, Proc, lacks, program, until};
+use host::{Agent, Backend, Cgroup, Cmd, Need, Proc, lacks, program, until, wait::now_ms};
 use serde_json::Value;
 
 /// A service at the address of a real server that answers `direct`; through the mesh `meshed` answers.
@@ -68,10 +68,6 @@ impl World {
             self.calls().into_iter().filter(|c| c.ms > from + 1000 && !c.what.starts_with(what)).collect();
         assert!(late.is_empty(), "{} calls did not end with {what}, such as {:?}", late.len(), late[0]);
     }
-}
-
-fn now_ms() -> u64 {
-    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_millis() as u64
 }
 
 #[test]

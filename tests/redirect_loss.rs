@@ -1,6 +1,6 @@
 //! The agent dies, hangs and comes back under streams that are redirected; thousands of connections come and go.
 
-use std::{path::Path, time::SystemTime};
+use std::path::Path;
 
 use host::{
     Agent, Cgroup, Cmd, Need, Proc, Temp,
@@ -8,6 +8,7 @@ use host::{
     lacks,
     program::{self, Place},
     until, until_some,
+    wait::now_ms,
 };
 use serde_json::Value;
 
@@ -63,10 +64,6 @@ fn attached(group: &Cgroup) -> usize {
     let out = Cmd::new("bpftool").args(["-j", "cgroup", "show"]).arg(group.path().display()).run();
     let rows: Value = serde_json::from_str(out.ok().trim()).unwrap_or_default();
     rows.as_array().map_or(0, Vec::len)
-}
-
-fn now_ms() -> u64 {
-    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_millis() as u64
 }
 
 #[test]

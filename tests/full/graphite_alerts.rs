@@ -1,15 +1,15 @@
 //! Alerts on what only Graphite has: minutes of real points.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
-use host::{Center, Need, carbon::Carbon, graphite_api, http, lacks, until, until_some, wait::within};
+use host::{
+    Center, Need,
+    carbon::Carbon,
+    graphite_api, http, lacks, until, until_some,
+    wait::{now_ms, within},
+};
 
 const SERVICE: &str = "com.example.Echo";
-
-/// Seconds since 1970.
-fn now() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs()
-}
 
 #[test]
 fn graphite_api_raises_alerts_of_a_centre_that_nobody_reports_to() {
@@ -20,7 +20,7 @@ fn graphite_api_raises_alerts_of_a_centre_that_nobody_reports_to() {
     let api = graphite_api::before(&carbon);
     let rate = "sockmesh.h1.shop.outbound.com_example_Echo.idc-a._all.rate";
     let usual = |i: u64| 20.0 + (i % 7) as f64 * 0.4;
-    let minute = now() / 60;
+    let minute = now_ms() / 60_000;
     carbon.send((1..300).map(|i| (rate.to_owned(), usual(i), (minute - i) * 60)));
     until("it is rendered", || {
         let answer = http::get(api.addr(), &format!("/render?target={rate}&format=json&from=-1h")).unwrap();
@@ -39,7 +39,8 @@ alerts:
     ));
     let firing = |rule: &str| {
         // Callers call on, as usual, until three times as many come.
-        let (second, surge) = (now(), now() / 60 > minute + 1);
+        let second = now_ms() / 1000;
+        let surge = second / 60 > minute + 1;
         let value = if surge { 3.0 * usual(second / 60) } else { usual(second / 60) };
         carbon.send([(rate.to_owned(), value, second / 60 * 60)]);
         let all = center.get("/v1/alerts");

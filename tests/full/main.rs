@@ -12,4 +12,5 @@ mod motan_go;
 mod motan_java;
 mod nacos;
 mod otelcol;
+mod traced;
 mod zipkin;

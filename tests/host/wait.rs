@@ -1,6 +1,6 @@
 //! Waiting for something to become true, with a deadline.
 
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 /// How long an event may take on a crowded machine before it counts as lost.
 pub const PATIENCE: Duration = Duration::from_secs(20);
@@ -33,4 +33,9 @@ pub fn within<T>(limit: Duration, mut look: impl FnMut() -> Option<T>) -> Option
         // Not a synchronisation: only how often we look.
         std::thread::park_timeout(Duration::from_millis(5));
     }
+}
+
+/// Milliseconds since 1970.
+pub fn now_ms() -> u64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_millis() as u64
 }
