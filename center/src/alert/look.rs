@@ -3,11 +3,13 @@
 use std::{
     collections::{BTreeSet, HashMap},
     sync::Arc,
+    time::Duration,
 };
 
 use futures_util::{StreamExt, stream};
 use model::center::{AlertRule, Condition, Of, Series};
 use parking_lot::Mutex;
+use tokio::time::Instant;
 
 use super::{
     forecast::{self, Tracker},
@@ -29,6 +31,10 @@ const INSTANCES: usize = 1_000;
 /// Most forecasts that are followed.
 const FORECASTS: usize = 5_000;
 
+/// Figures that only servers of the site have are asked for this often within the short window of a budget: they change
+/// by the minute, and each look is several questions.
+const LOOKS: u64 = 10;
+
 /// What was counted less than this ago may not be here yet: agents report every two seconds.
 const SETTLED_MS: u64 = 4_000;
 
@@ -46,6 +52,8 @@ pub struct Looker {
     monitor: Arc<Monitor>,
     decider: Arc<Decider>,
     forecasts: Mutex<HashMap<(String, Of), Followed>>,
+    /// Budgets that servers of the site know of and that are not spent too fast: when they are looked at again.
+    rests: Mutex<HashMap<(String, Of), Instant>>,
 }
 
 /// A forecast that is followed.
@@ -61,7 +69,7 @@ pub type Found = (Of, Verdict);
 impl Looker {
     /// From what it asks.
     pub fn new(registry: Arc<Registry>, monitor: Arc<Monitor>, decider: Arc<Decider>) -> Self {
-        Self { registry, monitor, decider, forecasts: Mutex::default() }
+        Self { registry, monitor, decider, forecasts: Mutex::default(), rests: Mutex::default() }
     }
 
     /// Looks at everything that a rule is about. `stands` says for what an alert stands already.
@@ -73,6 +81,8 @@ impl Looker {
     /// Forgets forecasts of rules that are no more.
     pub fn keep(&self, rules: &BTreeSet<String>) {
         self.forecasts.lock().retain(|(rule, _), _| rules.contains(rule));
+        let now = Instant::now();
+        self.rests.lock().retain(|_, until| now < *until);
     }
 
     fn things(&self, rule: &AlertRule) -> Vec<Of> {
@@ -83,11 +93,12 @@ impl Looker {
             return vec![of.clone()];
         }
         let wanted = |wanted: &str, is: &str| wanted.is_empty() || wanted == is;
-        let keys = self.registry.keys().into_iter();
-        let keys = keys.filter(|key| wanted(&of.service, &key.service) && wanted(&of.group, &key.group));
-        let things: BTreeSet<Of> =
-            keys.map(|key| Of { service: key.service, group: key.group, ..of.clone() }).take(THINGS).collect();
-        things.into_iter().collect()
+        // Services may be registered elsewhere, and their agents report all the same.
+        let keys = self.registry.keys().into_iter().map(|key| (key.service, key.group));
+        let keys = keys.chain(self.monitor.services());
+        let keys = keys.filter(|(service, group)| wanted(&of.service, service) && wanted(&of.group, group));
+        let things: BTreeSet<Of> = keys.map(|(service, group)| Of { service, group, ..of.clone() }).collect();
+        things.into_iter().take(THINGS).collect()
     }
 
     async fn thing(&self, rule: &AlertRule, of: Of, stands: &(dyn Fn(&Of) -> bool + Sync)) -> Vec<Found> {
@@ -102,8 +113,7 @@ impl Looker {
                 }
             }
             Condition::BurnRate { objective_percent, long_ms, short_ms, factor } => {
-                let lately = self.monitor.lately(&of);
-                if !stands(&of) && lately.success.is_none_or(|success| success >= 1.0) {
+                if self.rests(&rule.name, &of, *short_ms, stands) {
                     Verdict::Fine
                 } else {
                     let series = self.series(&of, *long_ms, (short_ms / 5).max(1000)).await;
@@ -118,6 +128,24 @@ impl Looker {
             Condition::Outlier { figure, sensitivity } => return self.outliers(&of, figure, *sensitivity).await,
         };
         vec![(of, verdict)]
+    }
+
+    /// Whether a budget need not be looked at now. Agents that tell of failures do so at once; what only servers of the
+    /// site know (of callers without an agent, or of agents that do not report here) is asked for now and then.
+    fn rests(&self, rule: &str, of: &Of, short_ms: u64, stands: &(dyn Fn(&Of) -> bool + Sync)) -> bool {
+        if stands(of) || self.monitor.lately(of).success.is_some_and(|success| success < 1.0) {
+            return false;
+        }
+        if !self.monitor.has_sources() {
+            return true;
+        }
+        let (now, key) = (Instant::now(), (rule.to_owned(), of.clone()));
+        let mut rests = self.rests.lock();
+        if rests.get(&key).is_some_and(|until| now < *until) {
+            return true;
+        }
+        rests.insert(key, now + Duration::from_millis(short_ms / LOOKS));
+        false
     }
 
     /// The last `span_ms`, as far as all agents have told of it.

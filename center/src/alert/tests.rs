@@ -6,6 +6,8 @@ use model::center::{Histogram, Report, Sample, Side};
 use super::*;
 use crate::{app::Center, auth::Actor, config::Config as CenterConfig, config::StoreChoice};
 
+mod burns;
+
 type Heard = Arc<Mutex<VecDeque<(HeaderMap, Bytes)>>>;
 
 async fn hear(State(heard): State<Heard>, headers: HeaderMap, body: Bytes) -> http::StatusCode {

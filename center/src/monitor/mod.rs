@@ -253,6 +253,11 @@ impl Monitor {
         self.history(of, from_ms, to_ms, step_ms).await
     }
 
+    /// Whether servers of the site are asked for figures.
+    pub fn has_sources(&self) -> bool {
+        !self.config.sources.is_empty()
+    }
+
     /// Ends what is watched, so that the centre can stop.
     pub fn close(&self) {
         self.closed.send_replace(true);

@@ -209,7 +209,8 @@ fn queries(of: &Of, labels: &str, window: u64) -> anyhow::Result<[Option<String>
     let below = sum(&format!("{times}_bucket"), &format!(",le=\"{SLOW_SECONDS}\""));
     Ok([
         Some(all.clone()),
-        Some(format!("{} / {all}", sum(calls, ",outcome=\"success\""))),
+        // Where nothing ever went well there is no such series.
+        Some(format!("({} or vector(0)) / {all}", sum(calls, ",outcome=\"success\""))),
         Some(format!("1000 * {} / {timed}", sum(&format!("{times}_sum"), ""))),
         quantile(0.5),
         quantile(0.99),
