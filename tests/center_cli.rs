@@ -67,6 +67,39 @@ fn center_verbs_show_what_the_centre_knows_and_order_through_it() {
 }
 
 #[test]
+fn center_verbs_accept_and_turn_down_what_the_centre_proposes() {
+    let pools = |service: &str| format!("  - {{service: {service}, group: g, driver: local, min: 1, hold_ms: 100}}\n");
+    let config = format!(
+        "scale: {{drivers: {{local: {{kind: process, options: {{command: [sleep, '1000']}}}}}}}}\n\
+         pools:\n  policies:\n{}{}",
+        pools("web"),
+        pools("shop")
+    );
+    let center = Center::start(&config);
+    let proposed = |service: &str| {
+        let page = json(&ask(&center, "", "commands -o json").run().ok());
+        let items = page["items"].as_array().unwrap();
+        let one = items.iter().find(|one| one["asked"]["action"]["service"] == service)?;
+        assert_eq!(one["state"], "proposed", "{one}");
+        one["id"].as_u64()
+    };
+    let web = host::until_some("a size of web is proposed", || proposed("web"));
+    let shop = host::until_some("a size of shop is proposed", || proposed("shop"));
+    let told = ask(&center, "", "commands").run().ok();
+    assert!(told.contains("scale g/web from 0 to 1 instances") && told.contains("proposed"), "{told}");
+    let told = ask(&center, "", &format!("accept {web}")).run().ok();
+    assert!(told.contains("is carried out"), "{told}");
+    let told = ask(&center, "", &format!("undo {shop} --reason later")).run().ok();
+    assert!(told.contains("is undone"), "{told}");
+    let again = ask(&center, "", &format!("accept {shop}")).run().failed();
+    assert!(again.contains("is no proposal"), "{again}");
+    let rows = center.get("/v1/scale").to_string();
+    assert!(rows.contains("\"size\":1") && rows.contains("\"size\":0"), "{rows}");
+    let history = ask(&center, "", "history").run().ok();
+    assert!(history.contains("done") && history.contains("later"), "{history}");
+}
+
+#[test]
 fn center_verbs_and_agents_say_who_they_are_by_a_token() {
     let mut center = Center::start("");
     center.stop();

@@ -500,6 +500,61 @@ fn rules_silences_policies_sizes_and_the_demos_load_are_set() {
 }
 
 #[test]
+fn what_the_centre_proposes_is_put_into_force_or_discarded() {
+    if lacks(&NEEDS) {
+        return;
+    }
+    let config = "pools:
+  policies:
+  - {service: com.shop.Payment, group: idc-a, capacity: 70, driver: local, max: 8, hold_ms: 1000}
+  - {service: com.shop.Cart, group: idc-a, capacity: 100, driver: local, max: 8, hold_ms: 1000}
+scale: {drivers: {local: {kind: process, options: {command: [sleep, '1000']}}}}
+";
+    let (center, _mesh) = site_with(config, None);
+    let proposals = || {
+        let page = center.get("/v1/commands?state=proposed&limit=100");
+        let all = page["items"].as_array().unwrap().clone();
+        all.into_iter().filter(|one| one["asked"]["action"]["kind"] == "scale").collect::<Vec<Value>>()
+    };
+    until("two sizes are proposed", || proposals().len() == 2);
+    let browser = Browser::start(Look::default());
+    browser.open(&url(&center, "capacity"));
+    browser.see("#proposals-title", "Proposals");
+    browser.see(".card.proposed", "com.shop.Payment");
+    browser.see(".card.proposed", "com.shop.Cart");
+    browser.see(".card.proposed strong", "Scale idc-a from 0 to");
+    well(&browser, "capacity with proposals");
+    browser.shot(&picture("proposals"), false);
+
+    // One on the page of its service, to the driver and into the history.
+    browser.open(&url(&center, "service?service=com.shop.Payment&group=idc-a"));
+    browser.click(".card.proposed button.primary", "Put into force");
+    browser.see("dialog[open]", "The driver of the pool starts or stops instances at once");
+    browser.click("dialog footer button.primary", "Put into force");
+    until("the driver runs them", || {
+        let rows = center.get("/v1/scale");
+        let payment = |row: &Value| row["service"] == "com.shop.Payment" && row["size"].as_u64() > Some(0);
+        rows.as_array().is_some_and(|rows| rows.iter().any(payment))
+    });
+    browser.gone(".card.proposed");
+    browser.click("nav.rail a", "Commands");
+    browser.see("tbody .badge", "done");
+    // The other one is turned down.
+    browser.click("nav.rail a", "Capacity");
+    browser.see(".card.proposed", "com.shop.Cart");
+    browser.click(".card.proposed .deeds button", "Discard");
+    browser.see("dialog[open]", "Nothing like it is proposed again within the hour");
+    browser.fill("Why", "the campaign ends today");
+    browser.click("dialog footer button.danger", "Discard");
+    browser.gone(".card.proposed");
+    assert_eq!(proposals(), Vec::<Value>::new());
+    well(&browser, "capacity without proposals");
+    let all = center.get("/v1/commands?limit=100");
+    let states: Vec<&Value> = all["items"].as_array().unwrap().iter().map(|one| &one["state"]).collect();
+    assert!(states.iter().any(|s| **s == "done") && states.iter().any(|s| **s == "undone"), "{all}");
+}
+
+#[test]
 fn keys_alone_do() {
     if lacks(&NEEDS) {
         return;

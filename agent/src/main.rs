@@ -66,7 +66,9 @@ enum Verb {
     Agents(center::lists::RecentArgs),
     /// List commands given through the centre, past ones too
     History(center::lists::RecentArgs),
-    /// Take a command back that was given through the centre
+    /// Put a proposal of the centre into force: a switch of traffic, or another size of a pool
+    Accept(center::orders::AcceptArgs),
+    /// Take a command back that was given through the centre, or turn a proposal down
     Undo(center::orders::UndoArgs),
     /// List who did what in the centre
     Audit(center::lists::RecentArgs),
@@ -123,6 +125,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Verb::Alerts(args) => center::lists::alerts(args),
         Verb::Agents(args) => center::lists::agents(args),
         Verb::History(args) => center::lists::history(args),
+        Verb::Accept(args) => center::orders::accept(args),
         Verb::Undo(args) => center::orders::undo(args),
         Verb::Audit(args) => center::lists::audit(args),
         Verb::Registrations(args) => registrations::run(args),

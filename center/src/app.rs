@@ -61,17 +61,18 @@ impl Center {
         let registry = Registry::new(registering, store.clone(), audit.clone());
         let monitor = Monitor::new(config.monitor.clone(), store.clone(), registry.clone());
         let capacity = Capacities::new(registry.clone(), monitor.clone());
+        let directory = config.scale.directory.clone().unwrap_or_else(|| config.data.join("scale"));
+        let scale = scale::Config { directory: Some(directory), ..config.scale.clone() };
+        let scalers = Scalers::new(scale, registry.clone(), audit.clone());
         let commands = Commands::new(
             config.commands.clone(),
             store.clone(),
             registry.clone(),
             monitor.clone(),
             capacity.clone(),
+            scalers.clone(),
             audit.clone(),
         );
-        let directory = config.scale.directory.clone().unwrap_or_else(|| config.data.join("scale"));
-        let scale = scale::Config { directory: Some(directory), ..config.scale.clone() };
-        let scalers = Scalers::new(scale, registry.clone(), audit.clone());
         let decider = Decider::new(
             config.pools.clone(),
             store.clone(),

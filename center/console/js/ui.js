@@ -31,13 +31,13 @@ export function Ready({ from, children }) {
 const WORDS = {
   idle: 'idle', normal: 'normal', warning: 'warning', fatal: 'fatal', unknown: 'unknown',
   available: 'available', unavailable: 'unavailable', out: 'out', draining: 'draining', lost: 'lost',
-  proposed: 'proposed', stepping: 'stepping', active: 'in force', undone: 'undone', failed: 'failed', expired: 'expired',
+  proposed: 'proposed', stepping: 'stepping', active: 'in force', undone: 'undone', failed: 'failed', expired: 'expired', done: 'done',
   firing: 'firing', silenced: 'silenced', resolved: 'resolved', page: 'page', ticket: 'ticket',
   lower_bound: 'at least', low: 'low', medium: 'medium', high: 'high',
 };
 const TONES = {
   warning: 'warn', fatal: 'bad', available: 'quiet', out: 'warn', draining: 'warn', lost: 'bad',
-  unavailable: 'warn', stepping: 'info', active: 'info', proposed: 'ask', failed: 'bad', firing: 'bad', page: 'bad',
+  unavailable: 'warn', stepping: 'info', active: 'info', proposed: 'ask', done: 'ok', failed: 'bad', firing: 'bad', page: 'bad',
   ticket: 'warn', high: 'ok', low: 'warn',
 };
 

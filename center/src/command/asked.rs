@@ -30,6 +30,7 @@ pub(super) enum Slot {
     Switchers,
     /// Of one instance.
     Drain(String),
+    Size,
 }
 
 /// What can be asked of any action.
@@ -56,7 +57,8 @@ impl About for Action {
             | Self::Route { service, .. }
             | Self::Canary { service, .. }
             | Self::Degrade { service, .. }
-            | Self::Drain { service, .. } => Some(service),
+            | Self::Drain { service, .. }
+            | Self::Scale { service, .. } => Some(service),
             Self::Switchers { .. } => None,
         }
     }
@@ -69,7 +71,8 @@ impl About for Action {
             | Self::Canary { group, .. }
             | Self::Degrade { group, .. }
             | Self::Switchers { group, .. }
-            | Self::Drain { group, .. } => group,
+            | Self::Drain { group, .. }
+            | Self::Scale { group, .. } => group,
         }
     }
 
@@ -95,6 +98,7 @@ impl About for Action {
             Self::Degrade { .. } => Slot::Degrade,
             Self::Switchers { .. } => Slot::Switchers,
             Self::Drain { instance, .. } => Slot::Drain(instance.clone()),
+            Self::Scale { .. } => Slot::Size,
         }
     }
 
@@ -119,6 +123,9 @@ impl About for Action {
                 format!("switchers of {group}: {}", values.join(" "))
             }
             Self::Drain { service, group, instance } => format!("{instance} of {service} in {group} drained"),
+            Self::Scale { service, group, from, to } => {
+                format!("{service} in {group} from {from} to {to} instances")
+            }
         }
     }
 }
@@ -149,6 +156,9 @@ pub(super) fn check(asked: &NewCommand) -> Result<(), Error> {
         if !rising || steps[0] == 0 || steps.last() != Some(&100) || steps.len() > MANY {
             return Err(Error::bad(format!("`steps` are {steps:?}"), "write percentages that rise to 100: 5, 20, 100"));
         }
+    }
+    if matches!(action, Action::Scale { .. }) && (for_ms.is_some() || guard.is_some()) {
+        return Err(Error::bad("`for_ms` or `guard` is there", "leave it out: a pool is given its size once"));
     }
     guard.as_ref().map_or(Ok(()), guard_is_good)
 }
@@ -243,6 +253,10 @@ fn action_is_good(action: &Action) -> Result<(), Error> {
             Ok(())
         }
         Action::Degrade { .. } => Ok(()),
+        Action::Scale { from, to, .. } if from == to => {
+            Err(Error::bad(format!("`from` and `to` are both {to}"), "name another size"))
+        }
+        Action::Scale { .. } => Ok(()),
         Action::Drain { instance, .. } => value::endpoint_address(instance)
             .map(drop)
             .map_err(|wrong| Error::bad(format!("`instance`: {}", wrong.of(instance)), "name one instance")),

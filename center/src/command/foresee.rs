@@ -28,6 +28,7 @@ impl Commands {
     pub(super) fn foresee(&self, actor: &Actor, wanted: &NewCommand) -> Result<Preview, Error> {
         asked::check(wanted)?;
         actor.may(Role::Viewer, wanted.action.home())?;
+        super::resize::only_proposed(&wanted.action)?;
         let meant = self.meant(&wanted.action)?;
         let mut with = self.state.lock().open.clone();
         let id = with.last_key_value().map_or(1, |(id, _)| id + 1);

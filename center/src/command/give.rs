@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use model::center::{Change, CommandRecord, CommandState, NewCommand, Of, Role, Step};
+use model::center::{Action, Change, CommandRecord, CommandState, NewCommand, Of, Role, Step};
 use serde_json::Value;
 
 use super::{
@@ -11,7 +11,7 @@ use super::{
     kept::{self, Kept},
     layers::{self, Ground, Layer},
     meant::Meant,
-    scope, unknown,
+    resize, scope, unknown,
 };
 use crate::{auth::Actor, clock, error::Error};
 
@@ -109,6 +109,9 @@ impl Commands {
         for group in wanted.action.groups() {
             actor.may(Role::Operator, group)?;
         }
+        if !propose {
+            resize::only_proposed(&wanted.action)?;
+        }
         let turn = self.turn().await?;
         let meant = self.meant(&wanted.action)?;
         let id = self.state.lock().highest + 1;
@@ -141,7 +144,11 @@ impl Commands {
             let pool = (asked.service(), asked.home(), asked.slot()) == (other.service(), other.home(), other.slot());
             old.record.state == CommandState::Proposed && old.record.author == actor.name && pool
         };
-        let replaced: Vec<Kept> = self.state.lock().open.values().filter(same).cloned().collect();
+        let replaced: Vec<Kept> = {
+            let state = self.state.lock();
+            let waits = |old: &&Kept| same(old) && !state.doing.contains(&old.record.id);
+            state.open.values().filter(waits).cloned().collect()
+        };
         self.record(actor, "command.propose", &kept).await?;
         kept::write(&self.store, &kept, true, turn.epoch).await?;
         self.runs.lock().begin(&kept, waits);
@@ -161,6 +168,7 @@ impl Commands {
     pub(super) async fn close(&self, id: u64) -> Result<CommandRecord, Error> {
         let turn = self.turn().await?;
         let mut kept = self.known(id).await?;
+        self.not_doing(id)?;
         // Somebody may have been faster.
         if kept.record.state != CommandState::Proposed {
             return Err(Error::conflict(format!("command {id} is no proposal"), "look at its state"));
@@ -185,6 +193,9 @@ impl Commands {
         }
         if kept.record.state != CommandState::Proposed {
             return Err(Error::conflict(format!("command {id} is no proposal"), "look at its state"));
+        }
+        if let Action::Scale { .. } = kept.record.asked.action {
+            return self.resize(turn, actor, kept).await;
         }
         let meant = self.meant(&kept.record.asked.action)?;
         let kept = Kept { scopes: meant.scopes.clone(), exact: meant.exact, ..kept };
@@ -301,6 +312,7 @@ impl Commands {
             let ended = kept.record.ended.as_ref().map_or(String::new(), |(_, by, why)| format!(" (by {by}: {why})"));
             return Err(Error::conflict(format!("command {id} has ended{ended}"), "look at the history"));
         }
+        self.not_doing(id)?;
         kept.record.ended = Some((clock::now_ms(), actor.name.clone(), why.to_owned()));
         let was_in_force = kept.in_force();
         kept.record.state = CommandState::Undone;
@@ -357,7 +369,7 @@ impl Commands {
         self.remember(kept)
     }
 
-    fn remember(&self, kept: Kept) -> CommandRecord {
+    pub(super) fn remember(&self, kept: Kept) -> CommandRecord {
         let (mut state, revision) = (self.state.lock(), self.store.stamp().revision);
         state.revision = state.revision.max(revision);
         state.highest = state.highest.max(kept.record.id);
@@ -370,14 +382,14 @@ impl Commands {
         record
     }
 
-    async fn known(&self, id: u64) -> Result<Kept, Error> {
+    pub(super) async fn known(&self, id: u64) -> Result<Kept, Error> {
         if let Some(kept) = self.state.lock().open.get(&id) {
             return Ok(kept.clone());
         }
         kept::one(&self.store, id).await?.ok_or_else(|| unknown(id))
     }
 
-    async fn record(&self, actor: &Actor, what: &str, kept: &Kept) -> Result<(), Error> {
+    pub(super) async fn record(&self, actor: &Actor, what: &str, kept: &Kept) -> Result<(), Error> {
         let record = &kept.record;
         let detail = serde_json::json!({
             "id": record.id, "asked": record.asked, "state": record.state, "percent": kept.percent(),
@@ -386,7 +398,7 @@ impl Commands {
         self.audit.record(actor, what, &record.asked.action.told(), "ok", detail).await
     }
 
-    fn before(&self, services: &[String]) -> Option<model::center::Figures> {
+    pub(super) fn before(&self, services: &[String]) -> Option<model::center::Figures> {
         let [service] = services else { return None };
         Some(self.site.lately(&Of { service: service.clone(), ..Of::default() }))
     }

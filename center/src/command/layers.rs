@@ -122,6 +122,8 @@ impl Layer<'_> {
             Action::Drain { service, instance, .. } => {
                 extra(json!({"kind": "drain", "service": service, "instance": instance, "remark": self.remark}))
             }
+            // What a driver runs is in nobody's text.
+            Action::Scale { .. } => Entries::default(),
         }
     }
 

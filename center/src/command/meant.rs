@@ -37,6 +37,10 @@ impl Commands {
         let names: BTreeSet<&str> = keys.iter().map(|key| key.service.as_str()).collect();
         let names: Vec<String> = names.into_iter().map(str::to_owned).collect();
         let mut exact = false;
+        if let Action::Scale { service, .. } = action {
+            // Also one of which nothing is registered: its driver shall start the first instance. No text changes.
+            return Ok(Meant { services: vec![service.clone()], exact: true, scopes: Vec::new(), keys });
+        }
         let services: Vec<String> = match action.service() {
             None => Vec::new(),
             Some(name) if names.iter().any(|known| known == name) => {

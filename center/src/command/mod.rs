@@ -13,6 +13,7 @@ mod layers;
 mod meant;
 mod preview;
 mod publish;
+mod resize;
 mod routes;
 mod run;
 mod site;
@@ -26,7 +27,7 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-use model::center::{CommandRecord, CommandScope, CommandState, NewCommand, Preview};
+use model::center::{Action, CommandRecord, CommandScope, CommandState, NewCommand, Preview};
 use parking_lot::Mutex;
 use serde::Deserialize;
 
@@ -39,6 +40,7 @@ use crate::{
     error::{Code, Error},
     monitor::Monitor,
     registry::Registry,
+    scale::Scalers,
     store::Store,
 };
 
@@ -85,6 +87,8 @@ struct Turn<'a> {
 struct State {
     /// In force or proposed, by number.
     open: BTreeMap<u64, Kept>,
+    /// Proposals that drivers carry out at the moment.
+    doing: BTreeSet<u64>,
     highest: u64,
     revision: u64,
 }
@@ -97,9 +101,10 @@ impl Commands {
         registry: Arc<Registry>,
         monitor: Arc<Monitor>,
         capacity: Arc<Capacities>,
+        scalers: Arc<Scalers>,
         audit: Arc<Audit>,
     ) -> Arc<Self> {
-        Self::on(config, store, Arc::new(site::Parts { registry, monitor, capacity }), audit)
+        Self::on(config, store, Arc::new(site::Parts { registry, monitor, capacity, scalers }), audit)
     }
 
     fn on(config: Config, store: Arc<dyn Store>, site: Arc<dyn Site>, audit: Arc<Audit>) -> Arc<Self> {
@@ -163,7 +168,7 @@ impl Commands {
         done
     }
 
-    /// Puts a proposal into force.
+    /// Puts a proposal into force, or has the driver of a pool carry it out. A proposal that a driver refused waits on.
     ///
     /// # Errors
     /// As [`Commands::give`]; there is no such proposal.
@@ -204,6 +209,14 @@ impl Commands {
     async fn expire(self: &Arc<Self>, id: u64) -> Result<CommandRecord, Error> {
         let this = self.clone();
         whole(async move { this.close(id).await }).await
+    }
+
+    /// The proposal like `action` that people turned down lately, and how long they are left alone with another one.
+    ///
+    /// # Errors
+    /// The store does not answer.
+    pub async fn declined(&self, author: &str, action: &Action) -> Result<Option<(CommandRecord, Duration)>, Error> {
+        resize::declined(&self.store, author, action).await
     }
 
     /// Commands in force or proposed for a service, newest first; an empty name means all.

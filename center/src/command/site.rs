@@ -8,7 +8,7 @@ use model::{
     center::{CommandScope, Figures, Histogram, Of},
 };
 
-use crate::{capacity::Capacities, error::Error, monitor::Monitor, registry::Registry};
+use crate::{auth::Actor, capacity::Capacities, error::Error, monitor::Monitor, registry::Registry, scale::Scalers};
 
 /// Services, figures and command texts.
 pub(super) trait Site: Send + Sync + 'static {
@@ -26,6 +26,17 @@ pub(super) trait Site: Send + Sync + 'static {
     fn capacity(&self, service: &str, group: &str) -> Option<f64>;
     /// A command text and its revision.
     fn text(&self, scope: &CommandScope) -> (u64, Option<String>);
+    /// How many instances the driver of a pool runs or was last asked for.
+    fn size<'a>(&'a self, service: &'a str, group: &'a str) -> BoxFuture<'a, Result<u32, Error>>;
+    /// Asks it for so many, on behalf of `actor`; `key` names the request, so that a repeated one does nothing more.
+    fn scale<'a>(
+        &'a self,
+        actor: &'a Actor,
+        pool: (&'a str, &'a str),
+        size: u32,
+        key: &'a str,
+        reason: &'a str,
+    ) -> BoxFuture<'a, Result<(), Error>>;
     /// See [`Registry::set_text`]; only while this centre leads in `epoch`.
     fn set_text<'a>(
         &'a self,
@@ -41,6 +52,7 @@ pub(super) struct Parts {
     pub(super) registry: Arc<Registry>,
     pub(super) monitor: Arc<Monitor>,
     pub(super) capacity: Arc<Capacities>,
+    pub(super) scalers: Arc<Scalers>,
 }
 
 impl Site for Parts {
@@ -77,6 +89,25 @@ impl Site for Parts {
 
     fn text(&self, scope: &CommandScope) -> (u64, Option<String>) {
         self.registry.text(scope)
+    }
+
+    fn size<'a>(&'a self, service: &'a str, group: &'a str) -> BoxFuture<'a, Result<u32, Error>> {
+        Box::pin(async move { self.scalers.size(&self.capacity.policy(service, group)).await })
+    }
+
+    fn scale<'a>(
+        &'a self,
+        actor: &'a Actor,
+        (service, group): (&'a str, &'a str),
+        size: u32,
+        key: &'a str,
+        reason: &'a str,
+    ) -> BoxFuture<'a, Result<(), Error>> {
+        Box::pin(async move {
+            // As it is now, with the bounds and the driver of now.
+            let policy = self.capacity.policy(service, group);
+            self.scalers.set_by(actor, &policy, size, key, reason).await
+        })
     }
 
     fn set_text<'a>(

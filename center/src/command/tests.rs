@@ -14,6 +14,8 @@ use tokio::time::sleep;
 use super::*;
 use crate::store::Memory;
 
+mod sizes;
+
 /// A site of services in memory.
 #[derive(Default)]
 struct Fake {
@@ -31,6 +33,14 @@ struct Inner {
     /// Milliseconds and success of all calls, by instance; the last for all others.
     goes: BTreeMap<String, (u64, f64)>,
     capacity: Option<f64>,
+    /// Instances of each pool that its driver runs.
+    sizes: BTreeMap<(String, String), u32>,
+    /// Who asked drivers for what, and under which name.
+    scaled: Vec<(String, u32, String)>,
+    /// What drivers say instead.
+    driver: Option<Error>,
+    /// Drivers answer after this.
+    slow: Duration,
     /// Up to this epoch nothing is written any more.
     overtaken: Option<u64>,
 }
@@ -78,6 +88,32 @@ impl Site for Fake {
 
     fn text(&self, scope: &CommandScope) -> (u64, Option<String>) {
         self.inner.lock().texts.get(scope).cloned().unwrap_or_default()
+    }
+
+    fn size<'a>(&'a self, service: &'a str, group: &'a str) -> BoxFuture<'a, Result<u32, Error>> {
+        let size = self.inner.lock().sizes.get(&(service.to_owned(), group.to_owned())).copied();
+        Box::pin(async move { size.ok_or_else(|| Error::not_found("it has no driver", "name one")) })
+    }
+
+    fn scale<'a>(
+        &'a self,
+        actor: &'a Actor,
+        (service, group): (&'a str, &'a str),
+        size: u32,
+        key: &'a str,
+        _reason: &'a str,
+    ) -> BoxFuture<'a, Result<(), Error>> {
+        Box::pin(async move {
+            let slow = self.inner.lock().slow;
+            sleep(slow).await;
+            let mut inner = self.inner.lock();
+            inner.scaled.push((actor.name.clone(), size, key.to_owned()));
+            if let Some(error) = inner.driver.clone() {
+                return Err(error);
+            }
+            inner.sizes.insert((service.to_owned(), group.to_owned()), size);
+            Ok(())
+        })
     }
 
     fn set_text<'a>(

@@ -17,7 +17,7 @@ use std::{
     time::Duration,
 };
 
-use model::center::{Action, NewCommand, Pool, PoolPolicy};
+use model::center::{Action, CommandRecord, NewCommand, Pool, PoolPolicy};
 use parking_lot::Mutex;
 use serde::Deserialize;
 use tokio::time::Instant;
@@ -357,8 +357,8 @@ impl Decider {
         });
     }
 
-    /// Does it. Answers whether anything was changed.
-    async fn carry_out(&self, views: &[View], act: &Act, epoch: u64) -> Result<bool, Error> {
+    /// Does it.
+    async fn carry_out(&self, views: &[View], act: &Act, epoch: u64) -> Result<Done, Error> {
         match act {
             Act::Move { from, to, percent, propose, reason } => {
                 let (from, to) = (&views[*from].pool, &views[*to].pool);
@@ -368,19 +368,15 @@ impl Decider {
                     to: to.group.clone(),
                     percent: *percent,
                 };
-                if !propose {
+                let given = if *propose {
+                    match self.propose(action, reason).await? {
+                        Ok(given) => given,
+                        Err(declined) => return Ok(declined),
+                    }
+                } else {
                     self.keep(&[from, to], &format!("{percent} % of {} to {}", from.group, to.group), epoch).await?;
-                }
-                let wanted = NewCommand {
-                    action,
-                    reason: reason.clone(),
-                    for_ms: None,
-                    steps: Vec::new(),
-                    step_ms: None,
-                    guard: None,
-                    expected: None,
+                    self.world.give(order(action, reason), false).await?
                 };
-                let given = self.world.give(wanted, *propose).await?;
                 tracing::info!(
                     service = from.service,
                     from = from.group,
@@ -390,7 +386,7 @@ impl Decider {
                     command = given.id,
                     "decided to move traffic"
                 );
-                Ok(!propose)
+                Ok(Done::Changed)
             }
             Act::Undo { id, pools, reason } => {
                 let changed: Vec<&Pool> = pools.iter().map(|i| &views[*i].pool).collect();
@@ -399,29 +395,55 @@ impl Decider {
                 }
                 self.world.undo(*id, reason).await?;
                 tracing::info!(command = id, reason, "decided to take a command back");
-                Ok(!changed.is_empty())
+                Ok(Done::Changed)
             }
-            Act::Scale { pool, wanted, reason } => {
+            Act::Scale { pool, wanted, propose, reason } => {
                 let pool = &views[*pool].pool;
                 let size = self.world.size(&pool.policy).await?;
                 // Those that were asked for and are not there yet count, whoever else runs instances of this pool.
                 let coming = pool.instances.max(size);
-                let wanted = if *wanted > pool.instances {
+                let grows = *wanted > pool.instances;
+                let wanted = if grows {
                     size + wanted.saturating_sub(coming)
                 } else {
                     size.saturating_sub(coming.saturating_sub(*wanted))
                 };
                 let wanted = wanted.clamp(pool.policy.min, pool.policy.max);
                 if wanted == size {
-                    return Ok(false);
+                    return Ok(Done::Nothing("instances that were asked for are not there yet"));
+                }
+                if grows != (wanted > size) {
+                    return Ok(Done::Nothing("its driver does not run the instances that are too many"));
+                }
+                if *propose {
+                    let (service, group) = (pool.service.clone(), pool.group.clone());
+                    let action = Action::Scale { service, group, from: size, to: wanted };
+                    return Ok(match self.propose(action, reason).await? {
+                        Ok(given) => {
+                            let command = given.id;
+                            tracing::info!(pool.service, pool.group, size, wanted, command, "proposed to scale");
+                            Done::Changed
+                        }
+                        Err(declined) => declined,
+                    });
                 }
                 let changes = self.keep(&[pool], &format!("from {size} to {wanted} instances"), epoch).await?;
                 let key = format!("{}@{}-{epoch}-{changes}-{wanted}", pool.service, pool.group);
                 self.world.scale(&pool.policy, wanted, &key, reason).await?;
                 tracing::info!(service = pool.service, group = pool.group, size, wanted, "decided to scale");
-                Ok(true)
+                Ok(Done::Changed)
             }
         }
+    }
+
+    /// Proposes it, unless people have turned the like down lately.
+    async fn propose(&self, action: Action, reason: &str) -> Result<Result<CommandRecord, Done>, Error> {
+        if let Some((declined, left)) = self.world.declined(&action).await? {
+            let by = declined.ended.as_ref().map_or("somebody", |(_, by, _)| by.as_str());
+            let why = format!("proposal {} was turned down by {by}", declined.id);
+            return Ok(Err(Done::Declined { left, why }));
+        }
+        self.world.give(order(action, reason), true).await.map(Ok)
     }
 
     /// Keeps that these pools are changed now. Answers how often the first was.
@@ -446,7 +468,7 @@ impl Decider {
     }
 
     /// Remembers what became of it.
-    fn settle(&self, views: &[View], act: &Act, done: Result<bool, Error>) {
+    fn settle(&self, views: &[View], act: &Act, done: Result<Done, Error>) {
         let now = Instant::now();
         let mut all = self.standings.lock();
         let mut of = |i: usize, change: &dyn Fn(&mut Standing)| {
@@ -455,25 +477,33 @@ impl Decider {
                 change(standing);
             }
         };
+        let concerned = || act.pools().into_iter().chain(act.about());
         match done {
-            Ok(changed) => {
+            Ok(Done::Changed) => {
+                concerned().for_each(|i| of(i, &|standing| (standing.trouble, standing.retry) = (None, None)));
                 for i in act.pools() {
                     of(i, &|standing| {
-                        (standing.trouble, standing.retry) = (None, None);
-                        if changed {
-                            standing.changed = Some(now);
-                            standing.changes += 1;
-                        } else {
-                            standing.retry = Some(now + RETRY);
-                            standing.trouble = Some("instances that were asked for are not there yet".to_owned());
-                        }
+                        standing.changed = Some(now);
+                        standing.changes += 1;
                     });
                 }
+            }
+            Ok(Done::Nothing(why)) => concerned().for_each(|i| {
+                of(i, &|standing| {
+                    standing.retry = Some(now + RETRY);
+                    standing.trouble = Some(why.to_owned());
+                });
+            }),
+            Ok(Done::Declined { left, why }) => {
+                let Some(kind) = act.proposes() else { return };
+                concerned().for_each(|i| {
+                    of(i, &|standing| standing.declined[kind as usize] = Some((now + left, why.clone())));
+                });
             }
             Err(error) => {
                 tracing::warn!(?act, %error, "what was decided could not be done");
                 let trouble = format!("what was decided could not be done: {error}");
-                for i in act.pools().into_iter().chain(act.about()) {
+                for i in concerned() {
                     of(i, &|standing| {
                         standing.trouble = Some(trouble.clone());
                         standing.retry = Some(now + RETRY);
@@ -481,6 +511,30 @@ impl Decider {
                 }
             }
         }
+    }
+}
+
+/// What became of something that was decided.
+#[derive(Clone, Debug, PartialEq)]
+enum Done {
+    /// It is done, or proposed.
+    Changed,
+    /// There is nothing that the driver could be asked for.
+    Nothing(&'static str),
+    /// People turned the like of it down; it is not proposed for so long.
+    Declined { left: Duration, why: String },
+}
+
+/// A command of the centre's own.
+fn order(action: Action, reason: &str) -> NewCommand {
+    NewCommand {
+        action,
+        reason: reason.to_owned(),
+        for_ms: None,
+        steps: Vec::new(),
+        step_ms: None,
+        guard: None,
+        expected: None,
     }
 }
 
@@ -492,7 +546,7 @@ fn name(policy: &PoolPolicy) -> (String, String) {
 /// its centre, and those whose last instance is gone.
 fn begins(policy: &PoolPolicy) -> bool {
     let named = !policy.service.is_empty() && !policy.group.is_empty();
-    named && policy.scale && policy.min > 0 && !policy.driver.is_empty()
+    named && policy.min > 0 && !policy.driver.is_empty()
 }
 
 /// A pool of which nothing is registered.

@@ -5,6 +5,7 @@
 //! line, or where more would come than was ever seen going well.
 
 mod lost;
+mod size;
 
 use std::time::Duration;
 
@@ -22,8 +23,8 @@ const MOST: u32 = 90;
 /// A proposal is made anew when it would move this much more or less, percent of the pool's load.
 const DIFFERS: u32 = 10;
 
-/// Share of its instances that a pool loses at once when it shrinks.
-const SHRINK: u32 = 5;
+/// What failed is told for this long after it should have been tried again.
+const STALE: Duration = Duration::from_secs(10);
 
 /// A pool whose last instance went is looked after for so long.
 pub(super) const LATELY: Duration = Duration::from_secs(3600);
@@ -52,6 +53,14 @@ pub(super) struct Standing {
     short: Since,
     ample: Since,
     lost: Since,
+    /// The proposed size is not what is needed any more.
+    unfit: Since,
+    /// The size that is to be proposed, counting all instances.
+    proposing: Option<u32>,
+    /// The size that is proposed: the number of the proposal, and what was wanted when it was made.
+    proposed_size: Option<(u64, u32)>,
+    /// A switch that was proposed and turned down, and a size: nothing like it is proposed before, and why.
+    pub declined: [Option<(Instant, String)>; 2],
     /// Load that its callers want of it, as it was seen last while it served.
     pub demand: Option<f64>,
     /// When it had an instance that could be called last.
@@ -74,6 +83,13 @@ impl Standing {
     /// Of a pool that was changed before, when its callers wanted this much.
     pub fn after(changed: Option<Instant>, changes: u64, demand: Option<f64>) -> Self {
         Self { changed, changes, demand, ..Self::default() }
+    }
+
+    /// Why nothing of this kind may be proposed now.
+    fn declined(&self, now: Instant, kind: Kind) -> Option<String> {
+        let (until, why) = self.declined[kind as usize].as_ref().filter(|(until, _)| now < *until)?;
+        let left = until.duration_since(now).as_secs() / 60 + 1;
+        Some(format!("{why}; the centre proposes it again in {left} min at the earliest"))
     }
 
     /// Whether it may be changed now; else why not.
@@ -108,6 +124,13 @@ pub(super) struct View {
     pub warm_up: Duration,
 }
 
+/// What may be proposed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    Switch,
+    Size,
+}
+
 /// What is to be done. Pools are given by their place.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Act {
@@ -116,17 +139,26 @@ pub(super) enum Act {
     /// Takes a command back; these pools are changed by it.
     Undo { id: u64, pools: Vec<usize>, reason: String },
     /// Makes a pool this large, counting all of its instances.
-    Scale { pool: usize, wanted: u32, reason: String },
+    Scale { pool: usize, wanted: u32, propose: bool, reason: String },
 }
 
 impl Act {
     /// Pools that are changed.
     pub fn pools(&self) -> Vec<usize> {
         match self {
-            Self::Move { propose: true, .. } => Vec::new(),
+            Self::Move { propose: true, .. } | Self::Scale { propose: true, .. } => Vec::new(),
             Self::Move { from, to, .. } => vec![*from, *to],
             Self::Undo { pools, .. } => pools.clone(),
             Self::Scale { pool, .. } => vec![*pool],
+        }
+    }
+
+    /// What it proposes, if it does not do it at once.
+    pub fn proposes(&self) -> Option<Kind> {
+        match self {
+            Self::Move { propose: true, .. } => Some(Kind::Switch),
+            Self::Scale { propose: true, .. } => Some(Kind::Size),
+            _ => None,
         }
     }
 
@@ -162,6 +194,7 @@ struct Look<'a> {
     now: Instant,
     views: &'a [View],
     moves: Vec<Moved>,
+    sizes: Vec<size::Proposed>,
     /// Why nothing may be switched.
     barred: Option<String>,
     /// Why figures are not trusted.
@@ -183,7 +216,7 @@ pub(super) fn plan(
     now: Instant,
 ) -> Vec<Act> {
     let place = |group: &str| views.iter().position(|view| view.pool.group == group);
-    let mut moves = Vec::new();
+    let (mut moves, mut sizes) = (Vec::new(), Vec::new());
     let mut barred = None;
     for command in commands {
         let proposed = command.state == CommandState::Proposed;
@@ -191,6 +224,9 @@ pub(super) fn plan(
             Action::Move { service: of, from, to, percent } if command.author == center && of == service => {
                 let Some(from) = place(from) else { continue };
                 moves.push(Moved { id: command.id, from, to: place(to), percent: *percent, proposed });
+            }
+            Action::Scale { service: of, group, from, to } if proposed && command.author == center && of == service => {
+                sizes.extend(place(group).map(|pool| size::Proposed { id: command.id, pool, from: *from, to: *to }));
             }
             Action::Switch { .. } | Action::Move { .. } | Action::Route { .. } | Action::Degrade { .. }
                 if !proposed =>
@@ -201,13 +237,17 @@ pub(super) fn plan(
         }
     }
     let touched = vec![false; views.len()];
-    let mut look = Look { now, views, moves, barred, blind, touched, acts: Vec::new() };
+    let mut look = Look { now, views, moves, sizes, barred, blind, touched, acts: Vec::new() };
     // The fullest first: the room there is goes to it.
     let mut order: Vec<usize> = (0..views.len()).collect();
     let water = |i: usize| views[i].pool.water_percent.unwrap_or(0.0);
     order.sort_by(|a, b| water(*b).total_cmp(&water(*a)));
     for i in order {
         standings[i].advice.clear();
+        if standings[i].retry.is_some_and(|retry| now > retry + STALE) {
+            // It was not wanted any more.
+            (standings[i].retry, standings[i].trouble) = (None, None);
+        }
         if let Some(trouble) = &standings[i].trouble {
             let trouble = trouble.clone();
             standings[i].advice.push(trouble);
@@ -344,7 +384,8 @@ impl Look<'_> {
         let wait = self.barred.clone().or_else(|| self.blind.map(|why| format!("{why}: nothing is decided")));
         let wait = wait.or_else(|| (!held).then(|| "it is watched for a while before anything is done".to_owned()));
         let wait = wait.or_else(|| self.may(i, standings).err());
-        if let Some(wait) = wait {
+        let declined = || standings[i].declined(self.now, Kind::Switch).filter(|_| !policy.switch);
+        if let Some(wait) = wait.or_else(declined) {
             standings[i].advice.push(format!("{at}; {wait}"));
             return;
         }
@@ -430,81 +471,5 @@ impl Look<'_> {
         } else {
             standings[i].advice.push(format!("{what}; it is taken back if that lasts"));
         }
-    }
-
-    /// Below its redundancy a pool grows, above it for long it shrinks.
-    fn scaling(&mut self, i: usize, standings: &mut [Standing]) {
-        let pool = self.pool(i);
-        let policy = &pool.policy;
-        let each = pool::takes(pool).map(|all| all / f64::from(pool.instances)).filter(|each| *each > 0.0);
-        let Some(each) = each else {
-            // What it can take is not known; the fewest that there shall be are wanted all the same.
-            let short = pool.instances < policy.min;
-            let held = standings[i].short.holds(self.now, short, self.hold(i));
-            if short {
-                let text = format!("there shall be {} instances; there are {}", policy.min, pool.instances);
-                // Where nothing is, nothing can be watched.
-                self.grow(i, policy.min, &text, held || pool.instances == 0, standings);
-            }
-            return;
-        };
-        let load = self.wanted_load(i, &standings[i]);
-        let needs = |redundancy: f64| pool::needed(load, each, policy.fatal_percent, redundancy).max(policy.min);
-        let wanted = needs(policy.redundancy_percent);
-        let short = pool.instances < wanted && (pool::limit_known(pool) || pool.instances < policy.min);
-        let held = standings[i].short.holds(self.now, short, self.hold(i));
-        if short {
-            standings[i].ample = Since::default();
-            let redundancy = policy.redundancy_percent;
-            let text = format!("{wanted} instances keep {redundancy:.0} % to lose; there are {}", pool.instances);
-            self.grow(i, wanted, &text, held, standings);
-            return;
-        }
-        // With the margin, and without passing the warning line again.
-        let line = policy.warning_percent - policy.margin_percent;
-        let enough = needs((policy.redundancy_percent + policy.margin_percent).min(99.0))
-            .max(pool::needed(load, each, line, 0.0));
-        let settled = self.blind.is_none() && !self.views[i].unheard && self.given(i).next().is_none();
-        let ample = settled && enough < pool.instances && !policy.driver.is_empty();
-        let hold = Duration::from_millis(policy.shrink_hold_ms);
-        if !standings[i].ample.holds(self.now, ample, hold) {
-            return;
-        }
-        let step = (pool.instances / SHRINK).max(1);
-        let wanted = enough.max(pool.instances - step);
-        let text = format!("{enough} instances are enough for {load:.0}/s");
-        if !policy.scale {
-            standings[i].advice.push(format!("{text}; the policy does not let the centre scale"));
-        } else if let Err(wait) = self.may(i, standings) {
-            standings[i].advice.push(format!("{text}; {wait}"));
-        } else {
-            standings[i].advice.push(format!("{text}: the pool shrinks to {wanted}"));
-            self.act(Act::Scale { pool: i, wanted, reason: text });
-        }
-    }
-
-    /// Grows a pool for the reason in `text`, as soon as that may be.
-    fn grow(&mut self, i: usize, wanted: u32, text: &str, held: bool, standings: &mut [Standing]) {
-        let pool = self.pool(i);
-        let policy = &pool.policy;
-        let most = policy.max.min(pool.instances.saturating_mul(2)).max(policy.min);
-        let wait = if policy.driver.is_empty() {
-            Some("the policy names no driver".to_owned())
-        } else if !policy.scale {
-            Some("the policy does not let the centre scale".to_owned())
-        } else if pool.instances >= policy.max {
-            Some(format!("`max` is {}", policy.max))
-        } else if !held {
-            Some("it is watched for a while before anything is done".to_owned())
-        } else {
-            self.may(i, standings).err()
-        };
-        if let Some(wait) = wait {
-            standings[i].advice.push(format!("{text}; {wait}"));
-            return;
-        }
-        let wanted = wanted.min(most);
-        standings[i].advice.push(format!("{text}: the pool grows to {wanted}"));
-        self.act(Act::Scale { pool: i, wanted, reason: text.to_owned() });
     }
 }

@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use futures_util::future::BoxFuture;
-use model::center::{CommandRecord, NewCommand, Pool, PoolPolicy};
+use model::center::{Action, CommandRecord, NewCommand, Pool, PoolPolicy};
 
 use crate::{
     auth::Actor,
@@ -39,6 +39,8 @@ pub(super) trait World: Send + Sync + 'static {
     fn author(&self) -> String;
     /// Puts a command into force, or proposes it.
     fn give(&self, wanted: NewCommand, propose: bool) -> BoxFuture<'_, Result<CommandRecord, Error>>;
+    /// The proposal like `action` that people turned down lately, and for how long nothing like it is proposed.
+    fn declined<'a>(&'a self, action: &'a Action) -> BoxFuture<'a, Result<Option<(CommandRecord, Duration)>, Error>>;
     /// Takes a command back.
     fn undo<'a>(&'a self, id: u64, reason: &'a str) -> BoxFuture<'a, Result<(), Error>>;
     /// How many instances the pool's driver runs or was last asked for.
@@ -104,11 +106,18 @@ impl World for Parts {
     fn give(&self, wanted: NewCommand, propose: bool) -> BoxFuture<'_, Result<CommandRecord, Error>> {
         Box::pin(async move {
             let actor = Actor::center();
+            if let Action::Scale { .. } = wanted.action {
+                return self.commands.give(&actor, wanted, propose).await;
+            }
             // The centre stacks its own switches; whatever anyone else changes from here on is a conflict.
             let seen = self.commands.preview(&actor, &wanted).await?;
             let wanted = NewCommand { expected: Some(seen.revision), ..wanted };
             self.commands.give(&actor, wanted, propose).await
         })
+    }
+
+    fn declined<'a>(&'a self, action: &'a Action) -> BoxFuture<'a, Result<Option<(CommandRecord, Duration)>, Error>> {
+        Box::pin(async move { self.commands.declined(&self.author(), action).await })
     }
 
     fn undo<'a>(&'a self, id: u64, reason: &'a str) -> BoxFuture<'a, Result<(), Error>> {

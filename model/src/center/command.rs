@@ -86,6 +86,18 @@ pub enum Action {
         /// `IP:PORT`.
         instance: String,
     },
+    /// The driver of a pool starts or stops instances, once: nothing of it stays in force. Only the centre proposes it;
+    /// who wants another size by himself asks for it with `POST /v1/scale`.
+    Scale {
+        /// The service.
+        service: String,
+        /// Its group.
+        group: String,
+        /// Instances that the driver ran when it was worked out.
+        from: u32,
+        /// Instances that it shall run.
+        to: u32,
+    },
 }
 
 /// What must hold while a command does; else it is undone.
@@ -147,6 +159,8 @@ pub enum CommandState {
     Failed,
     /// A proposal that nobody put into force within its time.
     Expired,
+    /// Carried out, and nothing of it stays in force: the size of a pool.
+    Done,
 }
 
 /// A step that was taken.

@@ -68,7 +68,7 @@ const CENTER: Package = Package {
         ("registry", &[]),
         ("monitor", &["registry"]),
         ("capacity", &["registry", "monitor"]),
-        ("command", &["registry", "monitor", "capacity"]),
+        ("command", &["registry", "monitor", "capacity", "scale"]),
         ("scale", &["registry"]),
         ("decide", &["registry", "monitor", "capacity", "command", "scale"]),
         ("alert", &["registry", "monitor", "decide"]),

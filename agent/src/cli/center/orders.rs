@@ -57,6 +57,19 @@ pub struct Part {
     pub to: Option<String>,
 }
 
+/// Arguments of `accept`.
+#[derive(Clone, Debug, clap::Args)]
+pub struct AcceptArgs {
+    /// Number of the proposal, as `sockmesh commands --center URL` lists it
+    pub id: u64,
+    /// How to print what was done
+    #[arg(short, long, value_name = "FORMAT", default_value = "table")]
+    pub output: Output,
+    /// Which centre
+    #[command(flatten)]
+    pub center: Center,
+}
+
 /// Arguments of `undo`.
 #[derive(Clone, Debug, clap::Args)]
 pub struct UndoArgs {
@@ -228,6 +241,12 @@ async fn take_back(client: &Client, id: u64, reason: &str) -> anyhow::Result<Com
     client.post(&format!("/v1/commands/{id}/undo"), &json!({ "reason": reason })).await
 }
 
+/// Runs `sockmesh accept`.
+pub fn accept(args: &AcceptArgs) -> anyhow::Result<ExitCode> {
+    let client = args.center.client()?;
+    block_on(async { done(args.output, &client.post(&format!("/v1/commands/{}/confirm", args.id), &json!({})).await?) })
+}
+
 /// Runs `sockmesh undo`.
 pub fn undo(args: &UndoArgs) -> anyhow::Result<ExitCode> {
     let client = args.center.client()?;
@@ -255,6 +274,7 @@ fn done(output: Output, record: &CommandRecord) -> anyhow::Result<ExitCode> {
         CommandState::Undone => "is undone",
         CommandState::Failed => "failed",
         CommandState::Expired => "has expired",
+        CommandState::Done => "is carried out",
     };
     print(&format!("command {} ({}) {state}\n", record.id, action(&record.asked.action)))?;
     let failed = record.state == CommandState::Failed;

@@ -63,6 +63,7 @@ pub(super) fn action(action: &Action) -> String {
             format!("switchers of {group}: {}", values.iter().map(value).collect::<Vec<_>>().join(" "))
         }
         Action::Drain { service, group, instance } => format!("drain {instance} of {group}/{service}"),
+        Action::Scale { service, group, from, to } => format!("scale {group}/{service} from {from} to {to} instances"),
     }
 }
 
@@ -78,6 +79,7 @@ pub(super) fn state(record: &CommandRecord) -> Cell {
         CommandState::Undone => Cell::styled("undone", Style::Faint),
         CommandState::Failed => Cell::styled("failed", Style::Bad),
         CommandState::Expired => Cell::styled("expired", Style::Faint),
+        CommandState::Done => Cell::styled("done", Style::Good),
     }
 }
 

@@ -1,7 +1,7 @@
 // What pools can take, how near to that they are, and what would become of them if a data centre were lost.
 
 import { html, useMemo, useState } from '../../vendor/htm-preact-standalone.js';
-import { all, post, session } from '../api.js';
+import { all, get, post, session } from '../api.js';
 import { Water } from '../figures.js';
 import { count, percent, rate } from '../format.js';
 import { t } from '../i18n.js';
@@ -10,6 +10,7 @@ import { useData } from '../live.js';
 import { href } from '../route.js';
 import { Table } from '../table.js';
 import { Badge, Empty, Head, Menu, Panel, Problem, Ready, Tile, word } from '../ui.js';
+import { CommandCards } from './parts/cards.js';
 import { Policy, Scale } from './parts/pool.js';
 
 const SURE = ['lower_bound', 'low', 'medium', 'high'];
@@ -71,6 +72,15 @@ function WhatIf({ groups }) {
     ${answer && html`<${Table} name="what-if" caption=${t('Pools that remain')} columns=${shown} rows=${rows} rowKey=${(r) => `${r.group}/${r.service}`} first=${{ key: 'water', down: true }} tone=${(r) => (r.level === 'fatal' ? 'row-bad' : '')} />`}</${Panel}>`;
 }
 
+/// Switches and sizes that the centre proposes and that wait for somebody.
+function Proposals() {
+  const list = useData((signal) => get('v1/commands', { state: 'proposed', limit: 50 }, signal), [], { every: 5000, on: ['commands'] });
+  const waiting = list.data?.items ?? [];
+  if (waiting.length === 0) return null;
+  return html`<${Panel} id="proposals" title=${t('Proposals')} note=${t('they wait for an operator, and expire')}><div class="body"><${CommandCards} commands=${waiting} reload=${list.reload} named /></div></${Panel}>
+    <div class="gap"></div>`;
+}
+
 export function Capacity() {
   const list = useData((signal) => all('v1/capacity', {}, undefined, signal), [], { every: 3000, on: ['commands', 'registry'] });
   const [asked, ask] = useState(null);
@@ -82,6 +92,7 @@ export function Capacity() {
       const advised = pools.filter((p) => p.advice);
       const n = (level) => pools.filter((p) => p.level === level).length;
       return html`<dl class="tiles"><${Tile} label=${t('Pools')} value=${count(pools.length)} />${['fatal', 'warning', 'normal', 'idle', 'unknown'].map((level) => html`<${Tile} label=${word(level)} value=${count(n(level))} tone=${n(level) > 0 ? { fatal: 'bad', warning: 'warn' }[level] : ''} />`)}</dl>
+        <${Proposals} />
         ${advised.map((p) => html`<div class="notice info"><${Icon} name="capacity" /><p><a href=${href('service', { service: p.service, group: p.group })}><strong>${p.group}/${p.service}</strong></a> ${p.advice}</p></div>`)}
         <${Table} name="capacity" caption=${t('Pools')} columns=${shown} rows=${pools} rowKey=${(r) => `${r.group}/${r.service}`} first=${{ key: 'water', down: true }} tone=${(r) => ({ fatal: 'row-bad', warning: 'row-warn' }[r.level] ?? '')} />
         <div class="gap"></div>${groups.length > 1 && html`<${WhatIf} groups=${groups} />`}

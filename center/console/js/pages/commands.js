@@ -26,7 +26,7 @@ const columns = (reload) => [
 ];
 
 const WHICH = [['', 'All'], ['open', 'In force'], ['proposed', 'Proposed'], ['ended', 'Ended']];
-const ENDED = ['undone', 'failed', 'expired'];
+const ENDED = ['undone', 'failed', 'expired', 'done'];
 const fits = (which, state) => which === '' || (which === 'open' ? state === 'active' || state === 'stepping' : which === 'proposed' ? state === 'proposed' : ENDED.includes(state));
 
 export function Commands({ filter = '', which = '' }) {
@@ -86,7 +86,7 @@ function Story({ command, reload }) {
         ${command.ended && html`<dt>${t('Ended')}</dt><dd>${clock(command.ended[0])}, ${command.ended[1]}: ${command.ended[2] || '–'}</dd>`}
         ${command.written.map(([where, how]) => html`<dt>${where}</dt><dd class=${how === 'ok' ? '' : 'bad'}>${how}</dd>`)}</dl></div></${Panel}>
       <${Taken} steps=${command.steps} /></div>
-    <${Panel} id="texts" title=${t('Texts that it changed')}><div class="body">${command.changes.length === 0 ? html`<p class="faint">${over ? t('It changed none.') : t('None yet.')}</p>` : command.changes.map((change) => html`<${Difference} change=${change} />`)}</div></${Panel}>`;
+    ${asked.action.kind !== 'scale' && html`<${Panel} id="texts" title=${t('Texts that it changed')}><div class="body">${command.changes.length === 0 ? html`<p class="faint">${over ? t('It changed none.') : t('None yet.')}</p>` : command.changes.map((change) => html`<${Difference} change=${change} />`)}</div></${Panel}>`}`;
 }
 
 export function Command({ id }) {

@@ -1,7 +1,7 @@
 //! Pools without any instance that can be called: their calls go where there is room, and come back when instances are
 //! there again and warm.
 
-use super::{Act, Instant, Look, Moved, Since, Standing};
+use super::{Act, Instant, Kind, Look, Moved, Since, Standing};
 
 /// Share of callers' calls that must go well for the pool to be there for them, whatever is registered.
 const SERVED: f64 = 0.5;
@@ -61,7 +61,8 @@ impl Look<'_> {
         } else if !held {
             Some(format!("{what}; it is watched for a while before anything is done"))
         } else {
-            self.may(i, standings).err().map(|wait| format!("{what}; {wait}"))
+            let declined = || standings[i].declined(self.now, Kind::Switch).filter(|_| !pool.policy.switch);
+            self.may(i, standings).err().or_else(declined).map(|wait| format!("{what}; {wait}"))
         };
         if let Some(wait) = wait {
             standings[i].advice.push(wait);

@@ -9,6 +9,8 @@ use parking_lot::MutexGuard;
 use super::super::*;
 use crate::{capacity::pool, store::Memory};
 
+mod sizes;
+
 const SERVICE: &str = "com.shop.Cart";
 
 /// A pool of the town.
@@ -51,6 +53,8 @@ struct Inner {
     log: Vec<(Instant, Vec<String>, String)>,
     /// Keys of requests to drivers.
     keys: Vec<String>,
+    /// People turn down whatever is proposed, since then.
+    declined: Option<Instant>,
 }
 
 /// Stands for the rest of the centre: callers obey commands at once.
@@ -166,10 +170,10 @@ impl World for Town {
     fn give(&self, wanted: NewCommand, propose: bool) -> BoxFuture<'_, Result<CommandRecord, Error>> {
         Box::pin(async move {
             let mut inner = self.0.lock();
-            let Action::Move { from, to, percent, .. } = wanted.action.clone() else { panic!("{wanted:?}") };
             if propose {
                 return Ok(inner.record("centre", wanted, CommandState::Proposed));
             }
+            let Action::Move { from, to, percent, .. } = wanted.action.clone() else { panic!("{wanted:?}") };
             if inner.failing {
                 return Err(Error::conflict("somebody was faster", ""));
             }
@@ -182,13 +186,24 @@ impl World for Town {
         })
     }
 
+    fn declined<'a>(&'a self, _action: &'a Action) -> BoxFuture<'a, Result<Option<(CommandRecord, Duration)>, Error>> {
+        Box::pin(async move {
+            let inner = self.0.lock();
+            let Some(at) = inner.declined else { return Ok(None) };
+            let left = Duration::from_secs(3600).saturating_sub(at.elapsed());
+            let mut record = inner.commands.last().unwrap().clone();
+            record.ended = Some((0, "anna".to_owned(), String::new()));
+            Ok((!left.is_zero()).then_some((record, left)))
+        })
+    }
+
     fn undo<'a>(&'a self, id: u64, _reason: &'a str) -> BoxFuture<'a, Result<(), Error>> {
         Box::pin(async move {
             let mut inner = self.0.lock();
             let command = inner.commands.iter_mut().find(|c| c.id == id).unwrap();
             let was = std::mem::replace(&mut command.state, CommandState::Undone);
-            let Action::Move { from, to, .. } = command.asked.action.clone() else { panic!() };
             if was == CommandState::Active {
+                let Action::Move { from, to, .. } = command.asked.action.clone() else { panic!() };
                 inner.log.push((Instant::now(), vec![from, to], format!("{id} undone")));
             }
             Ok(())

@@ -23,6 +23,7 @@ export function sentence(action) {
     case 'degrade': return t('Degrade in {group}: every call is answered with an error', a);
     case 'switchers': return t('Switchers of {group}: {values}', { group: a.group, values: a.values.map(([n, v]) => `${n}=${v ? t('on') : t('off')}`).join(', ') });
     case 'drain': return t('Drain {instance}', a);
+    case 'scale': return t('Scale {group} from {from} to {to} instances', a);
     default: return a.kind;
   }
 }
@@ -45,16 +46,21 @@ export function Steps({ command }) {
   const planned = command.asked.steps.length > 0 ? command.asked.steps : [100];
   const taken = command.steps.length;
   const over = ['undone', 'failed', 'expired'].includes(command.state);
+  const all = command.state === 'active' || command.state === 'done';
   return html`<ol class=${`steps ${over ? 'over' : ''}`} aria-label=${t('Steps')}>${planned.map((step, i) => {
-    const state = i < taken - 1 || (i === taken - 1 && command.state === 'active') ? 'done' : i === taken - 1 ? 'here' : '';
+    const state = i < taken - 1 || (i === taken - 1 && all) ? 'done' : i === taken - 1 ? 'here' : '';
     return html`<li class=${state} aria-current=${state === 'here' ? 'step' : undefined} title=${command.steps[i] ? clock(command.steps[i].at_ms) : ''}>${percent(step)} %</li>`;
   })}</ol>`;
 }
 
-const VERBS = () => ({
-  undo: [t('Undo command {id}?'), t('What others changed since then stays.'), t('Undo')],
+const VERBS = ({ state, asked }) => ({
+  undo: state === 'proposed'
+    ? [t('Turn proposal {id} down?'), t('Nothing like it is proposed again within the hour.'), t('Discard')]
+    : [t('Undo command {id}?'), t('What others changed since then stays.'), t('Undo')],
   next: [t('Take the next step of command {id}?'), t('The guard goes on watching.'), t('Next step')],
-  confirm: [t('Put proposal {id} into force?'), t('It was worked out from the figures of the time it was made. Look at its preview if that was long ago.'), t('Put into force')],
+  confirm: [t('Put proposal {id} into force?'), asked.action.kind === 'scale'
+    ? t('The driver of the pool starts or stops instances at once. Another size later is another change.')
+    : t('It was worked out from the figures of the time it was made. Look at its preview if that was long ago.'), t('Put into force')],
 });
 
 /// What can be done about a command now.
@@ -66,7 +72,7 @@ export function Deeds({ command, reload }) {
     await post(`v1/commands/${command.id}/${deed}`, deed === 'undo' ? { reason: values.why } : {});
     await reload?.();
   };
-  const texts = deed && VERBS()[deed];
+  const texts = deed && VERBS(command)[deed];
   return html`<span class="deeds">
     ${state === 'proposed' && html`<button class="primary" onClick=${() => ask('confirm')}>${t('Put into force…')}</button>`}
     ${state === 'stepping' && html`<button onClick=${() => ask('next')}>${t('Next step…')}</button>`}
@@ -82,9 +88,10 @@ function Until({ command }) {
   return html`<span>${command.state === 'proposed' ? t('expires in {time}', { time }) : t('undone in {time}', { time })}</span>`;
 }
 
-export function CommandCards({ commands, reload }) {
+/// `named`: with their services, where several are shown.
+export function CommandCards({ commands, reload, named }) {
   return html`<div class="cards">${commands.map((c) => html`<article key=${c.id} class=${`card ${c.state}`}>
-    <div class="card-main"><p><a href=${href('command', { id: c.id })}>#${c.id}</a> <strong>${sentence(c.asked.action)}</strong> <${Badge} state=${c.state} /></p>
+    <div class="card-main"><p><a href=${href('command', { id: c.id })}>#${c.id}</a> ${named && html`<a href=${href('service', { service: serviceOf(c.asked.action), group: groupOf(c.asked.action) })}>${serviceOf(c.asked.action)}</a> `}<strong>${sentence(c.asked.action)}</strong> <${Badge} state=${c.state} /></p>
       <p class="faint">${c.author} · ${clock(c.at_ms)} · ${c.asked.reason}${c.asked.guard && html` · ${t('guard {text}', { text: guardText(c.asked.guard) })}`}${c.until_ms && html` · `}<${Until} command=${c} /></p></div>
     ${c.asked.steps.length > 0 && html`<${Steps} command=${c} />`}
     <${Deeds} command=${c} reload=${reload} /></article>`)}</div>`;
