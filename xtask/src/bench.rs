@@ -51,6 +51,9 @@ enum Named {
         /// A small one: whether everything works, not how fast
         #[arg(long)]
         quick: bool,
+        /// Only a part of it: `changes` (registrations, heartbeats, lists, commands) or `reports` (figures of all agents)
+        #[arg(long, value_name = "PART")]
+        only: Option<String>,
     },
     /// Motan2 through two agents, and through one with redirect, beside the agents of Weibo Mesh
     Motan(MotanOptions),
@@ -137,16 +140,17 @@ struct Origin {
 pub fn run(options: &Options) -> Result<()> {
     match &options.named {
         Some(Named::Pipeline { args }) => pipeline(args),
-        Some(Named::Center { quick }) => center(*quick),
+        Some(Named::Center { quick, only }) => center(*quick, only.as_deref()),
         Some(Named::Motan(options)) => measure(&motan_plan(options), options.common.json.as_deref(), options.write),
         None => measure(&plan(&options.ways)?, options.ways.common.json.as_deref(), options.ways.write),
     }
 }
 
-fn center(quick: bool) -> Result<()> {
+fn center(quick: bool, only: Option<&str>) -> Result<()> {
     origin().print();
     let mut cargo = sh::cargo(["bench", "--package", "center", "--bench", "load", "--"]);
     cargo.args(quick.then_some("--quick"));
+    cargo.args(only.map(|part| ["--only", part]).into_iter().flatten());
     sh::run(&mut cargo)
 }
 

@@ -29,6 +29,8 @@ use tokio::{
     time::{sleep, timeout},
 };
 
+pub mod reports;
+
 /// Service that every agent follows.
 const HOT: &str = "com.example.hot";
 /// Group of it, and of the command text.
@@ -60,6 +62,7 @@ pub struct Fleet {
     has: Vec<AtomicBool>,
     refused: AtomicUsize,
     trouble: Mutex<BTreeMap<String, usize>>,
+    answers: Mutex<reports::Answers>,
 }
 
 /// A change on its way.
@@ -97,8 +100,8 @@ impl Fleet {
     pub fn new(center: SocketAddr, shape: Shape) -> Self {
         let generations = (0..shape.agents).map(|_| AtomicU64::new(0)).collect();
         let has = (0..shape.agents).map(|_| AtomicBool::new(false)).collect();
-        let (waited, trouble) = Default::default();
-        Self { center, shape, waited, generations, has, refused: AtomicUsize::new(0), trouble }
+        let (waited, trouble, answers) = Default::default();
+        Self { center, shape, waited, generations, has, refused: AtomicUsize::new(0), trouble, answers }
     }
 
     fn service(&self, number: usize) -> String {
@@ -106,15 +109,14 @@ impl Fleet {
     }
 
     /// What an agent provides; `weight` is the first instance's.
-    fn registrations(&self, agent: usize, weight: u32) -> Registrations {
+    fn registrations_of(&self, agent: usize, weight: u32) -> Vec<Registration> {
         let each = self.shape.instances / self.shape.agents;
-        let address = |at: usize| format!("10.{}.{}.{}:{}", agent >> 16, (agent >> 8) & 255, agent & 255, 8000 + at);
         let registration = |at: usize| {
             let service = if at == 0 && agent < 25 { HOT.to_owned() } else { self.service(agent * each + at) };
             let instance = Instance {
                 weight: if at == 0 { weight } else { 10 },
                 zone: format!("zone{}", agent % 3),
-                ..Instance::at(address(at))
+                ..Instance::at(address(agent, at))
             };
             Registration {
                 key: ServiceKey { service, group: GROUP.into(), version: "1.0".into() },
@@ -125,11 +127,15 @@ impl Fleet {
                 available: true,
             }
         };
+        (0..each).map(registration).collect()
+    }
+
+    fn registrations(&self, agent: usize, weight: u32) -> Registrations {
         Registrations {
             agent: name(agent),
             ttl_ms: 30_000,
             generation: self.generations[agent].fetch_add(1, Relaxed) + 1,
-            registrations: (0..each).map(registration).collect(),
+            registrations: self.registrations_of(agent, weight),
         }
     }
 
@@ -370,6 +376,11 @@ async fn all(mut tasks: tokio::task::JoinSet<Option<Duration>>) -> (Vec<Duration
     (seen, missed)
 }
 
+/// Where an agent's instance is.
+fn address(agent: usize, at: usize) -> String {
+    format!("10.{}.{}.{}:{}", agent >> 16, (agent >> 8) & 255, agent & 255, 8000 + at)
+}
+
 fn name(agent: usize) -> String {
     format!("host{agent}/app")
 }
@@ -392,6 +403,16 @@ async fn exchange(
     body: &impl Serialize,
 ) -> anyhow::Result<(u16, Bytes)> {
     let body = if method == Method::GET { Bytes::new() } else { serde_json::to_vec(body)?.into() };
+    send(sender, to, method, path, body).await
+}
+
+async fn send(
+    sender: &mut SendRequest<Full<Bytes>>,
+    to: SocketAddr,
+    method: Method,
+    path: &str,
+    body: Bytes,
+) -> anyhow::Result<(u16, Bytes)> {
     let request = Request::builder().method(method).uri(path).header("host", to.to_string());
     let request = request.header("content-type", "application/json").body(Full::new(body))?;
     let asking = async {

@@ -64,6 +64,19 @@ impl Center {
         (status == 200).then(|| page["watchers"].as_u64().unwrap_or_default() as usize)
     }
 
+    /// A number of its `/metrics`.
+    pub async fn metric(&self, name: &str) -> u64 {
+        let (_, page) = ask(self.addr, Method::GET, "/metrics", &()).await.unwrap();
+        let page = String::from_utf8_lossy(&page).into_owned();
+        let line = page.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ').map(str::to_owned));
+        line.unwrap_or_else(|| panic!("/metrics has no {name}")).parse().unwrap()
+    }
+
+    /// Length of its file of figures.
+    pub fn figures(&self) -> u64 {
+        fs::metadata(self.dir.join("data/figures.redb")).map_or(0, |file| file.len())
+    }
+
     /// Seconds of CPU that it used, in all of its threads.
     pub fn cpu(&self) -> f64 {
         let stat = fs::read_to_string(format!("/proc/{}/stat", self.child.id())).unwrap();

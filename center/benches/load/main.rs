@@ -1,7 +1,8 @@
 //! `cargo xtask bench center`: a real centre on a store of its own, and thousands of simulated agents over loopback.
 //!
 //! Every simulated agent registers its instances in one message, sends a heartbeat each ten seconds on a connection of
-//! its own, and has one long poll for the services and the command text that it follows.
+//! its own, and has one long poll for the services and the command text that it follows. With `--only changes` that is
+//! all; with `--only reports` what all of them report is measured, and nothing else.
 
 #![allow(
     clippy::unwrap_used,
@@ -12,6 +13,7 @@
 
 mod agents;
 mod child;
+mod intake;
 
 use std::{
     collections::BTreeMap,
@@ -34,7 +36,15 @@ struct Row {
 }
 
 fn main() {
-    let quick = std::env::args().any(|arg| arg == "--quick");
+    let arguments: Vec<String> = std::env::args().collect();
+    let quick = arguments.iter().any(|arg| arg == "--quick");
+    let only = arguments.iter().position(|arg| arg == "--only").map(|at| arguments.get(at + 1).map(String::as_str));
+    let (changes, reports) = match only {
+        None => (true, true),
+        Some(Some("changes")) => (true, false),
+        Some(Some("reports")) => (false, true),
+        Some(other) => panic!("--only {other:?}: write changes or reports"),
+    };
     let shape = if quick {
         Shape { agents: 200, services: 80, instances: 2_000, followed: 4, commanded: 40 }
     } else {
@@ -42,7 +52,13 @@ fn main() {
     };
     child::raise_files();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
-    let rows = runtime.block_on(run(shape, quick));
+    let mut rows = Vec::new();
+    if changes {
+        rows.extend(runtime.block_on(run(shape, quick)));
+    }
+    if reports {
+        rows.extend(runtime.block_on(intake::run(shape, quick)));
+    }
     println!("\n| what | to reach | measured |\n|---|---|---|");
     for Row { what, goal, figure } in &rows {
         println!("| {what} | {goal} | {figure} |");

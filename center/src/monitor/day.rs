@@ -52,8 +52,20 @@ pub(super) struct Day {
     /// Taken when it ends.
     queue: Option<mpsc::Sender<Minute>>,
     writer: Option<std::thread::JoinHandle<()>>,
+    /// What became of all minutes.
+    pub kept: Arc<Kept>,
+}
+
+/// Counts of what is kept and what is not.
+#[derive(Debug, Default)]
+pub(super) struct Kept {
     /// Minutes that were not kept because the disk was slow or failed.
-    pub lost: Arc<AtomicU64>,
+    pub lost: AtomicU64,
+    /// Rows of minutes that were written, and their bytes: keys and values, without what the tree around them takes.
+    pub rows: AtomicU64,
+    pub bytes: AtomicU64,
+    /// Rows that were left out because a minute had more than are written.
+    pub left_out: AtomicU64,
 }
 
 impl Day {
@@ -72,16 +84,22 @@ impl Day {
         write.open_table(AGES)?;
         write.commit()?;
         let (queue, mut minutes) = mpsc::channel::<Minute>(WAITING);
-        let lost = Arc::new(AtomicU64::new(0));
-        let (to, failed) = (database.clone(), lost.clone());
+        let kept = Arc::new(Kept::default());
+        let (to, counts) = (database.clone(), kept.clone());
         let write = move || {
             let mut well = true;
             while let Some(minute) = minutes.blocking_recv() {
                 let written = write_minute(&to, &minute, keep_minutes);
-                if let Err(error) = &written {
-                    failed.fetch_add(1, Relaxed);
-                    if well {
-                        tracing::warn!(file = %path.display(), %error, "figures are not kept: look at the disk");
+                match &written {
+                    Ok(bytes) => {
+                        counts.rows.fetch_add(minute.rows.len().min(ROWS_A_MINUTE) as u64, Relaxed);
+                        counts.bytes.fetch_add(*bytes, Relaxed);
+                    }
+                    Err(error) => {
+                        counts.lost.fetch_add(1, Relaxed);
+                        if well {
+                            tracing::warn!(file = %path.display(), %error, "figures are not kept: look at the disk");
+                        }
                     }
                 }
                 well = written.is_ok();
@@ -90,13 +108,25 @@ impl Day {
             let _ = to.begin_write().map(redb::WriteTransaction::commit);
         };
         let writer = Some(std::thread::Builder::new().name("figures".to_owned()).spawn(write)?);
-        Ok(Self { database, queue: Some(queue), writer, lost })
+        Ok(Self { database, queue: Some(queue), writer, kept })
     }
 
     /// Keeps a minute, later. One that finds the queue full is lost.
     pub(super) fn keep(&self, minute: Minute) {
         if self.queue.as_ref().is_none_or(|queue| queue.try_send(minute).is_err()) {
-            self.lost.fetch_add(1, Relaxed);
+            self.kept.lost.fetch_add(1, Relaxed);
+        }
+    }
+
+    /// A minute had so many rows more than are written.
+    pub(super) fn left_out(&self, rows: usize) {
+        if rows > 0 && self.kept.left_out.fetch_add(rows as u64, Relaxed) == 0 {
+            tracing::warn!(
+                rows,
+                most = ROWS_A_MINUTE,
+                "a minute has more rows of figures than are kept: those of instances with the fewest calls are in memory only; \
+                 for all of them configure Prometheus or Graphite in `monitor: sources:`"
+            );
         }
     }
 
@@ -155,10 +185,13 @@ impl Drop for Day {
     }
 }
 
-fn write_minute(database: &Database, minute: &Minute, keep_minutes: u32) -> Result<(), redb::Error> {
+/// Writes a minute, and removes what is too old. Answers the bytes of keys and values that were written.
+fn write_minute(database: &Database, minute: &Minute, keep_minutes: u32) -> Result<u64, redb::Error> {
     let mut write = database.begin_write()?;
     // A crash may cost some minutes, never the file.
     let durable = minute.number.is_multiple_of(10);
+    // Both keys of a row are two numbers of four bytes.
+    let (mut bytes, keys) = (0, 16);
     write.set_durability(if durable { Durability::Immediate } else { Durability::None })?;
     {
         let mut names = write.open_table(NAMES)?;
@@ -177,7 +210,9 @@ fn write_minute(database: &Database, minute: &Minute, keep_minutes: u32) -> Resu
                     row
                 }
             };
-            minutes.insert((row, minute.number), slot.encode().as_slice())?;
+            let value = slot.encode();
+            bytes += keys + value.len() as u64;
+            minutes.insert((row, minute.number), value.as_slice())?;
             ages.insert((minute.number, row), ())?;
         }
         let oldest = minute.number.saturating_sub(keep_minutes);
@@ -205,7 +240,7 @@ fn write_minute(database: &Database, minute: &Minute, keep_minutes: u32) -> Resu
         }
     }
     write.commit()?;
-    Ok(())
+    Ok(bytes)
 }
 
 fn numbers(names: &impl ReadableTable<&'static [u8], u32>, of: &Of) -> Result<Vec<u32>, redb::Error> {

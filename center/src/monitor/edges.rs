@@ -37,7 +37,11 @@ struct Seen {
 
 /// All edges.
 #[derive(Debug, Default)]
-pub(super) struct Edges(HashMap<Ends, Seen>);
+pub(super) struct Edges {
+    all: HashMap<Ends, Seen>,
+    /// Edges that found no room.
+    pub refused: u64,
+}
 
 /// One of them as it is now.
 #[derive(Clone, Debug)]
@@ -59,10 +63,11 @@ impl Edges {
                 caller: edge.caller.as_str().into(),
                 protocol: edge.protocol.as_str().into(),
             };
-            if self.0.len() >= EDGES && !self.0.contains_key(&ends) {
+            if self.all.len() >= EDGES && !self.all.contains_key(&ends) {
+                self.refused += 1;
                 continue;
             }
-            let seen = self.0.entry(ends).or_insert_with(|| Seen { born_ms: from_ms, ..Seen::default() });
+            let seen = self.all.entry(ends).or_insert_with(|| Seen { born_ms: from_ms, ..Seen::default() });
             if seen.windows.back().is_none_or(|last| last.index < index) {
                 seen.windows.push_back(Window { index, ..Window::default() });
                 seen.windows.retain(|window| window.index + WINDOWS > index);
@@ -81,14 +86,14 @@ impl Edges {
     /// Forgets edges of which nothing was told for a minute.
     pub(super) fn sweep(&mut self, now_ms: u64) {
         let oldest = (now_ms / STEP_MS).saturating_sub(WINDOWS);
-        self.0.retain(|_, seen| seen.windows.back().is_some_and(|window| window.index > oldest));
+        self.all.retain(|_, seen| seen.windows.back().is_some_and(|window| window.index > oldest));
     }
 
     /// Those with calls within the last minute, in the order of their names.
     pub(super) fn now(&self, now_ms: u64, fits: impl Fn(&Ends) -> bool) -> Vec<Now> {
         let oldest = (now_ms / STEP_MS).saturating_sub(WINDOWS - 1);
         let mut all: Vec<Now> = self
-            .0
+            .all
             .iter()
             .filter(|(ends, _)| fits(ends))
             .filter_map(|(ends, seen)| {

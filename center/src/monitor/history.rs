@@ -107,8 +107,8 @@ impl Monitor {
     /// Queues a minute for the disk.
     pub(super) fn keep_minute(&self, index: u64) {
         let Some(day) = self.history.get().and_then(|history| history.day.as_ref()) else { return };
-        let mut rows = self.seen.lock().table.minute(index);
-        rows.truncate(ROWS_A_MINUTE);
+        let (rows, left_out) = self.seen.lock().table.minute(index, ROWS_A_MINUTE);
+        day.left_out(left_out);
         let at_ms = (index * MINUTE_MS).saturating_add_signed(self.time.offset());
         // Rounded: a clock that was set leaves windows between two minutes.
         let number = u32::try_from((at_ms + MINUTE_MS / 2) / MINUTE_MS).unwrap_or(u32::MAX);

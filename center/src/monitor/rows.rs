@@ -359,17 +359,17 @@ impl Table {
         sides[side_index(Side::Inbound)].applications.keys().map(|name| &**name).collect()
     }
 
-    /// Every row that has this minute, totals first, then callers, then instances.
-    pub(super) fn minute(&self, index: u64) -> Vec<(RowKey, Slot)> {
+    /// Rows that have this minute, at most `most`: totals before callers, callers before instances, and of each those
+    /// with the most calls. And how many are left out.
+    pub(super) fn minute<'a>(&'a self, index: u64, most: usize) -> (Vec<(RowKey, Slot)>, usize) {
         let mut all = Vec::new();
         for (service, groups) in &self.services {
             for (group, sides) in groups {
                 for side in SIDES {
                     let rows = &sides[side_index(side)];
-                    let mut put = |kind, part: &str, row: &Rings| {
+                    let mut put = |kind: PartKind, part: &'a str, row: &'a Rings| {
                         if let Some(slot) = row.minute(index) {
-                            let (service, group, part) = (service.to_string(), group.to_string(), part.to_owned());
-                            all.push((RowKey { side, service, group, kind, part }, slot.clone()));
+                            all.push((side, &**service, &**group, kind, part, slot));
                         }
                     };
                     rows.total.iter().for_each(|row| put(PartKind::Total, "", row));
@@ -383,9 +383,17 @@ impl Table {
             PartKind::Caller => 1,
             PartKind::Instance => 2,
         };
-        // Those with the most calls first within a kind: they stay when there are too many.
-        all.sort_by_key(|(key, slot)| (rank(key.kind), std::cmp::Reverse(slot.calls)));
-        all
+        let left_out = all.len().saturating_sub(most);
+        if left_out > 0 {
+            // Nobody waits while tens of thousands are sorted and cloned.
+            all.select_nth_unstable_by_key(most, |(.., kind, _, slot)| (rank(*kind), std::cmp::Reverse(slot.calls)));
+            all.truncate(most);
+        }
+        let owned = |(side, service, group, kind, part, slot): (_, &str, &str, _, &str, &Slot)| {
+            let (service, group, part) = (service.to_owned(), group.to_owned(), part.to_owned());
+            (RowKey { side, service, group, kind, part }, slot.clone())
+        };
+        (all.into_iter().map(owned).collect(), left_out)
     }
 
     /// Rows and windows there are.

@@ -298,14 +298,14 @@ async fn a_day_is_there_after_a_new_start() {
         monitor.load(&dir, "embedded").await.unwrap();
         monitor.report(report("a", vec![sample(Side::Outbound, "", "", 6000, 1000)]));
         let minute = monitor.time.now() / 60_000;
-        let rows = monitor.seen.lock().table.minute(minute);
+        let (rows, _) = monitor.seen.lock().table.minute(minute, usize::MAX);
         assert_eq!(rows.len(), 1, "{rows:?}");
         let day = monitor.history.get().unwrap().day.as_ref().unwrap();
         for back in 1..600 {
             let number = u32::try_from(minute).unwrap() - back;
             day.keep(day::Minute { number, rows: rows.clone() });
             // The queue is short on purpose: who is faster than the disk loses minutes.
-            while day.lost.swap(0, std::sync::atomic::Ordering::Relaxed) > 0 {
+            while day.kept.lost.swap(0, std::sync::atomic::Ordering::Relaxed) > 0 {
                 tokio::task::yield_now().await;
                 day.keep(day::Minute { number, rows: rows.clone() });
             }
