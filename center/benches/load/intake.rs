@@ -66,8 +66,14 @@ pub async fn run(shape: Shape, quick: bool) -> Vec<Row> {
             "memory after {:.0} minutes of it",
             measured.elapsed().as_secs_f64() / 60.0 + if quick { 0.0 } else { 1.0 }
         ),
-        "< 1 GB",
+        "",
         format!("{} MB ({} MB without reports)", center.memory() >> 20, memory >> 20),
+    );
+    let windows = center.metric("sockmesh_center_windows").await;
+    row(
+        "rows of figures in memory, and their windows".into(),
+        "",
+        format!("{}, {windows}", center.metric("sockmesh_center_rows").await),
     );
     let Kept { rows: a_minute, bytes: each, left_out } = kept;
     row(
@@ -87,9 +93,9 @@ pub async fn run(shape: Shape, quick: bool) -> Vec<Row> {
         row(what.to_owned(), "", answer);
     }
     let refused = center.metric("sockmesh_center_samples_refused_total").await;
-    row("samples for which there was no room, as /metrics tells".into(), "", refused.to_string());
+    row("samples for which there was no room, as `/metrics` tells".into(), "", refused.to_string());
     pause(20, quick).await;
-    row("memory after that".into(), "< 1 GB", format!("{} MB", center.memory() >> 20));
+    row("memory after that".into(), "", format!("{} MB", center.memory() >> 20));
     let answers = fleet.answers();
     row("answers to the others meanwhile: 50 %, 99 %, longest".into(), "", percentiles(&answers.times, 0));
     reporting.abort();

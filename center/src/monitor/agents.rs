@@ -5,12 +5,15 @@ use std::{collections::HashMap, time::Duration};
 use model::center::{AgentStatus, Report};
 use tokio::time::Instant;
 
+use super::rows::Room;
 use crate::error::{Code, Error};
 
 /// Agents that may be known.
 const AGENTS: usize = 20_000;
 /// An agent that was not heard of for so long is forgotten.
 const FORGOTTEN: Duration = Duration::from_secs(24 * 3600);
+/// What an agent may bring that is new is counted over this time: rows that nobody tells of are forgotten after it.
+const BROUGHT: Duration = Duration::from_secs(3 * 3600);
 /// Reports that may come at once after a pause, and how often they may come in the long run.
 const BURST: f64 = 10.0;
 const PER_SECOND: f64 = 2.0;
@@ -24,6 +27,8 @@ pub(super) struct Seen {
     pub period: Duration,
     sequence: u64,
     tokens: f64,
+    /// What it may still bring, since when, and whether it was said that it may not.
+    room: (Room, Instant, bool),
 }
 
 impl Seen {
@@ -84,10 +89,40 @@ impl Agents {
             };
             self.0.remove(&lost);
         }
-        let seen =
-            Seen { status: report.status.clone(), heard: now, period, sequence: report.sequence, tokens: BURST - 1.0 };
+        let seen = Seen {
+            status: report.status.clone(),
+            heard: now,
+            period,
+            sequence: report.sequence,
+            tokens: BURST - 1.0,
+            room: (Room::WHOLE, now, false),
+        };
         self.0.insert(report.agent.as_str().into(), seen);
         Ok(Count::Yes)
+    }
+
+    /// What an agent may still bring that is new.
+    pub(super) fn room(&mut self, agent: &str) -> Room {
+        let Some(seen) = self.0.get_mut(agent) else { return Room::WHOLE };
+        if seen.room.1.elapsed() > BROUGHT {
+            seen.room = (Room::WHOLE, Instant::now(), false);
+        }
+        seen.room.0
+    }
+
+    /// It has brought some; `refused`: more than it may.
+    pub(super) fn brought(&mut self, agent: &str, left: Room, refused: bool) {
+        let Some(seen) = self.0.get_mut(agent) else { return };
+        seen.room.0 = left;
+        if refused && !std::mem::replace(&mut seen.room.2, true) {
+            tracing::warn!(
+                agent,
+                "reports of services or instances that are new find no room: one agent brings {} services and {} instances \
+                 and callers at most in {BROUGHT:?}, and the centre has a limit for all",
+                Room::WHOLE.services,
+                Room::WHOLE.parts
+            );
+        }
     }
 
     /// Forgets those that are long gone.

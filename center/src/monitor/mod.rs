@@ -170,7 +170,10 @@ impl Monitor {
         let count = checked.and_then(|()| seen.agents.heard(report, limit));
         match count {
             Ok(Count::Yes) => {
-                seen.table.add(report, from, now);
+                let (mut room, refused) = (seen.agents.room(&report.agent), seen.table.refused);
+                seen.table.add(report, from, now, &mut room);
+                let refused = seen.table.refused > refused;
+                seen.agents.brought(&report.agent, room, refused);
                 seen.edges.add(&report.edges, from, now);
                 seen.reports += 1;
                 Ok(())

@@ -25,15 +25,15 @@ impl Ring {
         if index + keep as u64 <= newest {
             return None;
         }
+        // Before one is put there: there are very many rings, and one more than is kept may be twice the memory.
+        self.trim(newest, keep);
         // Nearly always the last or the one before.
         let after = self.0.iter().rev().take_while(|slot| slot.index > index).count();
         let at = self.0.len() - after;
-        if at == 0 || self.0[at - 1].index != index {
-            self.0.insert(at, Slot::at(index));
-            self.trim(newest, keep);
+        if at > 0 && self.0[at - 1].index == index {
+            return self.0.get_mut(at - 1);
         }
-        // Trimming takes from the front.
-        let at = self.0.len().checked_sub(after + 1)?;
+        self.0.insert(at, Slot::at(index));
         self.0.get_mut(at)
     }
 

@@ -18,8 +18,10 @@ const CALLERS: usize = 200;
 /// Who calls beyond that.
 pub(super) const OTHER: &str = "other";
 
-/// Windows that all rows may have together: some 200 MiB.
+/// Windows that all rows may have together: some 200 MiB. And of them those that services, and their parts, may have
+/// whatever the others want.
 const WINDOWS: usize = 1_000_000;
+const AT_LEAST: [usize; 2] = [400_000, 600_000];
 /// Windows of services and of their parts while there is room: five minutes and sixteen seconds by two seconds, an
 /// hour and ten minutes by ten, three hours and one by minutes, each with some windows more for what is asked of now.
 const MOST: [Keep; 2] = [[160, 370, 184], [8, 66, 64]];
@@ -27,6 +29,20 @@ const MOST: [Keep; 2] = [[160, 370, 184], [8, 66, 64]];
 const FEWEST: [Keep; 2] = [[16, 12, 4], [8, 7, 3]];
 /// Rows that nobody has told of for so long are forgotten.
 const IDLE_MS: u64 = 3 * 3_600_000;
+
+/// What one agent may still bring that nobody told of before, so that one alone cannot take all the room there is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Room {
+    /// Services in groups.
+    pub services: usize,
+    /// Instances and callers.
+    pub parts: usize,
+}
+
+impl Room {
+    /// Of an agent that has brought nothing: as many services as one may register, and more endpoints than one has.
+    pub(super) const WHOLE: Self = Self { services: 2_000, parts: 20_000 };
+}
 
 /// One side of one service.
 #[derive(Debug, Default)]
@@ -126,17 +142,19 @@ fn by(samples: Vec<&Sample>, name: fn(&Sample) -> &str) -> BTreeMap<&str, Vec<&S
 }
 
 impl Table {
-    /// Counts a report that looked at `from_ms..to_ms`.
-    pub(super) fn add(&mut self, report: &Report, from_ms: u64, to_ms: u64) {
+    /// Counts a report that looked at `from_ms..to_ms`; what is new in it takes of `room`.
+    pub(super) fn add(&mut self, report: &Report, from_ms: u64, to_ms: u64, room: &mut Room) {
         let mut grouped: BTreeMap<(&str, &str, Side), Vec<&Sample>> = BTreeMap::new();
         for sample in &report.samples {
             grouped.entry((&sample.service, &sample.group, sample.side)).or_default().push(sample);
         }
         for ((service, group, side), samples) in grouped {
-            if !self.make(service, group) {
+            let before = self.groups;
+            if (room.services == 0 && self.sides(service, group).is_none()) || !self.make(service, group) {
                 self.refused += samples.len() as u64;
                 continue;
             }
+            room.services -= self.groups - before;
             let keep = self.keep;
             let (parts, refused) = (&mut self.parts, &mut self.refused);
             let rows = self.services.get_mut(service).and_then(|groups| groups.get_mut(group));
@@ -153,11 +171,12 @@ impl Table {
             let instances = by(told(&samples, [INSTANCE, CALLS, METHODS_OF_INSTANCES, EVERYTHING]), |s| &s.instance);
             for (instance, samples) in instances {
                 if !rows.instances.contains_key(instance) {
-                    if parts[0] >= PARTS {
+                    if parts[0] >= PARTS || room.parts == 0 {
                         *refused += 1;
                         continue;
                     }
                     parts[0] += 1;
+                    room.parts -= 1;
                     rows.instances.insert(instance.into(), Rings::new(from_ms));
                 }
                 let row = rows.instances.get_mut(instance).expect("it is there");
@@ -173,19 +192,20 @@ impl Table {
             for (caller, samples) in callers {
                 let mut name = caller;
                 if !rows.callers.contains_key(name) {
-                    if rows.callers.len() >= CALLERS || parts[1] >= PARTS {
+                    if rows.callers.len() >= CALLERS || parts[1] >= PARTS || room.parts == 0 {
                         name = OTHER;
                     }
                     if !rows.callers.contains_key(name) {
                         parts[1] += 1;
+                        room.parts = room.parts.saturating_sub(1);
                         rows.callers.insert(name.into(), Rings::new(from_ms));
                     }
                 }
                 let row = rows.callers.get_mut(name).expect("it is there");
                 row.add(&samples, from_ms, to_ms, &keep[1]);
             }
-            let room = rows.applications.len() < CALLERS || rows.applications.contains_key(application);
-            if !application.is_empty() && room {
+            let fits = rows.applications.len() < CALLERS || rows.applications.contains_key(application);
+            if !application.is_empty() && fits {
                 rows.applications.insert(application.into(), to_ms);
             }
         }
@@ -264,12 +284,12 @@ impl Table {
     /// How many windows rows may have, by how many rows there are.
     fn fit(&mut self) {
         let rows = [2 * self.groups, self.parts[0] + self.parts[1]];
-        let wanted: usize = rows.iter().zip(&MOST).map(|(rows, keep)| rows * keep.iter().sum::<usize>()).sum();
-        let fits = |most: usize, fewest: usize| {
-            if wanted <= WINDOWS { most } else { (most * WINDOWS / wanted).max(fewest) }
-        };
+        let wanted: [usize; 2] = std::array::from_fn(|class| rows[class] * MOST[class].iter().sum::<usize>());
         for (class, keep) in self.keep.iter_mut().enumerate() {
-            *keep = std::array::from_fn(|level| fits(MOST[class][level], FEWEST[class][level]));
+            // Many instances leave services, which everyone looks at, their past.
+            let may = WINDOWS.saturating_sub(wanted[1 - class]).max(AT_LEAST[class]);
+            let fits = |most: usize| if wanted[class] <= may { most } else { most * may / wanted[class] };
+            *keep = std::array::from_fn(|level| fits(MOST[class][level]).max(FEWEST[class][level]));
         }
     }
 
@@ -423,12 +443,76 @@ mod tests {
             let sample = Sample { side: Side::Inbound, service, group, calls: 1, ..Sample::default() };
             let status = AgentStatus { application: format!("app-{n}"), ..AgentStatus::default() };
             let report = Report { status, samples: vec![sample], ..Report::default() };
-            table.add(&report, to_ms - 2000, to_ms);
+            table.add(&report, to_ms - 2000, to_ms, &mut Room { ..Room::WHOLE });
         };
         for at in [10_000, 700_000] {
             (0..=CALLERS).for_each(|n| tell(&mut table, n, at));
         }
         table.sweep(710_000);
         assert_eq!(table.providers("s", "g").len(), CALLERS);
+    }
+
+    /// A report of so many services that nobody has, each with an instance.
+    fn strange(name: &str, services: usize) -> Report {
+        let sample = |n: usize| Sample {
+            service: format!("{name}{n}"),
+            instance: format!("10.0.0.1:{n}"),
+            calls: u64::MAX,
+            ..Sample::default()
+        };
+        Report { samples: (0..services).map(sample).collect(), ..Report::default() }
+    }
+
+    #[test]
+    fn one_agent_takes_its_part_of_the_room_and_what_is_there_is_told_of_on() {
+        let (mut table, mut room) = (Table::default(), Room::WHOLE);
+        table.add(&strange("a", 20_000), 0, 2000, &mut room);
+        assert_eq!((table.services().len(), table.refused, room.services), (2_000, 18_000, 0));
+        table.add(&strange("b", 1), 0, 2000, &mut room);
+        table.add(&strange("a", 1), 2000, 4000, &mut room);
+        assert_eq!((table.services().len(), table.refused), (2_000, 18_001), "what is known counts on");
+        table.add(&strange("b", 1), 2000, 4000, &mut Room { ..Room::WHOLE });
+        assert_eq!(table.services().len(), 2_001, "another agent has its own");
+        let mut none = Room { parts: 0, ..Room::WHOLE };
+        table.add(&strange("c", 1), 2000, 4000, &mut none);
+        assert_eq!((table.refused, table.parts[0]), (18_002, 2_001), "a service without its instance");
+        // However many agents: never more than there is room for.
+        for n in 0..20 {
+            table.add(&strange(&format!("z{n}-"), 2_000), 0, 2000, &mut Room { ..Room::WHOLE });
+        }
+        assert_eq!(table.services().len(), SERVICES);
+    }
+
+    #[test]
+    fn a_minute_of_too_many_rows_keeps_services_and_the_busiest() {
+        let mut table = Table::default();
+        let mut report = strange("a", 10);
+        for (n, sample) in report.samples.iter_mut().enumerate() {
+            sample.calls = n as u64 * 10;
+        }
+        table.add(&report, 0, 2000, &mut Room { ..Room::WHOLE });
+        let (all, left_out) = table.minute(0, 100);
+        assert_eq!((all.len(), left_out), (20, 0));
+        let (some, left_out) = table.minute(0, 12);
+        assert_eq!((some.len(), left_out), (12, 8));
+        let kept =
+            |kind| some.iter().filter(|(key, _)| key.kind == kind).map(|(_, slot)| slot.calls).collect::<Vec<_>>();
+        let mut instances = kept(PartKind::Instance);
+        instances.sort_unstable();
+        assert_eq!((kept(PartKind::Total).len(), instances), (10, vec![80, 90]));
+        assert_eq!(table.minute(0, 0).1, 20);
+        assert_eq!(table.minute(7, 5).0, []);
+    }
+
+    #[test]
+    fn many_instances_leave_services_their_past() {
+        let mut table = Table { groups: 2_000, parts: [100_000, 45_000], ..Table::default() };
+        table.fit();
+        let span = |keep: &Keep, level: usize| Rings::reach(level, keep) / 1000;
+        assert!(span(&table.keep[0], 1) >= 300, "five minutes by ten seconds: {:?}", table.keep);
+        assert_eq!(table.keep[1], FEWEST[1]);
+        (table.groups, table.parts) = (100, [1_000, 100]);
+        table.fit();
+        assert_eq!(table.keep, MOST);
     }
 }

@@ -80,7 +80,13 @@ impl Slot {
         }
         match self.buckets.binary_search_by_key(&bucket, |(b, _)| *b) {
             Ok(at) => self.buckets[at].1 = self.buckets[at].1.saturating_add(count),
-            Err(at) => self.buckets.insert(at, (bucket, count)),
+            Err(at) => {
+                // Millions of windows have some buckets each: none are held in reserve.
+                if self.buckets.len() == self.buckets.capacity() {
+                    self.buckets.reserve_exact(2);
+                }
+                self.buckets.insert(at, (bucket, count));
+            }
         }
     }
 

@@ -8,7 +8,8 @@ use super::*;
 pub const EVERY: Duration = Duration::from_secs(2);
 /// Endpoints of a service that an agent calls within that time.
 const CALLED: usize = 8;
-/// Applications that call each service that an agent provides.
+/// Applications that call a service, and those of them that call one instance within that time.
+const CALLING: usize = 10;
 const CALLERS: usize = 3;
 
 /// How reports were answered.
@@ -55,11 +56,12 @@ impl Fleet {
                 way: "redirect".into(),
             });
         }
-        for registration in self.registrations_of(agent, 10) {
+        for (nth, registration) in self.registrations_of(agent, 10).into_iter().enumerate() {
+            let number = (agent * (self.shape.instances / self.shape.agents) + nth) % self.shape.services;
             let (service, instance) = (registration.key.service, registration.instance.address);
             let all = sample(Side::Inbound, &service, 240, 10);
             let of = |n: usize| Sample {
-                caller: format!("app{}", (agent + n * 17) % 100),
+                caller: format!("app{}", (number + (agent + n) % CALLING * 7) % 100),
                 ..sample(Side::Inbound, &service, 80, 6)
             };
             samples.extend((0..CALLERS).map(of));
