@@ -37,6 +37,8 @@ pub struct Rig {
     pub agent: SocketAddr,
     /// Where the server listens.
     pub server: SocketAddr,
+    /// The agent's one cluster.
+    pub cluster: Arc<Cluster>,
     // Dropped last: its threads carry everything.
     _runtime: tokio::runtime::Runtime,
     _drainer: drain::Drainer,
@@ -88,7 +90,7 @@ impl Rig {
         let cluster = Arc::new(cluster.unwrap());
         let instances = vec![model::Instance::at(server.to_string())];
         cluster.apply(&model::Snapshot { revision: 1, instances, stale: None });
-        let route = Arc::new(Route::new(Direction::Outbound, kind.name, vec![cluster]));
+        let route = Arc::new(Route::new(Direction::Outbound, kind.name, vec![cluster.clone()]));
         runtime.spawn(async move {
             let live = Arc::new(LiveTable::default());
             while let Ok((io, peer)) = listener.accept().await {
@@ -98,7 +100,7 @@ impl Rig {
                 tokio::spawn(protocol.clone().serve(accepted, route.clone(), drain.clone()));
             }
         });
-        Self { agent, server, _runtime: runtime, _drainer: drainer }
+        Self { agent, server, cluster, _runtime: runtime, _drainer: drainer }
     }
 }
 
@@ -108,6 +110,8 @@ pub struct Caller {
     lot: Vec<u8>,
     depth: usize,
     reader: Reader,
+    /// Has its next call explained before each lot.
+    pub explained: Option<Arc<Cluster>>,
 }
 
 impl Caller {
@@ -120,7 +124,7 @@ impl Caller {
         for id in 0..depth as u64 {
             frame(0, id + 1, META, &vec![b'x'; body], &mut lot);
         }
-        Self { io, lot, depth, reader: Reader::default() }
+        Self { io, lot, depth, reader: Reader::default(), explained: None }
     }
 
     /// Makes at least `calls` calls and says what one cost.
@@ -129,6 +133,9 @@ impl Caller {
         let region = Region::new(COUNTING);
         let started = Instant::now();
         for _ in 0..lots {
+            if let Some(cluster) = &self.explained {
+                cluster.info.stats.recent.ask();
+            }
             // More than the sockets hold would lock up a caller that does not read meanwhile.
             for part in self.lot.chunks(self.lot.len() / self.depth) {
                 self.io.write_all(part).unwrap();

@@ -137,7 +137,7 @@ impl Books {
             stats.failed.fetch_add(new.failed + lost, Relaxed);
             // An endpoint that left and came back begins anew, while its old connections end.
             let active = stats.started.load(Relaxed).saturating_sub(stats.ended.load(Relaxed));
-            stats.in_flight.store(active as u32, Relaxed);
+            endpoint.hot.set_in_flight(active as u32);
         }
         (self.services, self.endpoints, self.unsent, self.begun) = (services, endpoints, unsent, true);
         self.judge(&clusters, capture);

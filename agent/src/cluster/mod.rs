@@ -20,6 +20,7 @@ use std::{
 use arc_swap::ArcSwap;
 use futures_util::future::BoxFuture;
 use model::Snapshot;
+use parking_lot::Mutex;
 use tokio::time::{Instant, Sleep};
 
 use self::end::End;
@@ -27,7 +28,7 @@ pub use self::{preview::Load, steering::Steering};
 use crate::{
     call::{Call, CallError, ErrorKind, Request, Response, Text},
     config,
-    endpoint::{Connector, DialOptions, Endpoint, Introduce},
+    endpoint::{Connector, DialOptions, Endpoint, Introduce, Slabs},
     filter::{self, CallCx, ClusterInfo, Direction, Filter},
     ha::{self, Attempt, Attempts, HaStrategy, Sent},
     kind::{self, BuildCx},
@@ -48,6 +49,8 @@ pub struct Cluster {
     connector: Arc<dyn Connector>,
     dial: DialOptions,
     set: ArcSwap<EndpointSet>,
+    /// Places of the endpoints' hot state, side by side.
+    slabs: Mutex<Slabs>,
     steering: ArcSwap<Steering>,
 }
 
@@ -82,7 +85,7 @@ impl Cluster {
         let filters: anyhow::Result<Vec<_>> =
             config.filters.iter().map(|f| kind::build("filter", filter::KINDS, &f.name, &f.options, cx)).collect();
         let lb = kind::build("load balancer", lb::KINDS, &config.lb.name, &config.lb.options, cx)?;
-        let none = EndpointSet { revision: 0, endpoints: Vec::new(), picker: lb.picker(&[]) };
+        let none = EndpointSet::new(0, lb.picker(&[]), Vec::new());
         Ok(Self {
             info: Arc::new(ClusterInfo {
                 service: Text::from(key.service.as_str()),
@@ -102,6 +105,7 @@ impl Cluster {
                 unix: config.local_unix.as_deref().map(Arc::from),
             },
             set: ArcSwap::from_pointee(none),
+            slabs: Mutex::new(Slabs::new(config.max_in_flight)),
             steering: ArcSwap::default(),
             config: config.clone(),
         })
@@ -139,6 +143,7 @@ impl Cluster {
             old.endpoints.iter().map(|e| ((e.addr, &*e.group), e)).collect();
         let mut fresh = Vec::new();
         let mut endpoints = Vec::with_capacity(snapshot.instances.len());
+        let mut slabs = self.slabs.lock();
         for instance in &snapshot.instances {
             let Ok(addr) = instance.address.parse::<SocketAddr>() else {
                 tracing::warn!(service = %self.info.key, address = instance.address,
@@ -149,7 +154,12 @@ impl Cluster {
             match known.remove(&(addr, group.as_str())) {
                 Some(same) if same.is_as(instance) => endpoints.push(same.clone()),
                 changed => {
-                    let mut endpoint = Endpoint::new(
+                    let slot = match changed {
+                        Some(before) => before.hot.clone(),
+                        None => slabs.take(snapshot.instances.len() - endpoints.len()),
+                    };
+                    let mut endpoint = Endpoint::new_at(
+                        slot,
                         addr,
                         Text::from(group.as_str()),
                         instance.weight,
@@ -169,7 +179,8 @@ impl Cluster {
             }
         }
         let picker = self.picker(&endpoints, &self.steering.load());
-        self.set.store(Arc::new(EndpointSet { revision: snapshot.revision, endpoints, picker }));
+        slabs.shrink();
+        self.set.store(Arc::new(EndpointSet::new(snapshot.revision, picker, endpoints)));
         fresh
     }
 

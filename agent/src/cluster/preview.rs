@@ -1,11 +1,6 @@
 //! What would be: endpoints and shares that are not in force, tried with the code that picks.
 
-use std::{
-    collections::VecDeque,
-    net::SocketAddr,
-    sync::{Arc, atomic::Ordering::Relaxed},
-    time::Duration,
-};
+use std::{collections::VecDeque, net::SocketAddr, sync::Arc, time::Duration};
 
 use model::{Instance, command::GroupShare};
 
@@ -13,7 +8,7 @@ use super::{Cluster, Steering};
 use crate::{
     call::Text,
     config,
-    endpoint::{DialOptions, Endpoint},
+    endpoint::{DialOptions, Endpoint, Slabs, Slot},
     lb::EndpointSet,
 };
 
@@ -34,22 +29,26 @@ impl Cluster {
     /// cluster knows of them, and as many calls in flight as it has now. Nothing in force is touched.
     pub fn preview(&self, instances: &[Instance], groups: &[GroupShare], picks: usize) -> Vec<Load> {
         let now = self.endpoints();
-        let endpoints: Vec<_> = instances.iter().filter_map(|i| self.copy(i, &now)).map(Arc::new).collect();
+        let endpoints: Vec<_> = {
+            let mut slabs = Slabs::new(self.config.max_in_flight);
+            let copies = instances.iter().filter_map(|i| self.copy(i, &now, slabs.take(instances.len())));
+            copies.map(Arc::new).collect()
+        };
         let canary = self.steering().canary.clone();
         let picker = self.picker(&endpoints, &Steering { groups: groups.to_vec(), canary, ..Steering::default() });
-        let set = EndpointSet { revision: 0, endpoints, picker };
+        let set = EndpointSet::new(0, picker, endpoints);
         let busy = now.endpoints.iter().map(|e| e.in_flight() as usize).sum::<usize>().clamp(1, 10_000);
         let mut counts = vec![0usize; set.endpoints.len()];
         let mut flying = VecDeque::with_capacity(busy);
         for _ in 0..picks {
             let Some(index) = set.pick(&[], self.config.max_in_flight, Some(fastrand::u64(..))) else { break };
             counts[index] += 1;
-            set.endpoints[index].stats.in_flight.fetch_add(1, Relaxed);
+            set.endpoints[index].hot.begin();
             flying.push_back(index);
             if flying.len() > busy
                 && let Some(landed) = flying.pop_front()
             {
-                set.endpoints[landed].stats.in_flight.fetch_sub(1, Relaxed);
+                set.endpoints[landed].hot.end();
             }
         }
         let total = counts.iter().sum::<usize>().max(1) as f64;
@@ -57,16 +56,17 @@ impl Cluster {
         loads.map(|(e, n)| Load { addr: e.addr, group: e.group.clone(), share: n as f64 / total }).collect()
     }
 
-    fn copy(&self, instance: &Instance, now: &EndpointSet) -> Option<Endpoint> {
+    fn copy(&self, instance: &Instance, now: &EndpointSet, slot: Arc<Slot>) -> Option<Endpoint> {
         let addr = instance.address.parse().ok()?;
         let group = if instance.group.is_empty() { &self.info.key.group } else { &instance.group };
         let eject = config::Eject { connect_failures: 1, ..self.config.eject.clone() };
-        let mut copy = Endpoint::new(addr, group.as_str().into(), instance.weight, eject, DialOptions::default());
+        let (group, weight, dial) = (Text::from(group.as_str()), instance.weight, DialOptions::default());
+        let mut copy = Endpoint::new_at(slot, addr, group.clone(), weight, eject, dial);
         copy.describe(instance);
-        if let Some(known) = now.endpoints.iter().find(|e| e.addr == addr && *e.group == *group.as_str()) {
-            let expected = known.stats.ewma.expected_ns();
+        if let Some(known) = now.endpoints.iter().find(|e| e.addr == addr && e.group == group) {
+            let expected = known.hot.ewma.expected_ns();
             if expected > 0 {
-                copy.stats.ewma.observe(Duration::from_nanos(expected));
+                copy.hot.ewma.observe(Duration::from_nanos(expected));
             }
             if !known.is_available() {
                 copy.health.connect_failed();

@@ -5,7 +5,7 @@ use std::{
     time::Duration,
 };
 
-use tokio::time::Instant;
+use super::clock::now_ms;
 
 /// An endpoint that is not called is expected to be twice as fast after this long. Without that, one
 /// that was slow once would never be picked again, and so never be seen to have recovered.
@@ -17,25 +17,18 @@ const SAMPLE_SHIFT: u32 = 3;
 ///
 /// Written from many threads without a lock: two samples at once may count as one, which moves a mean
 /// by an eighth at most.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Ewma {
     ns: AtomicU64,
-    /// When it was observed last, in milliseconds after `born`.
+    /// When it was observed last, in milliseconds of the agent's clock.
     at_ms: AtomicU64,
-    born: Instant,
-}
-
-impl Default for Ewma {
-    fn default() -> Self {
-        Self { ns: AtomicU64::new(0), at_ms: AtomicU64::new(0), born: Instant::now() }
-    }
 }
 
 impl Ewma {
     /// Counts one sample.
     pub fn observe(&self, latency: Duration) {
         let sample = u64::try_from(latency.as_nanos()).unwrap_or(u64::MAX >> SAMPLE_SHIFT);
-        let now_ms = self.now_ms();
+        let now_ms = now_ms();
         let new = match self.expected_at(now_ms) {
             0 => sample,
             old => old - (old >> SAMPLE_SHIFT) + (sample >> SAMPLE_SHIFT),
@@ -46,10 +39,11 @@ impl Ewma {
 
     /// What to expect now, in nanoseconds; 0 of an endpoint nobody has measured.
     pub fn expected_ns(&self) -> u64 {
-        self.expected_at(self.now_ms())
+        self.expected_at(now_ms())
     }
 
-    fn expected_at(&self, now_ms: u64) -> u64 {
+    /// What to expect at a moment of [`Ewma::now`], for those who ask of several.
+    pub fn expected_at(&self, now_ms: u64) -> u64 {
         let ns = self.ns.load(Relaxed);
         let idle = now_ms.saturating_sub(self.at_ms.load(Relaxed));
         let half = HALF_LIFE.as_millis() as u64;
@@ -58,8 +52,15 @@ impl Ewma {
         halved - halved / 2 * (idle % half) / half
     }
 
-    fn now_ms(&self) -> u64 {
-        self.born.elapsed().as_millis() as u64
+    /// The present moment.
+    pub fn now() -> u64 {
+        now_ms()
+    }
+
+    /// As one that was never observed.
+    pub(super) fn forget(&self) {
+        self.ns.store(0, Relaxed);
+        self.at_ms.store(0, Relaxed);
     }
 }
 

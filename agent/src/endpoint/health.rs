@@ -3,14 +3,17 @@
 use std::{
     sync::{
         Arc, Weak,
-        atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed},
+        atomic::{
+            AtomicBool, AtomicU8, AtomicU32, AtomicU64,
+            Ordering::{Relaxed, SeqCst},
+        },
     },
     time::Duration,
 };
 
 use tokio::time::{Instant, sleep};
 
-use super::{Endpoint, Probed, dial};
+use super::{Endpoint, Probed, Slot, dial};
 use crate::config;
 
 /// Probes that reach an endpoint without an answer before it may try its luck with a call: a program that
@@ -20,7 +23,7 @@ const SILENT_PROBES: u32 = 5;
 /// Whether an endpoint may be picked.
 ///
 /// Leaves on failed connects or a run of failures, comes back when a probe connects. Races between
-/// calls only move the moment by a call or two, so everything is relaxed.
+/// calls only move the moment by a call or two, so everything is relaxed, but for the word that it is out.
 pub struct Health {
     rules: config::Eject,
     out: AtomicBool,
@@ -36,6 +39,8 @@ pub struct Health {
     reason: AtomicU8,
     born: Instant,
     wake: tokio::sync::Notify,
+    /// To be told that it is out.
+    slot: Arc<Slot>,
 }
 
 /// Why an endpoint left.
@@ -55,8 +60,8 @@ pub struct Standing {
 }
 
 impl Health {
-    /// In rotation, never tried.
-    pub fn new(rules: config::Eject) -> Self {
+    /// In rotation, never tried; of the endpoint that has `slot`.
+    pub fn new(rules: config::Eject, slot: Arc<Slot>) -> Self {
         Self {
             rules,
             out: AtomicBool::new(false),
@@ -68,12 +73,13 @@ impl Health {
             reason: AtomicU8::new(0),
             born: Instant::now(),
             wake: tokio::sync::Notify::new(),
+            slot,
         }
     }
 
     /// Whether it is in rotation.
     pub fn is_available(&self) -> bool {
-        !self.out.load(Relaxed)
+        !self.out.load(SeqCst)
     }
 
     /// An answer came, good or the user's own error.
@@ -124,12 +130,18 @@ impl Health {
         }
     }
 
+    /// Whether it is out of rotation because calls failed, not connections.
+    pub fn has_failed_calls(&self) -> bool {
+        !self.is_available() && self.reason.load(Relaxed) == CALLS
+    }
+
     fn now_ms(&self) -> u64 {
         self.born.elapsed().as_millis() as u64
     }
 
     fn leave(&self, reason: u8) {
-        if !self.out.swap(true, Relaxed) {
+        if !self.out.swap(true, SeqCst) {
+            self.slot.doubt();
             self.left_ms.store(self.now_ms(), Relaxed);
             self.reason.store(reason, Relaxed);
             self.ejections.fetch_add(1, Relaxed);
@@ -211,7 +223,7 @@ mod tests {
 
     #[test]
     fn leaves_on_connects_or_a_run_of_failures() {
-        let health = Health::new(rules());
+        let health = Health::new(rules(), Slot::alone());
         health.connect_failed();
         assert!(health.is_available());
         health.succeeded();
@@ -221,15 +233,17 @@ mod tests {
         health.connect_failed();
         assert!(!health.is_available());
         assert_eq!(health.standing().reason, Some("connections failed"));
+        assert!(!health.has_failed_calls());
         assert!(health.standing().since.is_some());
 
-        let health = Health::new(rules());
+        let health = Health::new(rules(), Slot::alone());
         for _ in 0..3 {
             assert!(health.is_available());
             health.failed();
         }
         assert!(!health.is_available());
         assert_eq!(health.standing().reason, Some("calls failed"));
+        assert!(health.has_failed_calls());
     }
 
     #[tokio::test]

@@ -1,18 +1,17 @@
 //! One running copy of a service as this agent sees it: address, health, connections.
 
 mod bar;
+mod clock;
 mod dial;
 mod ewma;
 mod health;
+mod hot;
 
 use std::{
     any::Any,
     fmt,
     net::SocketAddr,
-    sync::{
-        Arc, OnceLock,
-        atomic::{AtomicU32, AtomicU64, Ordering::Relaxed},
-    },
+    sync::{Arc, OnceLock, atomic::AtomicU64},
     time::Duration,
 };
 
@@ -24,6 +23,7 @@ pub use self::{
     dial::{DialOptions, Introduce, dial, dial_for},
     ewma::Ewma,
     health::{Health, Standing, probe_forever},
+    hot::{Hot, Slab, Slabs, Slot},
 };
 use crate::{
     call::{CallError, Request, Response, Text},
@@ -49,9 +49,10 @@ pub struct Endpoint {
     /// Whether it may be picked.
     pub health: Arc<Health>,
     /// Raised by filters that keep calls of this cluster from it.
-    pub bar: Bar,
-    /// The same for all services of the host that have an endpoint at its address; set by the filter that keeps it.
-    pub shared_bar: OnceLock<Arc<Bar>>,
+    pub bar: Arc<Bar>,
+    shared_bar: OnceLock<Arc<Bar>>,
+    /// What every pick looks at.
+    pub hot: Arc<Slot>,
     /// What was seen of it.
     pub stats: Arc<Stats>,
     /// Connect timeout, marks and the like, for whoever dials it.
@@ -73,10 +74,6 @@ pub struct Stats {
     pub failed: AtomicU64,
     /// Time of an attempt, as far as the body of the answer.
     pub latency: Histogram,
-    /// What latency to expect, for `p2c`.
-    pub ewma: Ewma,
-    /// Attempts in flight.
-    pub in_flight: AtomicU32,
     /// Answers that came after their call was over, dropped.
     pub late: AtomicU64,
 }
@@ -84,6 +81,20 @@ pub struct Stats {
 impl Endpoint {
     /// An endpoint nobody has talked to yet.
     pub fn new(addr: SocketAddr, group: Text, weight: u32, eject: config::Eject, dial: DialOptions) -> Self {
+        Self::new_at(Slot::alone(), addr, group, weight, eject, dial)
+    }
+
+    /// The same, with its hot state beside that of others.
+    pub fn new_at(
+        slot: Arc<Slot>,
+        addr: SocketAddr,
+        group: Text,
+        weight: u32,
+        eject: config::Eject,
+        dial: DialOptions,
+    ) -> Self {
+        let bar = Arc::new(Bar::default());
+        bar.keep(&slot);
         Self {
             addr,
             group,
@@ -91,9 +102,10 @@ impl Endpoint {
             zone: Text::default(),
             version: Text::default(),
             metadata: Metadata::default(),
-            health: Arc::new(Health::new(eject)),
-            bar: Bar::default(),
+            health: Arc::new(Health::new(eject, slot.clone())),
+            bar,
             shared_bar: OnceLock::new(),
+            hot: slot,
             stats: Arc::default(),
             dial,
             prober: None,
@@ -125,13 +137,28 @@ impl Endpoint {
         pool.downcast_ref().expect("a cluster has one connector, so its endpoints hold one type of pool")
     }
 
-    /// Takes over connections and counters of `before`, which is this endpoint with another weight or description.
+    /// Takes over connections, counters and standing of `before`, which is this endpoint with another weight or
+    /// description.
     pub fn inherit(&mut self, before: &Self) {
         if let Some(pool) = before.pool.get() {
             self.pool = OnceLock::from(pool.clone());
         }
         self.stats = before.stats.clone();
         self.health = before.health.clone();
+        self.bar = before.bar.clone();
+        self.hot = before.hot.clone();
+    }
+
+    /// A bar that is the same for all services of the host that have an endpoint at its address. Set once, by the
+    /// filter that keeps it, before the endpoint is picked.
+    pub fn share_bar(&self, bar: Arc<Bar>) {
+        bar.keep(&self.hot);
+        let _ = self.shared_bar.set(bar);
+    }
+
+    /// What [`Endpoint::share_bar`] was told.
+    pub fn shared_bar(&self) -> Option<&Arc<Bar>> {
+        self.shared_bar.get()
     }
 
     /// The connector's state if any call was made yet.
@@ -144,9 +171,15 @@ impl Endpoint {
         self.health.is_available() && !self.bar.is_up() && !self.shared_bar.get().is_some_and(|bar| bar.is_up())
     }
 
+    /// Looks whether nothing at all stands against it, and if so lets balancers know, which need not look again.
+    pub fn look_closer(&self) {
+        let nothing_set = || !self.bar.is_set() && !self.shared_bar.get().is_some_and(|bar| bar.is_set());
+        self.hot.clear(|| self.health.is_available() && nothing_set());
+    }
+
     /// Attempts in flight.
     pub fn in_flight(&self) -> u32 {
-        self.stats.in_flight.load(Relaxed)
+        self.hot.in_flight()
     }
 }
 

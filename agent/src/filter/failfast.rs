@@ -89,11 +89,11 @@ fn is_failure(end: Result<&Response, &CallError>) -> Option<bool> {
 
 impl Filter for Failfast {
     fn on_endpoint(&self, endpoint: &Endpoint) {
-        let _ = endpoint.shared_bar.set(self.book.bar(endpoint.addr));
+        endpoint.share_bar(self.book.bar(endpoint.addr));
     }
 
     fn on_attempt(&self, _: &CallCx, attempt: &Trying<'_>, _: &mut Request) -> Verdict {
-        let Some(bar) = attempt.to.shared_bar.get().filter(|bar| bar.is_set()) else { return Verdict::Continue };
+        let Some(bar) = attempt.to.shared_bar().filter(|bar| bar.is_set()) else { return Verdict::Continue };
         if bar.pass_one(self.retry_every) {
             self.trials.fetch_add(1, Relaxed);
             return Verdict::Continue;
@@ -104,7 +104,7 @@ impl Filter for Failfast {
     }
 
     fn on_attempt_end(&self, _: &CallCx, attempt: &Trying<'_>, end: Result<&Response, &CallError>) {
-        let (Some(bar), Some(failed)) = (attempt.to.shared_bar.get(), is_failure(end)) else { return };
+        let (Some(bar), Some(failed)) = (attempt.to.shared_bar(), is_failure(end)) else { return };
         if !failed {
             // A load in the usual case.
             if bar.failures.load(Relaxed) != 0 {
@@ -198,7 +198,7 @@ mod tests {
         let b = Arc::new(Bench::new(build, "{failures: 1, retry_every: 1ms}"));
         let one = b.endpoint(1);
         b.attempt(&one, reset()).unwrap();
-        one.shared_bar.get().unwrap().raise(Duration::ZERO);
+        one.shared_bar().unwrap().raise(Duration::ZERO);
         let slow = Arc::new(Bench::new(build, "{retry_every: 1h}"));
         let mut tasks = tokio::task::JoinSet::new();
         for _ in 0..10_000 {

@@ -33,7 +33,7 @@ impl Attempt {
     /// The same, at a moment that is known already.
     pub fn begin_at(endpoint: &Arc<Endpoint>, started: Instant) -> Self {
         endpoint.stats.started.fetch_add(1, Relaxed);
-        endpoint.stats.in_flight.fetch_add(1, Relaxed);
+        endpoint.hot.begin();
         Self { endpoint: endpoint.clone(), started, failed: false, timed: false, way: None }
     }
 
@@ -49,7 +49,7 @@ impl Attempt {
         self.failed = failed;
         // The head is what an endpoint's own speed shows in; the body's pace is the caller's too.
         let elapsed = self.started.elapsed();
-        self.endpoint.stats.ewma.observe(elapsed);
+        self.endpoint.hot.ewma.observe(elapsed);
         let ends_later = matches!(response.body, Body::Stream(_)) && !response.is_copied();
         self.way = (!ends_later).then_some(elapsed);
         if failed { self.endpoint.health.failed() } else { self.endpoint.health.succeeded() }
@@ -79,17 +79,17 @@ impl Attempt {
 impl Drop for Attempt {
     fn drop(&mut self) {
         let stats = &self.endpoint.stats;
-        stats.in_flight.fetch_sub(1, Relaxed);
+        self.endpoint.hot.end();
         stats.ended.fetch_add(1, Relaxed);
         if self.failed {
             stats.failed.fetch_add(1, Relaxed);
         }
         if self.timed {
             stats.latency.record(self.way.unwrap_or_else(|| self.started.elapsed()));
-        } else if self.started.elapsed().as_nanos() > u128::from(stats.ewma.expected_ns()) {
+        } else if self.started.elapsed().as_nanos() > u128::from(self.endpoint.hot.ewma.expected_ns()) {
             // Given up before an answer, which would have taken longer still: one that loses every race must
             // not be taken for a fast one.
-            stats.ewma.observe(self.started.elapsed());
+            self.endpoint.hot.ewma.observe(self.started.elapsed());
         }
     }
 }

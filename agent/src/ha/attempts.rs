@@ -15,7 +15,7 @@ use crate::{
     call::{Body, Call, CallError, ErrorKind, Head, Request, Response, Retry, Status},
     endpoint::{Connector, Endpoint},
     filter::{CallCx, Filter, Trying, Verdict, note},
-    lb::{EndpointSet, PickCx, Traits},
+    lb::{EndpointSet, Traits},
     metrics::{Candidate, Step, micros},
 };
 
@@ -299,8 +299,8 @@ impl<'a> Attempts<'a> {
     }
 
     fn candidates(&self, tried: &[usize], picked: Option<usize>) -> Step {
-        let Self { set, max_in_flight, traits: Traits { hash, marked }, .. } = *self;
-        let cx = PickCx { endpoints: &set.endpoints, tried, max_in_flight, hash, marked };
+        let Self { set, max_in_flight, traits, .. } = *self;
+        let cx = set.cx(tried, max_in_flight, traits);
         let order = picked.into_iter().chain((0..set.endpoints.len()).filter(|i| Some(*i) != picked));
         let candidate = |i: usize| {
             let Endpoint { addr, group, zone, weight, .. } = &*set.endpoints[i];

@@ -89,7 +89,7 @@ async fn a_backup_wins_over_one_that_hangs() {
     assert_eq!((marks, ports[0] != ports[1]), (vec![0, 1], true));
     assert_eq!(b.in_flight(), 0, "the loser is given up");
     let loser = b.cluster.endpoints().endpoints.iter().find(|e| e.addr.port() == ports[0]).unwrap().clone();
-    assert_eq!(loser.stats.ewma.expected_ns(), 20_000_000, "and known to be no faster than that");
+    assert_eq!(loser.hot.ewma.expected_ns(), 20_000_000, "and known to be no faster than that");
 }
 
 #[tokio::test(start_paused = true)]

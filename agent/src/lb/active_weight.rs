@@ -15,7 +15,8 @@ pub(super) struct ActiveWeight;
 
 /// Indices, each as often as its weight: one drawn from it is drawn by weight.
 struct ByWeight {
-    table: Box<[u32]>,
+    /// None when all weigh the same: then any index will do, and a draw is not a look into memory.
+    table: Option<Box<[u32]>>,
 }
 
 pub(super) fn build(options: &Value, _: &BuildCx) -> anyhow::Result<Arc<dyn LoadBalancer>> {
@@ -25,27 +26,39 @@ pub(super) fn build(options: &Value, _: &BuildCx) -> anyhow::Result<Arc<dyn Load
 
 impl LoadBalancer for ActiveWeight {
     fn picker(&self, endpoints: &[Arc<Endpoint>]) -> Box<dyn Picker> {
-        Box::new(ByWeight { table: weighted::round_of(endpoints) })
+        let is_same = endpoints.windows(2).all(|two| two[0].weight == two[1].weight);
+        Box::new(ByWeight { table: (!is_same).then(|| weighted::round_of(endpoints)) })
     }
 }
 
 impl Picker for ByWeight {
     fn pick(&self, cx: &PickCx<'_>) -> Option<usize> {
         let n = cx.endpoints.len();
-        if self.table.is_empty() {
+        if self.table.as_ref().map_or(n, |table| table.len()) == 0 {
             return None;
         }
         // The first is drawn by weight and keeps its place among equals, so that an idle service is
         // called in proportion to the weights as well.
-        let draw = || self.table[fastrand::usize(..self.table.len())] as usize;
+        let draw = || match &self.table {
+            Some(table) => table[fastrand::usize(..table.len())] as usize,
+            None => fastrand::usize(..n),
+        };
         let Some(first) = (0..DRAWS).map(|_| draw()).find(|&i| cx.eligible(i)) else {
             return cx.random_eligible();
         };
-        let mut best = first;
-        for look in 1..n.min(LOOKS) {
-            let other = if n <= LOOKS { (first + look) % n } else { draw() };
-            if cx.eligible(other) && is_freer(&cx.endpoints[other], &cx.endpoints[best]) {
-                best = other;
+        let load = |i: usize| Load { in_flight: cx.hot(i).in_flight(), weight: cx.weight(i) };
+        let (mut best, mut least, mut next) = (first, load(first), first);
+        for _ in 1..n.min(LOOKS) {
+            // Nobody is freer than one that does nothing.
+            if least.in_flight == 0 {
+                break;
+            }
+            next = if n > LOOKS { draw() } else { (next + 1) % n };
+            if cx.eligible(next) {
+                let load = load(next);
+                if load.is_less_than(least) {
+                    (best, least) = (next, load);
+                }
             }
         }
         Some(best)
@@ -56,15 +69,21 @@ impl Picker for ByWeight {
     }
 }
 
-/// Whether `a` has fewer calls in flight for its weight than `b`.
-fn is_freer(a: &Endpoint, b: &Endpoint) -> bool {
-    u64::from(a.in_flight()) * u64::from(b.weight) < u64::from(b.in_flight()) * u64::from(a.weight)
+/// Calls in flight for a weight.
+#[derive(Clone, Copy)]
+struct Load {
+    in_flight: u32,
+    weight: u32,
+}
+
+impl Load {
+    fn is_less_than(self, other: Self) -> bool {
+        u64::from(self.in_flight) * u64::from(other.weight) < u64::from(other.in_flight) * u64::from(self.weight)
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::Ordering::Relaxed;
-
     use super::{super::testing::*, *};
 
     #[test]
@@ -79,7 +98,7 @@ mod tests {
         let set = set(&ActiveWeight, &[10, 20, 10]);
         let busy = [3, 4, 3];
         for (endpoint, n) in set.endpoints.iter().zip(busy) {
-            endpoint.stats.in_flight.store(n, Relaxed);
+            endpoint.hot.set_in_flight(n);
         }
         assert_eq!(shares(&set, 100), [0, 100, 0], "4 in flight at weight 20 are fewer than 3 at weight 10");
     }
@@ -90,7 +109,7 @@ mod tests {
         let set = set(&ActiveWeight, &[10, 10, 20]);
         for _ in 0..400 {
             let index = set.pick(&[], usize::MAX, None).unwrap();
-            set.endpoints[index].stats.in_flight.fetch_add(1, Relaxed);
+            set.endpoints[index].hot.begin();
         }
         let busy: Vec<_> = set.endpoints.iter().map(|e| e.in_flight()).collect();
         assert!(busy[0].abs_diff(100) <= 1 && busy[1].abs_diff(100) <= 1 && busy[2].abs_diff(200) <= 1, "{busy:?}");

@@ -99,7 +99,7 @@ mod tests {
             e.group = letters[i].to_lowercase().to_string().as_str().into();
         });
         let picker = if shares.is_empty() { lb.picker(&endpoints) } else { grouped(lb, &endpoints, shares) };
-        EndpointSet { revision: 1, picker, endpoints }
+        EndpointSet::new(1, picker, endpoints)
     }
 
     #[test]

@@ -85,7 +85,7 @@ mod tests {
     fn grouped(weights: &str, groups: &[&str]) -> crate::lb::EndpointSet {
         let lb = build(&serde_yaml::from_str(weights).unwrap(), &BuildCx::default()).unwrap();
         let endpoints = endpoints_with(groups.len(), |i, e| e.group = groups[i].into());
-        crate::lb::EndpointSet { revision: 1, picker: lb.picker(&endpoints), endpoints }
+        crate::lb::EndpointSet::new(1, lb.picker(&endpoints), endpoints)
     }
 
     #[test]

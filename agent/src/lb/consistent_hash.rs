@@ -57,7 +57,7 @@ impl Default for Options {
 
 struct ConsistentHash(Options);
 
-/// Owners of the partitions: a pick is a jump and a load.
+/// Owners of the partitions: a pick is a little arithmetic and a load.
 struct Partitions {
     owners: Box<[u32]>,
 }
@@ -148,7 +148,7 @@ impl Picker for Partitions {
         // A key whose owner cannot take it goes through the others in an order of its own, so that the
         // keys of one that is out are spread over all and come back to it.
         for _ in 0..FALLBACKS {
-            let owner = self.owners[jump(hash, self.owners.len())] as usize;
+            let owner = self.owners[bucket(hash, self.owners.len())] as usize;
             if cx.eligible(owner) {
                 return Some(owner);
             }
@@ -166,17 +166,45 @@ fn hash(bytes: &[u8]) -> u64 {
     XxHash64::oneshot(0, bytes)
 }
 
-/// Jump consistent hash (Lamping and Veach): which of `buckets` a key belongs to. When there are more
-/// buckets, few keys move. A plain remainder would move nearly all, because the number of partitions
-/// follows the number of endpoints.
-fn jump(mut key: u64, buckets: usize) -> usize {
-    let (mut bucket, mut next) = (0i64, 0i64);
-    while next < buckets as i64 {
-        bucket = next;
-        key = key.wrapping_mul(2_862_933_555_777_941_757).wrapping_add(1);
-        next = ((bucket + 1) as f64 * ((1u64 << 31) as f64 / ((key >> 33) + 1) as f64)) as i64;
+/// Looks for a bucket among the newest ones before the older ones take the key: what is missed is one key in 2^8.
+const LOOKS: u32 = 8;
+
+/// Which of `n` buckets a key belongs to (BinomialHash, Coluzzi et al. 2024). With more buckets a key stays or goes to
+/// a new one. A plain remainder would move nearly all, because the number of partitions follows the number of
+/// endpoints; jump consistent hash takes longer the more buckets there are, this does not.
+fn bucket(key: u64, n: usize) -> usize {
+    let Some(outer) = n.checked_next_power_of_two().filter(|_| n > 1) else { return 0 };
+    let (n, outer) = (n as u64, outer as u64);
+    // The lower half is there in any case, of the upper half only a part.
+    let inner = outer / 2;
+    let mut hash = key;
+    for _ in 0..LOOKS {
+        let found = within_level(hash & (outer - 1), hash);
+        if found < inner {
+            break;
+        }
+        if found < n {
+            return found as usize;
+        }
+        hash = mixed(hash.wrapping_add(0x9e37_79b9_7f4a_7c15));
     }
-    bucket as usize
+    within_level(key & (inner - 1), key) as usize
+}
+
+/// Another bucket with the same highest bit, by the other bits of the hash: those of a level that is not full yet must
+/// not follow each other.
+fn within_level(bucket: u64, hash: u64) -> u64 {
+    if bucket < 2 {
+        return bucket;
+    }
+    let level = 1 << bucket.ilog2();
+    level | mixed(hash ^ level) & (level - 1)
+}
+
+fn mixed(mut x: u64) -> u64 {
+    x = (x ^ x >> 32).wrapping_mul(0xd6e8_feb8_6659_fd93);
+    x = (x ^ x >> 32).wrapping_mul(0xd6e8_feb8_6659_fd93);
+    x ^ x >> 32
 }
 
 #[cfg(test)]
@@ -257,6 +285,24 @@ mod tests {
         assert_eq!(heirs.len(), 9);
         let (least, most) = (heirs.values().min().unwrap(), heirs.values().max().unwrap());
         assert!(most < &(least * 3), "{heirs:?}");
+    }
+
+    #[test]
+    fn buckets_are_of_a_size_and_a_key_stays_or_goes_to_a_new_one() {
+        let keys: Vec<u64> = (0..20_000u64).map(|k| hash(&k.to_le_bytes())).collect();
+        let mut before: Vec<usize> = vec![0; keys.len()];
+        for n in 1..=300 {
+            for (key, was) in keys.iter().zip(&mut before) {
+                let is = bucket(*key, n);
+                assert!(is == *was || is == n - 1, "{n} buckets: {was} to {is}");
+                *was = is;
+            }
+        }
+        for n in [2, 3, 7, 64, 65, 100, 321] {
+            let mut counts = vec![0usize; n];
+            (0..n as u64 * 1000).for_each(|k| counts[bucket(hash(&k.to_le_bytes()), n)] += 1);
+            fits(&counts, &vec![1; n]);
+        }
     }
 
     #[test]

@@ -74,7 +74,7 @@ mod tests {
     fn set(lb: &str, groups: &str, shares: &[(&str, u32)]) -> EndpointSet {
         let letters: Vec<String> = groups.chars().map(String::from).collect();
         let endpoints = endpoints_with(letters.len(), |i, e| e.group = letters[i].as_str().into());
-        EndpointSet { revision: 1, picker: grouped(&*by_name(lb), &endpoints, shares), endpoints }
+        EndpointSet::new(1, grouped(&*by_name(lb), &endpoints, shares), endpoints)
     }
 
     fn by_group(set: &EndpointSet, n: usize) -> String {

@@ -78,10 +78,10 @@ mod tests {
     fn others_only_when_nobody_here_can_take_it() {
         let lb = LocalFirst { then: by_name("round_robin"), own: || ["10.0.0.2".parse().unwrap()].into() };
         let endpoints = endpoints_with(4, |i, e| e.addr = format!("10.0.0.{i}:80").parse().unwrap());
-        let set = EndpointSet { revision: 1, picker: lb.picker(&endpoints), endpoints };
+        let set = EndpointSet::new(1, lb.picker(&endpoints), endpoints);
         assert_eq!(shares(&set, 50), [0, 0, 50, 0]);
         assert_ne!(set.pick(&[2], usize::MAX, None), None);
-        set.endpoints[2].stats.in_flight.store(5, std::sync::atomic::Ordering::Relaxed);
+        set.endpoints[2].hot.set_in_flight(5);
         assert_ne!(set.pick(&[], 5, None), Some(2), "at its limit");
         eject(&set.endpoints[2]);
         assert_eq!(shares(&set, 30), [10, 10, 0, 10]);
@@ -95,7 +95,7 @@ mod tests {
                 e.addr = "192.0.2.1:80".parse().unwrap();
             }
         });
-        let set = EndpointSet { revision: 1, picker: lb.picker(&endpoints), endpoints };
+        let set = EndpointSet::new(1, lb.picker(&endpoints), endpoints);
         assert_eq!(shares(&set, 10), [0, 10]);
         let error = build(&serde_yaml::from_str("then: best").unwrap(), &BuildCx::default()).err().unwrap();
         assert!(error.to_string().starts_with("then: unknown load balancer `best`"), "{error}");

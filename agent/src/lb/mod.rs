@@ -8,6 +8,7 @@ mod groups;
 mod local_first;
 mod p2c;
 mod random;
+mod roster;
 mod round_robin;
 mod subset;
 mod weighted;
@@ -17,10 +18,10 @@ use std::sync::Arc;
 
 use anyhow::anyhow;
 
-pub use self::{canary::Canaried, groups::grouped, subset::Subset};
+pub use self::{canary::Canaried, groups::grouped, roster::Roster, subset::Subset};
 use crate::{
     call::Request,
-    endpoint::Endpoint,
+    endpoint::{Endpoint, Hot},
     kind::{self, BuildCx, Kind, Value},
 };
 
@@ -78,6 +79,8 @@ pub trait Picker: Send + Sync + 'static {
 pub struct PickCx<'a> {
     /// The set the picker was made for, in the same order.
     pub endpoints: &'a [Arc<Endpoint>],
+    /// Made of the same endpoints.
+    pub roster: &'a Roster,
     /// Endpoints this call has tried already.
     pub tried: &'a [usize],
     /// In-flight limit of one endpoint.
@@ -108,14 +111,36 @@ const DRAWS: usize = 16;
 
 impl PickCx<'_> {
     /// Whether endpoint `index` may take this attempt.
+    #[inline]
     pub fn eligible(&self, index: usize) -> bool {
-        self.endpoints[index].is_available() && self.possible(index)
+        let is_asked = self.roster.is_weighed(index) && !self.tried.contains(&index);
+        is_asked && (self.roster.is_plain(index, self.max_in_flight) || self.has_nothing_against(index))
+    }
+
+    /// Looks at the endpoint itself, which few picks have to.
+    #[cold]
+    fn has_nothing_against(&self, index: usize) -> bool {
+        let endpoint = &self.endpoints[index];
+        endpoint.look_closer();
+        endpoint.is_available() && (endpoint.in_flight() as usize) < self.max_in_flight
     }
 
     /// Whether it could if its health were no matter: weighed at all, not tried yet, not at its limit.
     fn possible(&self, index: usize) -> bool {
-        let endpoint = &self.endpoints[index];
-        endpoint.weight > 0 && !self.tried.contains(&index) && (endpoint.in_flight() as usize) < self.max_in_flight
+        let is_asked = self.roster.is_weighed(index) && !self.tried.contains(&index);
+        is_asked && (self.hot(index).in_flight() as usize) < self.max_in_flight
+    }
+
+    /// What balancers compare of endpoint `index`.
+    #[inline]
+    pub fn hot(&self, index: usize) -> &Hot {
+        self.roster.hot(index, self.endpoints)
+    }
+
+    /// The weight of endpoint `index`.
+    #[inline]
+    pub fn weight(&self, index: usize) -> u32 {
+        self.roster.weight(index)
     }
 
     /// The first eligible index from `start` on, wrapping around.
@@ -160,28 +185,39 @@ pub struct EndpointSet {
     pub endpoints: Vec<Arc<Endpoint>>,
     /// Picks among `endpoints`.
     pub picker: Box<dyn Picker>,
+    roster: Roster,
 }
 
 impl EndpointSet {
+    /// `endpoints`, and the `picker` that was made for them.
+    pub fn new(revision: u64, picker: Box<dyn Picker>, endpoints: Vec<Arc<Endpoint>>) -> Self {
+        Self { revision, roster: Roster::new(&endpoints), endpoints, picker }
+    }
+
+    /// What its picker is asked with.
+    pub fn cx<'a>(&'a self, tried: &'a [usize], max_in_flight: usize, traits: impl Into<Traits>) -> PickCx<'a> {
+        let Traits { hash, marked } = traits.into();
+        PickCx { endpoints: &self.endpoints, roster: &self.roster, tried, max_in_flight, hash, marked }
+    }
+
     /// Picks for one attempt. When nothing is eligible the least bad untried endpoint is taken rather
     /// than none: a wrong health verdict on all of them must not stop a service that works.
     /// `None` only when every endpoint was tried, is weighed 0 or is at its in-flight limit.
     pub fn pick(&self, tried: &[usize], max_in_flight: usize, traits: impl Into<Traits>) -> Option<usize> {
-        let Traits { hash, marked } = traits.into();
-        let cx = PickCx { endpoints: &self.endpoints, tried, max_in_flight, hash, marked };
+        let cx = self.cx(tried, max_in_flight, traits);
         let possible = || (0..self.endpoints.len()).filter(|&i| cx.possible(i));
         self.picker.pick(&cx).or_else(|| possible().min_by_key(|&i| self.endpoints[i].health.badness()))
     }
 
     /// Whether [`EndpointSet::pick`] would find one. Asks without picking, which would move a round robin on.
     pub fn has_one(&self, tried: &[usize], max_in_flight: usize) -> bool {
-        let cx = PickCx { endpoints: &self.endpoints, tried, max_in_flight, hash: None, marked: false };
+        let cx = self.cx(tried, max_in_flight, None);
         (0..self.endpoints.len()).any(|i| cx.possible(i))
     }
 
     /// Whether it would find one that is in rotation.
     pub fn has_good(&self, tried: &[usize], max_in_flight: usize) -> bool {
-        let cx = PickCx { endpoints: &self.endpoints, tried, max_in_flight, hash: None, marked: false };
+        let cx = self.cx(tried, max_in_flight, None);
         (0..self.endpoints.len()).any(|i| cx.eligible(i))
     }
 }
@@ -232,7 +268,7 @@ pub(crate) mod testing {
     /// A set of them, picked by `lb`.
     pub(crate) fn set(lb: &dyn LoadBalancer, weights: &[u32]) -> EndpointSet {
         let endpoints = endpoints(weights);
-        EndpointSet { revision: 1, picker: lb.picker(&endpoints), endpoints }
+        EndpointSet::new(1, lb.picker(&endpoints), endpoints)
     }
 
     /// How often each endpoint is picked in `n` first attempts.
@@ -293,8 +329,8 @@ mod tests {
     fn why_one_was_not_picked() {
         let set = set(&*by_name("random"), &[10, 0, 10, 10, 10]);
         eject(&set.endpoints[2]);
-        set.endpoints[3].stats.in_flight.store(7, std::sync::atomic::Ordering::Relaxed);
-        let cx = PickCx { endpoints: &set.endpoints, tried: &[0], max_in_flight: 7, hash: None, marked: false };
+        set.endpoints[3].hot.set_in_flight(7);
+        let cx = set.cx(&[0], 7, None);
         let said: Vec<_> = (0..5).map(|i| cx.refusal(i).unwrap_or("eligible")).collect();
         assert_eq!(said, ["tried already", "weight 0", "connections failed", "at its in-flight limit", "eligible"]);
     }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::{LoadBalancer, PickCx, Picker};
 use crate::{
-    endpoint::Endpoint,
+    endpoint::{Endpoint, Ewma},
     kind::{self, BuildCx, Value},
 };
 
@@ -32,8 +32,11 @@ impl Picker for P2c {
         let b = (a + 1 + fastrand::usize(..n - 1)) % n;
         // Only a clearly smaller load counts: between equals chance decides, or the one that was a little
         // faster last would get everything.
-        let better =
-            cx.eligible(b) && load(&cx.endpoints[b]).saturating_mul(4) < load(&cx.endpoints[a]).saturating_mul(3);
+        if !cx.eligible(b) {
+            return Some(a);
+        }
+        let now = Ewma::now();
+        let better = load(cx, b, now).saturating_mul(4) < load(cx, a, now).saturating_mul(3);
         Some(if better { b } else { a })
     }
 
@@ -44,21 +47,22 @@ impl Picker for P2c {
 
 /// Expected wait at this endpoint, divided by its weight. An endpoint nobody measured yet counts as
 /// free of load, so that it is tried.
-fn load(endpoint: &Endpoint) -> u64 {
-    let ewma_us = endpoint.stats.ewma.expected_ns() / 1000;
-    (ewma_us + 1) * u64::from(endpoint.in_flight() + 1) * 100 / u64::from(endpoint.weight.max(1))
+fn load(cx: &PickCx<'_>, index: usize, now: u64) -> u64 {
+    let hot = cx.hot(index);
+    let ewma_us = hot.ewma.expected_at(now) / 1000;
+    (ewma_us + 1) * u64::from(hot.in_flight() + 1) * 100 / u64::from(cx.weight(index).max(1))
 }
 
 #[cfg(test)]
 mod tests {
-    use std::{sync::atomic::Ordering::Relaxed, time::Duration};
+    use std::time::Duration;
 
     use super::{super::testing::*, *};
 
     fn busy(set: &crate::lb::EndpointSet, index: usize, latency_ms: u64, in_flight: u32) {
-        let stats = &set.endpoints[index].stats;
-        stats.ewma.observe(Duration::from_millis(latency_ms));
-        stats.in_flight.store(in_flight, Relaxed);
+        let hot = &set.endpoints[index].hot;
+        hot.ewma.observe(Duration::from_millis(latency_ms));
+        hot.set_in_flight(in_flight);
     }
 
     #[tokio::test(start_paused = true)]

@@ -4,13 +4,14 @@ use std::sync::Arc;
 
 use smallvec::SmallVec;
 
-use super::{LoadBalancer, PickCx, Picker};
+use super::{LoadBalancer, PickCx, Picker, Roster};
 use crate::endpoint::Endpoint;
 
 /// Some endpoints of a set, and the picker made for them. Indices go in and come out as the whole set
 /// has them.
 pub struct Subset {
     endpoints: Box<[Arc<Endpoint>]>,
+    roster: Roster,
     /// Where `endpoints` stand in the whole set, ascending.
     indices: Box<[u32]>,
     picker: Box<dyn Picker>,
@@ -21,12 +22,18 @@ impl Subset {
     pub fn new(lb: &dyn LoadBalancer, endpoints: &[Arc<Endpoint>], keep: impl Fn(&Endpoint) -> bool) -> Self {
         let kept = endpoints.iter().enumerate().filter(|(_, e)| keep(e));
         let (indices, endpoints): (Vec<u32>, Vec<_>) = kept.map(|(i, e)| (i as u32, e.clone())).unzip();
-        Self { picker: lb.picker(&endpoints), endpoints: endpoints.into(), indices: indices.into() }
+        let (picker, roster) = (lb.picker(&endpoints), Roster::new(&endpoints));
+        Self { picker, roster, endpoints: endpoints.into(), indices: indices.into() }
     }
 
     /// Its endpoints.
     pub fn endpoints(&self) -> &[Arc<Endpoint>] {
         &self.endpoints
+    }
+
+    /// Whether the `nth` of its endpoints is in rotation.
+    pub fn is_up(&self, nth: usize) -> bool {
+        self.roster.is_plain(nth, usize::MAX) || self.endpoints[nth].health.is_available()
     }
 
     /// Whether the endpoint that is `index` in the whole set is one of these.
@@ -40,7 +47,7 @@ impl Subset {
             return None;
         }
         let tried: SmallVec<[usize; 8]> = cx.tried.iter().filter_map(|&i| self.position(i)).collect();
-        let inner = PickCx { endpoints: &self.endpoints, tried: &tried, ..*cx };
+        let inner = PickCx { endpoints: &self.endpoints, roster: &self.roster, tried: &tried, ..*cx };
         self.picker.pick(&inner).map(|i| self.indices[i] as usize)
     }
 
@@ -51,7 +58,10 @@ impl Subset {
 
 #[cfg(test)]
 mod tests {
-    use super::{super::testing::*, *};
+    use super::{
+        super::{EndpointSet, testing::*},
+        *,
+    };
 
     #[test]
     fn indices_are_those_of_the_whole_set() {
@@ -59,11 +69,9 @@ mod tests {
         let subset = Subset::new(&*by_name("round_robin"), &endpoints, |e| e.weight == 10);
         assert_eq!(subset.endpoints().len(), 3);
         assert!(subset.contains(2) && !subset.contains(3));
+        let set = EndpointSet::new(1, by_name("random").picker(&endpoints), endpoints);
         let mut tried = Vec::new();
-        loop {
-            let cx =
-                PickCx { endpoints: &endpoints, tried: &tried, max_in_flight: usize::MAX, hash: None, marked: false };
-            let Some(index) = subset.pick(&cx) else { break };
+        while let Some(index) = subset.pick(&set.cx(&tried, usize::MAX, None)) {
             tried.push(index);
         }
         tried.sort_unstable();

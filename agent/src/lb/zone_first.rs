@@ -70,7 +70,7 @@ impl LoadBalancer for ZoneFirst {
     fn picker(&self, endpoints: &[Arc<Endpoint>]) -> Box<dyn Picker> {
         let own = Subset::new(&*self.then, endpoints, |e| e.weight > 0 && e.zone == *self.zone);
         let others = Subset::new(&*self.then, endpoints, |e| e.weight > 0 && e.zone != *self.zone);
-        let healthy = Healthy::of(own.endpoints());
+        let healthy = Healthy::of(&own);
         Box::new(Zones { own, others, healthy, spill_below: self.spill_below.into() })
     }
 
@@ -83,7 +83,7 @@ impl Zones {
     /// Whether this call stays if it can: the own zone takes what its healthy endpoints are fit for,
     /// which is all of it until fewer than `spill_below` percent are left.
     fn stays(&self) -> bool {
-        let (up, total) = (self.healthy.look(self.own.endpoints()) as u64, self.healthy.total as u64);
+        let (up, total) = (self.healthy.look(&self.own) as u64, self.healthy.total as u64);
         let (fit, needed) = (up * 100, total * self.spill_below);
         fit >= needed || fastrand::u64(..needed) < fit
     }
@@ -107,31 +107,31 @@ impl Picker for Zones {
 }
 
 impl Healthy {
-    fn of(endpoints: &[Arc<Endpoint>]) -> Self {
-        let total = endpoints.len();
+    fn of(endpoints: &Subset) -> Self {
+        let total = endpoints.endpoints().len();
         let this = Self {
             total,
             up: AtomicUsize::new(0),
             next: AtomicUsize::new(0),
             seen: (0..total.div_ceil(64)).map(|_| AtomicU64::new(0)).collect(),
         };
-        (0..total).for_each(|i| this.see(i, &endpoints[i]));
+        (0..total).for_each(|i| this.see(i, endpoints));
         this
     }
 
     /// Looks at a few and returns how many are in rotation as far as was seen.
-    fn look(&self, endpoints: &[Arc<Endpoint>]) -> usize {
+    fn look(&self, endpoints: &Subset) -> usize {
         let looks = self.total.min(LOOKS);
         if looks > 0 {
             let from = self.next.fetch_add(looks, Relaxed);
-            (from..from.saturating_add(looks)).map(|i| i % self.total).for_each(|i| self.see(i, &endpoints[i]));
+            (from..from.saturating_add(looks)).map(|i| i % self.total).for_each(|i| self.see(i, endpoints));
         }
         self.up.load(Relaxed)
     }
 
-    fn see(&self, index: usize, endpoint: &Endpoint) {
+    fn see(&self, index: usize, endpoints: &Subset) {
         let (word, bit) = (&self.seen[index / 64], 1 << (index % 64));
-        let up = endpoint.health.is_available();
+        let up = endpoints.is_up(index);
         // In the usual case nothing has changed and nothing is written.
         if (word.load(Relaxed) & bit != 0) == up {
             return;
@@ -153,7 +153,7 @@ mod tests {
     fn zones(options: &str, zones: &[&str]) -> EndpointSet {
         let lb = build(&serde_yaml::from_str(options).unwrap(), &BuildCx::default()).unwrap();
         let endpoints = endpoints_with(zones.len(), |i, e| e.zone = zones[i].into());
-        EndpointSet { revision: 1, picker: lb.picker(&endpoints), endpoints }
+        EndpointSet::new(1, lb.picker(&endpoints), endpoints)
     }
 
     /// Calls of `n` that stay in the first `own` endpoints, once the picker has seen everything.

@@ -22,6 +22,7 @@ const HELPERS: &[&str] = &[
     "agent/src/ha/budget.rs",
     "agent/src/lb/canary.rs",
     "agent/src/lb/groups.rs",
+    "agent/src/lb/roster.rs",
     "agent/src/lb/subset.rs",
     "agent/src/protocol/forward",
     "agent/src/protocol/locations.rs",

@@ -66,7 +66,7 @@ impl Source {
             Self::Endpoint(stats) => Counts {
                 calls: stats.ended.load(Relaxed),
                 failed: stats.failed.load(Relaxed),
-                in_flight: stats.in_flight.load(Relaxed).into(),
+                in_flight: stats.started.load(Relaxed).saturating_sub(stats.ended.load(Relaxed)),
                 times: stats.latency.summary(),
             },
             Self::Caller(stats) => {

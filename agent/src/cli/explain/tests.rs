@@ -89,7 +89,7 @@ async fn candidates_that_cannot_take_the_call() {
     check("weight-0", &b).await;
 
     let b = bench_of(config::Cluster { max_in_flight: 7, ..plain() }, instances(2, |_, _| ()), good);
-    b.cluster.endpoints().endpoints.iter().for_each(|e| e.stats.in_flight.store(7, Relaxed));
+    b.cluster.endpoints().endpoints.iter().for_each(|e| e.hot.set_in_flight(7));
     check("at-limit", &b).await;
 }
 
