@@ -9,9 +9,12 @@ use std::{
 use arc_swap::ArcSwap;
 
 use crate::{
-    call::{Call, CallError, ErrorKind, Text},
+    call::{
+        Call, CallError, ErrorKind, Pairs, Text,
+        exception::{Exception, Failed},
+    },
     config::VirtualAddress,
-    metrics::UNKNOWN_SERVICES,
+    metrics::{LOST, UNKNOWN_SERVICES},
 };
 pub use crate::{cluster::Cluster, filter::Direction};
 
@@ -80,17 +83,24 @@ impl Route {
         call: &Call,
         protocol: impl FnOnce() -> Option<Text>,
     ) -> Result<Arc<Cluster>, CallError> {
+        self.find(call, protocol).map_err(|missing| self.not_found(call, missing))
+    }
+
+    /// Whether a call would find its cluster. Asks without making one, which would be counted if it did not.
+    pub fn serves(&self, call: &Call) -> bool {
+        self.find(call, || None).is_ok()
+    }
+
+    fn find(&self, call: &Call, protocol: impl FnOnce() -> Option<Text>) -> Result<Arc<Cluster>, Missing> {
         let clusters = self.clusters.load();
         let of_service = || clusters.iter().filter(|c| c.info.key.service == *call.service);
         match of_service().count() {
             1 => return Ok(of_service().next().expect("counted").clone()),
-            0 => return Err(self.not_found(call, None)),
+            0 => return Err(Missing::Service),
             _ => {}
         }
         if call.group.is_empty() && self.direction == Direction::Outbound {
-            let reason =
-                format!("multiple clusters are matched with service: {}, but the group is empty", call.service);
-            return Err(self.not_found(call, Some(reason)));
+            return Err(Missing::Group);
         }
         let fits = |c: &&Arc<Cluster>| {
             let key = &c.info.key;
@@ -104,32 +114,67 @@ impl Route {
             *spoken == *protocol || (spoken == "motan2" && *protocol == *"motan")
         };
         let chosen = of_service().filter(fits).find(|c| speaks(&c)).or_else(|| of_service().find(fits));
-        chosen.cloned().ok_or_else(|| {
-            let reason = format!(
-                "no cluster matches the request; info: {{service: {}, group: {}, protocol: motan2, version: {}}}",
-                call.service, call.group, call.version
-            );
-            self.not_found(call, Some(reason))
-        })
+        chosen.cloned().ok_or(Missing::Match)
     }
 
-    fn not_found(&self, call: &Call, reason: Option<String>) -> CallError {
-        let message = match self.direction {
-            Direction::Inbound => format!("provider not exist serviceKey={}_{}", call.group, call.service),
-            Direction::Outbound => {
-                let reason = reason.unwrap_or_else(|| {
-                    if call.service.is_empty() {
-                        "empty service is not supported. service: ".to_owned()
-                    } else {
-                        format!("cluster not found. service: {}", call.service)
-                    }
-                });
-                format!("cluster not found. cluster: {reason}")
+    fn not_found(&self, call: &Call, missing: Missing) -> CallError {
+        let Call { service, group, version, .. } = call;
+        let reason = match missing {
+            Missing::Service if service.is_empty() => "empty service is not supported. service: ".to_owned(),
+            Missing::Service => format!("cluster not found. service: {service}"),
+            Missing::Group => {
+                format!("multiple clusters are matched with service: {service}, but the group is empty")
             }
+            Missing::Match => format!(
+                "no cluster matches the request; info: {{service: {service}, group: {group}, protocol: motan2, \
+                 version: {version}}}"
+            ),
+        };
+        let message = match self.direction {
+            Direction::Inbound => format!("provider not exist serviceKey={group}_{service}"),
+            Direction::Outbound => format!("cluster not found. cluster: {reason}"),
         };
         UNKNOWN_SERVICES.fetch_add(1, Relaxed);
-        CallError::mesh(ErrorKind::NoCluster, message)
+        let error = CallError::mesh(ErrorKind::NoCluster, message);
+        LOST.call(call, self.direction, || {
+            let failed = Failed { direction: self.direction, id: call.request_id, meta: &Pairs::default() };
+            let Exception { code, errtype, text } = Exception::of(&error, failed);
+            (self.rule(call, missing), format!("exception {code}, type {errtype}: {text}"))
+        });
+        error
     }
+
+    /// What there would have to be for the call to find it, for operators.
+    fn rule(&self, call: &Call, missing: Missing) -> String {
+        let Call { service, group, version, .. } = call;
+        let side = match self.direction {
+            Direction::Outbound => "a referer",
+            Direction::Inbound => "a provided service",
+        };
+        match missing {
+            Missing::Service if service.is_empty() => format!("{side}; the call names none (`M_p` is missing)"),
+            Missing::Service => format!("{side} with `service: {service}`, whatever its group and version"),
+            Missing::Group => {
+                format!("{side} with `service: {service}`: there are several, and the call names no group (`M_g`)")
+            }
+            Missing::Match => {
+                let version =
+                    if version.is_empty() { String::new() } else { format!(" and version `{version}` or none") };
+                format!("{side} with `service: {service}`, group `{group}`{version}: there are several, none fits")
+            }
+        }
+    }
+}
+
+/// Why a call finds no cluster.
+#[derive(Clone, Copy)]
+enum Missing {
+    /// None of its service.
+    Service,
+    /// Several, and the call does not name its group.
+    Group,
+    /// Several, of which none fits.
+    Match,
 }
 
 /// Destinations by address, swapped as a whole by a reload.

@@ -24,9 +24,9 @@ use crate::{
     capture::{Capture, Origin},
     config,
     drain::Drain,
-    metrics::{AgentCounters, Live, LiveGuard, LiveTable},
+    metrics::{AgentCounters, LOST, Live, LiveGuard, LiveTable},
     protocol::{self, ConnError, Protocol, forward, tcp},
-    route::{Destination, Routes},
+    route::{Destination, Direction, Routes},
     stream::{self, OwnSockets},
     sys,
 };
@@ -216,12 +216,12 @@ impl Acceptor {
                 let dialed = self.capture.inbound_destination(&io).map_err(|e| self.not_captured(&e))?;
                 let destination = SocketAddr::new(dialed.ip().to_canonical(), dialed.port());
                 let found = routes.load().find_local(destination);
-                (self.or_through(found, destination), Origin::of(destination))
+                (self.or_through(found, peer, destination, Direction::Inbound), Origin::of(destination))
             }
             Target::Captured(routes) => {
                 let origin = self.capture.origin(&io).map_err(|e| self.not_captured(&e))?;
                 let found = routes.load().find(origin.destination);
-                (self.or_through(found, origin.destination), origin)
+                (self.or_through(found, peer, origin.destination, Direction::Outbound), origin)
             }
         };
         let captured = !matches!(target, Target::Fixed(_));
@@ -242,9 +242,16 @@ impl Acceptor {
     }
 
     /// The route that was found, or straight to where the connection wanted to go.
-    fn or_through(&self, found: Option<Destination>, destination: SocketAddr) -> Destination {
+    fn or_through(
+        &self,
+        found: Option<Destination>,
+        peer: SocketAddr,
+        destination: SocketAddr,
+        direction: Direction,
+    ) -> Destination {
         found.unwrap_or_else(|| {
             self.counters.passed_through.fetch_add(1, Relaxed);
+            LOST.connection(peer, destination, direction);
             (self.passthrough)(destination)
         })
     }

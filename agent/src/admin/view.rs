@@ -8,7 +8,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use crate::metrics::window::Lately;
-pub use crate::metrics::{LiveRow, Story};
+pub use crate::metrics::{LiveRow, LostCall, Story};
 
 /// `GET /stat`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -233,6 +233,29 @@ pub struct Explained {
     pub connections: Vec<LiveRow>,
     /// What is wrong with the service itself.
     pub troubles: Vec<String>,
+    /// There is no service of this name, or none at this address.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unknown: Option<Unknown>,
+    /// Calls that asked for it and reached none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub lost: Vec<LostCall>,
+}
+
+/// What there is instead of a service that was asked for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Unknown {
+    /// What was asked for.
+    pub wanted: String,
+    /// What is looked for to find it.
+    pub rule: String,
+    /// Services whose names are like it, the nearest first.
+    pub near: Vec<String>,
+    /// All services, or the first of them.
+    pub known: Vec<String>,
+    /// Services that are not listed.
+    pub more: usize,
+    /// What a call for it is answered.
+    pub answer: String,
 }
 
 /// `GET /enrolled`.

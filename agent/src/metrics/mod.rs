@@ -6,6 +6,7 @@ pub mod digits;
 pub mod graphite;
 mod histogram;
 mod live;
+mod lost;
 mod methods;
 pub mod prometheus;
 mod recent;
@@ -18,6 +19,7 @@ pub use self::{
     counters::{AgentCounters, CounterRow, PANICS, UNKNOWN_SERVICES, count_panics},
     histogram::{Histogram, Summary},
     live::{Live, LiveGuard, LiveRow, LiveTable},
+    lost::{LOST, LostCall, LostCalls},
     methods::{Ending, MethodStats, MethodTable, OTHER, RowBudget},
     recent::{Kept, Recent, Story},
     time::rfc3339,

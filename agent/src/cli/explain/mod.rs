@@ -20,7 +20,7 @@ const LOOK: Duration = Duration::from_millis(50);
 /// Arguments of `explain`.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Args {
-    /// The service, as it is called in the configuration
+    /// The service, as it is called in the configuration, or an address that programs dial
     pub service: String,
     /// Wait for the next call and tell everything about it
     #[arg(long)]
@@ -58,12 +58,14 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         let (_, mut page) = client.get::<view::Explained>(&path).await?;
         if args.next {
             let known = page.stories.iter().map(|story| story.id).max().unwrap_or(0);
+            let lost = |page: &view::Explained| page.lost.iter().map(|row| row.count).sum::<u64>();
+            let lost_before = lost(&page);
             client.post(&format!("/explain/next?service={service}")).await?;
             let deadline = Instant::now() + args.wait;
             loop {
                 (_, page) = client.get::<view::Explained>(&path).await?;
                 page.stories.retain(|story| story.id > known && story.kept == Kept::Asked);
-                if !page.stories.is_empty() {
+                if !page.stories.is_empty() || lost(&page) > lost_before {
                     break;
                 }
                 if Instant::now() >= deadline {
@@ -76,6 +78,9 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
             args.id.is_none_or(|id| id == story.request_id) && args.from.is_none_or(|from| Some(from) == story.peer)
         });
         page.stories.drain(..page.stories.len().saturating_sub(args.last.max(1)));
+        page.lost.retain(|row| {
+            args.id.is_none_or(|id| id == row.request_id) && args.from.is_none_or(|from| Some(from) == row.peer)
+        });
         if let Some(from) = args.from {
             page.connections.retain(|row| row.peer == from);
         }
@@ -83,7 +88,9 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
             Output::Json => print(&(serde_json::to_string_pretty(&page)? + "\n"))?,
             Output::Table => print(&text(&page))?,
         }
-        Ok(ExitCode::SUCCESS)
+        // Nobody asked for it either: the name is the operator's mistake.
+        let is_mistake = page.unknown.is_some() && page.lost.is_empty();
+        Ok(if is_mistake { ExitCode::FAILURE } else { ExitCode::SUCCESS })
     })
 }
 
@@ -98,9 +105,12 @@ fn text(page: &view::Explained) -> String {
         tell(story, page, &mut out);
         out.push('\n');
     }
-    if page.stories.is_empty() {
+    if let Some(unknown) = &page.unknown {
+        tell_unknown(unknown, &mut out);
+    } else if page.stories.is_empty() && page.lost.is_empty() {
         out.push_str("no call is kept; `--next` waits for one\n\n");
     }
+    page.lost.iter().for_each(|row| tell_lost(row, &mut out));
     let told: Vec<_> = page.stories.iter().filter_map(|story| story.peer).collect();
     for row in page.connections.iter().filter(|row| !told.contains(&row.peer)) {
         line(&mut out, "connection", &connection(row));
@@ -110,6 +120,43 @@ fn text(page: &view::Explained) -> String {
         line(&mut out, "trouble", trouble);
     }
     out
+}
+
+fn tell_unknown(unknown: &view::Unknown, out: &mut String) {
+    let view::Unknown { wanted, rule, near, known, more, answer } = unknown;
+    let _ = writeln!(out, "{wanted}: nothing here has that name");
+    line(out, "rule", &format!("looked for {rule}"));
+    if !near.is_empty() {
+        line(out, "near", &near.join(", "));
+    }
+    let and_more = if *more > 0 { format!(" and {more} more") } else { String::new() };
+    let known = if known.is_empty() { "no service at all".to_owned() } else { known.join(", ") };
+    line(out, "known", &(known + &and_more));
+    line(out, "answer", answer);
+    out.push('\n');
+}
+
+fn tell_lost(row: &view::LostCall, out: &mut String) {
+    let times = if row.count == 1 { "once".to_owned() } else { format!("{} times", row.count) };
+    let what = match (row.service.as_str(), row.dialed) {
+        ("", Some(dialed)) if row.method.is_empty() => format!("connection to {dialed}"),
+        ("", _) => format!("{} of no service", row.method),
+        (service, _) => format!("{} of {service}", row.method),
+    };
+    let _ = writeln!(out, "{what}: reached no service, {times}");
+    let peer = row.peer.map_or_else(|| "unknown".to_owned(), |peer| peer.to_string());
+    let application =
+        if row.application.is_empty() { String::new() } else { format!(", application {}", row.application) };
+    let dialed = row.dialed.map_or_else(String::new, |at| format!(", by the address {at}"));
+    line(out, "from", &format!("{peer}{application}{dialed}"));
+    for (name, value) in [("group", &row.group), ("version", &row.version)] {
+        if !value.is_empty() {
+            line(out, name, value);
+        }
+    }
+    line(out, "rule", &format!("looked for {}", row.rule));
+    line(out, "answered", &row.answered);
+    out.push('\n');
 }
 
 fn tell(story: &Story, page: &view::Explained, out: &mut String) {

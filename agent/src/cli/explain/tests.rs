@@ -10,6 +10,8 @@ use crate::{
     filter::{CallCx, Filter, Verdict},
     ha::testing::{Act, Bench, bench, bench_of, config as plain, named, request},
     lb::testing::eject,
+    metrics::LOST,
+    route::{Direction, Route},
 };
 
 /// The page about the next call of `bench`, as it is in the file of this name.
@@ -27,9 +29,14 @@ async fn check_with(name: &str, bench: &Bench, mut req: Request, change: impl Fn
     let stories = bench.cluster.info.stats.recent.stories();
     let asked: Vec<_> = stories.iter().filter(|s| s.kept == Kept::Asked).map(|s| (**s).clone()).collect();
     assert_eq!(asked.len(), 1, "{name}");
-    let mut page = view::Explained { stories: asked, connections: Vec::new(), troubles: Vec::new() };
+    let mut page = view::Explained { stories: asked, ..nothing() };
     change(&mut page);
     golden(name, &text(&page));
+}
+
+fn nothing() -> view::Explained {
+    let (stories, connections, troubles) = (Vec::new(), Vec::new(), Vec::new());
+    view::Explained { stories, connections, troubles, unknown: None, lost: Vec::new() }
 }
 
 fn golden(name: &str, text: &str) {
@@ -187,12 +194,54 @@ async fn connections_and_whether_they_are_redirected() {
     check_with("not-redirected", &b, request(), |page| page.connections.push(not)).await;
     let mut other = row(None);
     other.peer = "10.0.0.9:4001".parse().unwrap();
-    let page = view::Explained {
-        stories: Vec::new(),
-        connections: vec![other],
-        troubles: vec!["no endpoint of echo is known".to_owned()],
-    };
+    let troubles = vec!["no endpoint of echo is known".to_owned()];
+    let page = view::Explained { connections: vec![other], troubles, ..nothing() };
     golden("nothing-kept", &text(&page));
+}
+
+#[tokio::test(start_paused = true)]
+async fn calls_that_reach_no_service() {
+    let b = bench(1, "failover", good);
+    let route = |direction, services: &[&str]| {
+        let cluster = |group: &&str| {
+            let mut cluster = bench(1, "failover", good).cluster;
+            let info = Arc::get_mut(&mut Arc::get_mut(&mut cluster).unwrap().info).unwrap();
+            (info.key.service, info.key.group) = ("lost.Two".to_owned(), (*group).to_owned());
+            cluster
+        };
+        Route::new(direction, "motan2", services.iter().map(cluster).chain([b.cluster.clone()]).collect())
+    };
+    let lost = |name: &str, route: &Route, (service, group, version): (&str, &str, &str)| {
+        let mut call = crate::call::Call::new(Text::from(service), Text::from_static("say"));
+        (call.group, call.version) = (Text::from(group), Text::from(version));
+        (call.peer, call.application) = ("10.0.0.9:4000".parse().ok(), Text::from_static("shop"));
+        assert!(route.select(&call).is_err() && !route.serves(&call) && route.select(&call).is_err());
+        let mut rows = LOST.rows();
+        rows.retain(|row| row.service == service && row.group == group && row.version == version);
+        assert_eq!(rows.len(), 1);
+        golden(name, &text(&view::Explained { lost: rows, ..nothing() }));
+    };
+    let outbound = route(Direction::Outbound, &["a", "b"]);
+    lost("lost-service", &outbound, ("lost.One", "", ""));
+    lost("lost-group", &outbound, ("lost.Two", "", ""));
+    lost("lost-match", &outbound, ("lost.Two", "c", "2"));
+    lost("lost-inbound", &route(Direction::Inbound, &["a"]), ("lost.In", "a", ""));
+
+    let to = "10.0.0.77:7777".parse().unwrap();
+    LOST.connection("10.0.0.9:4001".parse().unwrap(), to, Direction::Outbound);
+    let mut rows = LOST.rows();
+    rows.retain(|row| row.dialed == Some(to));
+    golden("lost-connection", &text(&view::Explained { lost: rows, ..nothing() }));
+
+    let unknown = view::Unknown {
+        wanted: "wbe".to_owned(),
+        rule: "a rule".to_owned(),
+        near: vec!["web".to_owned()],
+        known: vec!["shop".to_owned(), "web".to_owned()],
+        more: 3,
+        answer: "no".to_owned(),
+    };
+    golden("unknown", &text(&view::Explained { unknown: Some(unknown), ..nothing() }));
 }
 
 #[tokio::test(start_paused = true)]

@@ -45,7 +45,7 @@ pub(super) enum Outcome {
 
 /// Whether there is a cluster for a service.
 pub(super) fn is_served(route: &Route, service: &str, group: &Text) -> bool {
-    route.select(&named(service, group, "")).is_ok()
+    route.serves(&named(service, group, ""))
 }
 
 fn named(service: &str, group: &Text, method: &str) -> Call {
