@@ -5,6 +5,7 @@ mod active_limit;
 mod answer;
 mod auth;
 mod circuit_breaker;
+mod convert;
 mod failfast;
 mod fault;
 mod figures;
@@ -45,6 +46,7 @@ pub const KINDS: &[Kind<dyn Filter>] = &[
     Kind { name: "active_limit", build: active_limit::build },
     Kind { name: "auth", build: auth::build },
     Kind { name: "circuit_breaker", build: circuit_breaker::build },
+    Kind { name: "convert", build: convert::build },
     Kind { name: "failfast", build: failfast::build },
     Kind { name: "fault", build: fault::build },
     Kind { name: "metrics", build: metrics::build },

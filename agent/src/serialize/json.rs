@@ -11,6 +11,9 @@ use serde_json::{Map, Number, Value as Json, json};
 use super::{Bits, MAX_DEPTH, Value};
 use crate::call::Text;
 
+/// Its number in a frame.
+pub const NUMBER: u8 = 2;
+
 /// Why JSON is no value.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NoValue {

@@ -2,6 +2,7 @@
 //! only carried keep their bodies untouched.
 
 pub mod breeze;
+pub mod format;
 pub mod json;
 pub mod protobuf;
 pub mod simple;

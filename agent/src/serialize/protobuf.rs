@@ -43,7 +43,12 @@ pub fn types(description: &str) -> Vec<Type> {
 }
 
 fn of_name(name: &str) -> Type {
-    match name {
+    type_named(name).unwrap_or(Type::Bytes)
+}
+
+/// The type that a description calls so; `None` when it is not known, such as a class.
+pub fn type_named(name: &str) -> Option<Type> {
+    Some(match name {
         "boolean" | "bool" | "java.lang.Boolean" => Type::Bool,
         "byte" | "uint8" | "java.lang.Byte" => Type::Byte,
         "short" | "int16" | "uint16" | "java.lang.Short" => Type::Int16,
@@ -53,11 +58,8 @@ fn of_name(name: &str) -> Type {
         "double" | "float64" | "java.lang.Double" => Type::Float64,
         "string" | "java.lang.String" => Type::String,
         "byte[]" => Type::Bytes,
-        _ => match name.strip_suffix("[]") {
-            Some(item) => Type::List(Box::new(of_name(item))),
-            None => Type::Bytes,
-        },
-    }
+        _ => Type::List(Box::new(of_name(name.strip_suffix("[]")?))),
+    })
 }
 
 /// The values of a body whose types are known. What is left after the last type is an error.

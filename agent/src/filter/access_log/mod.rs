@@ -1,5 +1,6 @@
 //! `access_log`: one line per call, or per attempt.
 
+mod arguments;
 mod motan;
 
 use std::{
@@ -10,8 +11,9 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-pub(super) use self::motan::Noted;
-use super::{CallCx, ClusterInfo, Filter, Outcome, Record, Trying, Verdict, options::Level};
+use self::arguments::{Mask, SHOWN_BYTES};
+pub(super) use self::{arguments::Came, motan::Noted};
+use super::{CallCx, ClusterInfo, Filter, Notes, Outcome, Record, Trying, Verdict, options::Level};
 use crate::{
     call::{Body, Call, CallError, Direction, Request, Response, Status},
     kind::{self, BuildCx, Value},
@@ -38,11 +40,17 @@ enum Format {
 struct Options {
     format: Format,
     level: Level,
+    /// Shows the arguments of Motan2 calls.
+    arguments: bool,
+    /// Of these not: fields by name, arguments as `#1`.
+    mask: Vec<String>,
 }
 
 struct AccessLog {
     format: Format,
     level: Level,
+    /// What of the arguments is not shown; none: no arguments are.
+    mask: Option<Mask>,
     writer: Option<Arc<AccessLogWriter>>,
 }
 
@@ -102,8 +110,14 @@ impl<'a> Seen<'a> {
 }
 
 pub(super) fn build(options: &Value, cx: &BuildCx) -> anyhow::Result<Arc<dyn Filter>> {
-    let Options { format, level } = kind::options(options)?;
-    Ok(Arc::new(AccessLog { format, level, writer: cx.access_log.clone() }))
+    let Options { format, level, arguments, mask } = kind::options(options)?;
+    anyhow::ensure!(
+        !arguments || format != Format::Motan,
+        "arguments: the line of Motan's own agent has no place for them; write `format: json` or `text`"
+    );
+    anyhow::ensure!(arguments || mask.is_empty(), "mask: arguments are not shown; write `arguments: true` as well");
+    let mask = Mask::new(mask)?;
+    Ok(Arc::new(AccessLog { format, level, mask: arguments.then_some(mask), writer: cx.access_log.clone() }))
 }
 
 thread_local! {
@@ -112,7 +126,7 @@ thread_local! {
 }
 
 impl AccessLog {
-    fn write(&self, seen: &Seen<'_>, noted: Option<&Noted>) {
+    fn write(&self, seen: &Seen<'_>, noted: Option<&Noted>, came: Option<&Came>) {
         // Without a writer nothing is served: a configuration is being checked.
         let Some(writer) = &self.writer else { return };
         let now = SystemTime::now();
@@ -122,7 +136,8 @@ impl AccessLog {
                 motan::write(line, seen, noted.unwrap_or(&Noted::default()), now);
             } else {
                 let began = now.checked_sub(seen.total).unwrap_or(UNIX_EPOCH);
-                Fields { line, format: self.format, first: true }.write(seen, began);
+                let arguments = self.mask.as_ref().map(|mask| came.and_then(|came| mask.show(came)));
+                Fields { line, format: self.format, first: true }.write(seen, began, arguments);
             }
             writer.line(line.as_bytes());
         });
@@ -136,6 +151,10 @@ impl AccessLog {
 
 impl Filter for AccessLog {
     fn on_request(&self, cx: &mut CallCx, req: &mut Request) -> Verdict {
+        if self.mask.is_some() {
+            // The first filter of several has what the caller sent.
+            cx.notes.arguments = cx.notes.arguments.take().or_else(|| Came::of(req).map(Box::new));
+        }
         if self.format == Format::Motan {
             cx.notes.logged = Some(Box::new(Noted::request(&req.head)));
         }
@@ -151,7 +170,7 @@ impl Filter for AccessLog {
             noted.answer(end);
             noted
         });
-        self.write(&Seen::attempt(cx, attempt, end), noted.as_ref());
+        self.write(&Seen::attempt(cx, attempt, end), noted.as_ref(), cx.notes.arguments.as_deref());
     }
 
     fn on_response(&self, cx: &mut CallCx, end: &mut Result<Response, CallError>) {
@@ -162,7 +181,8 @@ impl Filter for AccessLog {
 
     fn on_end(&self, record: &Record) {
         if self.level != Level::Attempt {
-            self.write(&Seen::call(record), record.notes.logged.as_deref());
+            let Notes { logged, arguments, .. } = &record.notes;
+            self.write(&Seen::call(record), logged.as_deref(), arguments.as_deref());
         }
     }
 }
@@ -175,7 +195,8 @@ struct Fields<'a> {
 }
 
 impl Fields<'_> {
-    fn write(mut self, record: &Seen<'_>, began: SystemTime) {
+    /// `arguments`: none where they are not wanted, none within where they cannot be read.
+    fn write(mut self, record: &Seen<'_>, began: SystemTime, arguments: Option<Option<String>>) {
         let Seen { cluster, call, .. } = record;
         if self.format == Format::Json {
             self.line.push('{');
@@ -212,6 +233,11 @@ impl Fields<'_> {
         self.value("request_id", (call.request_id != 0).then_some(call.request_id), digits::decimal);
         if let Err(error) = record.end {
             self.text("error", &error.message);
+        }
+        match arguments {
+            None => {}
+            Some(None) => self.value("arguments", None::<u64>, digits::decimal),
+            Some(Some(json)) => self.json("arguments", &json),
         }
         if self.format == Format::Json {
             self.line.push('}');
@@ -250,6 +276,17 @@ impl Fields<'_> {
         }
     }
 
+    /// JSON as it is where the line is JSON and it is not too long, else as text.
+    fn json(&mut self, key: &'static str, json: &str) {
+        self.key(key);
+        if self.format == Format::Json && json.len() <= SHOWN_BYTES {
+            // Its strings may have what some readers take for a line end.
+            json.chars().for_each(|c| if is_odd(c) { escape(self.line, c) } else { self.line.push(c) });
+        } else {
+            escaped_up_to(self.line, json, SHOWN_BYTES);
+        }
+    }
+
     fn address(&mut self, key: &'static str, value: Option<SocketAddr>) {
         self.value(key, value, digits::address);
     }
@@ -279,16 +316,26 @@ impl Fields<'_> {
 
 /// A JSON string of at most [`FIELD_BYTES`] bytes of `value`.
 fn escaped(line: &mut String, value: &str) {
-    let end = value.floor_char_boundary(FIELD_BYTES);
+    escaped_up_to(line, value, FIELD_BYTES);
+}
+
+/// Beside the C0 and C1 controls the two separators that some readers take for a line end.
+fn is_odd(c: char) -> bool {
+    c.is_control() || c == '\u{2028}' || c == '\u{2029}'
+}
+
+fn escape(line: &mut String, c: char) {
+    let _ = write!(line, "\\u{:04x}", c as u32);
+}
+
+fn escaped_up_to(line: &mut String, value: &str, bytes: usize) {
+    let end = value.floor_char_boundary(bytes);
     line.push('"');
     for c in value[..end].chars() {
         match c {
             '"' => line.push_str("\\\""),
             '\\' => line.push_str("\\\\"),
-            // Beside the C0 and C1 controls the two separators that some readers take for a line end.
-            c if c.is_control() || c == '\u{2028}' || c == '\u{2029}' => {
-                let _ = write!(line, "\\u{:04x}", c as u32);
-            }
+            c if is_odd(c) => escape(line, c),
             c => line.push(c),
         }
     }
@@ -309,7 +356,7 @@ mod tests {
     fn line(record: &Record, format: Format) -> String {
         let mut line = String::new();
         let began = UNIX_EPOCH + Duration::from_millis(1_795_255_955_123);
-        Fields { line: &mut line, format, first: true }.write(&Seen::call(record), began);
+        Fields { line: &mut line, format, first: true }.write(&Seen::call(record), began, None);
         line
     }
 
@@ -369,5 +416,43 @@ mod tests {
         let error = build(&wrong, &cx).err().unwrap().to_string();
         assert!(error.contains("xml") && error.contains("json"), "{error}");
         build(&Value::Null, &BuildCx::default()).unwrap().on_end(&sample());
+    }
+
+    #[test]
+    fn arguments_are_shown_where_they_are_wanted_without_what_is_masked() {
+        use crate::{
+            filter::testing::{Bench, motan},
+            serialize::{Value as Typed, simple},
+        };
+        let path = std::env::temp_dir().join(format!("sockmesh-arguments-{}", std::process::id()));
+        let writer = Arc::new(AccessLogWriter::start(Some(path.clone()), 10, crate::config::Rotate::Never).unwrap());
+        let cx = BuildCx { access_log: Some(writer.clone()), ..BuildCx::default() };
+        let lines = |options: &str, long: usize| {
+            let b = Bench::with(build, options, &cx);
+            let secret = Typed::StringMap(vec![("pin".into(), "1234".into()), ("to".into(), "a\u{2028}b".into())]);
+            let body = simple::write(&[Typed::Int64(5), secret, Typed::from(&*"x".repeat(long))]).unwrap();
+            let mut req = motan("pay");
+            req.body = Body::Full(body);
+            let crate::call::Head::Motan2(head) = &mut req.head else { unreachable!() };
+            head.serialization = simple::NUMBER;
+            b.begin(req).end(Ok(b.good())).unwrap();
+            assert!(writer.flush(Duration::from_secs(10)));
+            std::fs::read_to_string(&path).unwrap().lines().last().unwrap().to_owned()
+        };
+        let json = lines("{format: json, arguments: true, mask: [PIN]}", 1);
+        let value: serde_json::Value = serde_json::from_str(&json).unwrap();
+        let expected = serde_json::json!([{"$int64": 5}, {"pin": "***", "to": "a\u{2028}b"}, "x"]);
+        assert_eq!(value["arguments"], expected, "{json}");
+        let text = lines("{arguments: true, mask: ['#2']}", 5000);
+        assert!(text.contains(r#"arguments="[{\"$int64\":5},\"***\",\"xxx"#) && text.ends_with("x…\""), "{text}");
+        let long: serde_json::Value = serde_json::from_str(&lines("{format: json, arguments: true}", 5000)).unwrap();
+        assert!(long["arguments"].as_str().unwrap().starts_with("[{\"$int64\":5}"));
+        assert!(lines("{arguments: true}", 100_000).ends_with(" arguments=-"), "too long to be read");
+        assert!(!lines("{}", 1).contains("arguments"));
+        let _ = std::fs::remove_file(&path);
+
+        let wrong = |yaml| build(&serde_yaml::from_str(yaml).unwrap(), &cx).err().unwrap().to_string();
+        assert!(wrong("{format: motan, arguments: true}").starts_with("arguments: the line of Motan's own agent"));
+        assert!(wrong("{mask: [pin]}").contains("write `arguments: true`"));
     }
 }

@@ -180,3 +180,82 @@ async fn callers_that_come_together_share_one_dial() {
         assert_eq!(caller.frame().await.head.id, id as u64);
     }
 }
+
+#[tokio::test]
+async fn callers_and_a_server_of_other_serializations_understand_each_other() {
+    use crate::serialize::{Value, breeze, json, protobuf, simple};
+
+    // Speaks Simple and nothing else: what is thrown, nothing, or the arguments back as one list.
+    fn answers(request: &Frame) -> Frame {
+        let mut answer = Frame { body: Bytes::new(), ..echo(request) };
+        match &*request.meta.get("M_m").unwrap() {
+            "throw" => {
+                answer.head.status = 1;
+                answer.meta.set("M_e".into(), r#"{"errcode":7,"errmsg":"\u003c","errtype":2}"#.into());
+            }
+            "nothing" => {}
+            _ => {
+                assert_eq!(request.head.serialization, simple::NUMBER);
+                let arguments = simple::read(request.body.clone()).unwrap();
+                answer.body = simple::write(&[Value::Array(arguments)]).unwrap();
+            }
+        }
+        answer
+    }
+    let backend = Backend::new().await;
+    let addr = backend.addr;
+    backend.serve(answers);
+    let options = serde_yaml::from_str("{to: simple, methods: {sum: {params: 'int,long,float'}}}").unwrap();
+    let cluster = cluster(Direction::Outbound, ("kit.EchoService", "kit-group"), &[addr], |config| {
+        config.filters = vec![config::Named { name: "convert".to_owned(), options }];
+    });
+    let agent = Agent::new(vec![cluster], config::Limits::default()).await;
+    let mut caller = agent.connect().await;
+    let mut id = 0;
+    let mut ask = async |method: &'static str, serialization: u8, body: Bytes| {
+        id += 1;
+        let mut frame = request(id, &[("M_p", "kit.EchoService"), ("M_m", method)], b"");
+        (frame.head.serialization, frame.body) = (serialization, body);
+        caller.send(&bytes_of(&frame)).await;
+        let answer = caller.frame().await;
+        assert_eq!(answer.head.id, id);
+        answer
+    };
+
+    let arguments = vec![
+        Value::Int32(5),
+        Value::Int64(5),
+        Value::Int64(i64::MAX),
+        Value::from(0.1f32),
+        Value::from(0.1f64),
+        Value::Bytes(Bytes::from_static(&[0, 0xff])),
+        Value::Null,
+        Value::Byte(200),
+        Value::Map(vec![(Value::from("k"), Value::Array(vec![Value::Int16(-1), Value::Null]))]),
+        Value::StringMap(vec![("a".into(), "b".into())]),
+    ];
+    let echoed = [Value::Array(arguments.clone())];
+    let answer = ask("any", breeze::NUMBER, breeze::write(&arguments).unwrap()).await;
+    assert_eq!((answer.head.serialization, breeze::read(answer.body).unwrap()), (breeze::NUMBER, echoed.to_vec()));
+    let list = arguments.iter().map(json::to_json).collect::<serde_json::Value>();
+    let answer = ask("any", json::NUMBER, list.to_string().into()).await;
+    assert_eq!(answer.head.serialization, json::NUMBER);
+    assert_eq!(json::read(std::str::from_utf8(&answer.body).unwrap()).unwrap(), echoed[0]);
+    let answer = ask("any", simple::NUMBER, simple::write(&arguments).unwrap()).await;
+    assert_eq!((answer.head.serialization, simple::read(answer.body).unwrap()), (simple::NUMBER, echoed.to_vec()));
+
+    // Bodies that do not say their types, which the configuration does.
+    let typed = [Value::Int32(5), Value::Int64(5), Value::from(0.5f32)];
+    let answer = ask("sum", json::NUMBER, Bytes::from("[5,5,0.5]")).await;
+    assert_eq!(json::read(std::str::from_utf8(&answer.body).unwrap()).unwrap(), Value::Array(typed.to_vec()));
+    let answer = ask("sum", protobuf::NUMBER, protobuf::write(&typed).unwrap()).await;
+    assert_eq!((answer.head.serialization, answer.body), (protobuf::NUMBER, protobuf::write(&typed).unwrap()));
+
+    let answer = ask("nothing", breeze::NUMBER, Bytes::new()).await;
+    assert_eq!((answer.head.status, answer.head.serialization, answer.body.len()), (0, breeze::NUMBER, 0));
+    let answer = ask("throw", breeze::NUMBER, breeze::write(&arguments).unwrap()).await;
+    assert_eq!((answer.head.status, &*meta_of(&answer)["M_e"]), (1, r#"{"errcode":7,"errmsg":"\u003c","errtype":2}"#));
+    let answer = ask("any", 0, Bytes::from_static(b"Hxyz")).await;
+    let thrown = &meta_of(&answer)["M_e"];
+    assert!(thrown.contains("convert: the arguments cannot be converted to simple: serialization 0"), "{thrown}");
+}
