@@ -8,6 +8,7 @@ use tokio::{runtime, time::Instant};
 use super::mesh::Mesh;
 use crate::{
     admin::process::Process,
+    call::{Direction, Text},
     cluster::Cluster,
     config::{Config, Series},
     metrics::{
@@ -25,6 +26,8 @@ pub(super) struct Seen {
     pub(super) live: Arc<LiveTable>,
     pub(super) access_log: Option<Arc<AccessLogWriter>>,
     pub(super) data: runtime::Handle,
+    /// Port of the admin API; 0 when it has none.
+    pub(super) management: u16,
     /// Whether this run was told to recover what a former one left.
     pub(super) recovers: bool,
 }
@@ -60,6 +63,8 @@ impl FiguresOut {
             application: config.application.clone(),
             name: config.name.clone(),
             subjects: Box::new(subjects),
+            management: seen.management,
+            failing: Box::new(failing(seen.clusters.clone())),
             status: Box::new(status(seen)),
         };
         Self {
@@ -96,6 +101,20 @@ impl FiguresOut {
     /// Sends what is left; waits a second at most.
     pub(super) async fn finish(&mut self) {
         self.exporters.finish().await;
+    }
+}
+
+fn failing(clusters: Arc<ArcSwap<Vec<Arc<Cluster>>>>) -> impl Fn() -> Vec<Text> {
+    let has_failing = |cluster: &&Arc<Cluster>| {
+        let set = cluster.endpoints();
+        cluster.info.direction == Direction::Outbound && set.endpoints.iter().any(|e| e.health.has_failed_calls())
+    };
+    move || {
+        let clusters = clusters.load();
+        let mut services: Vec<_> = clusters.iter().filter(has_failing).map(|c| c.info.service.clone()).collect();
+        services.sort_by(|a, b| a.as_str().cmp(b.as_str()));
+        services.dedup();
+        services
     }
 }
 

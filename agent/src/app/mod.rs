@@ -240,6 +240,7 @@ impl App {
                 live: live.clone(),
                 access_log: access_log.clone(),
                 data: data.clone(),
+                management: admin.port(),
                 recovers: options.recover,
             },
         );

@@ -147,7 +147,7 @@ impl Importer<'_> {
                 provider => format!("the provider `{provider}` is not supported"),
             };
             let key = if url.get("provider").is_some() { "provider" } else { "proxy" };
-            report.warn(url.place(key).problem(problem, "the service is left out; write `proxy: motan2:PORT`"));
+            report.warn(url.place(key).problem(problem, instead(provider)));
             return None;
         }
         if provider == "motan" {
@@ -491,5 +491,20 @@ impl Importer<'_> {
             None => report.mistake(place.problem(format!("`{host}` cannot be resolved"), "write its IP address")),
         }
         found
+    }
+}
+
+/// What to write in place of a provider that is not there.
+fn instead(provider: &str) -> &'static str {
+    match provider {
+        "cgi" => {
+            "the service is left out; put a web server that speaks FastCGI before the program (nginx: `fastcgi_pass`), \
+             and write `provider: http` with `proxyAddress: HOST:PORT` of that server"
+        }
+        "mockProvider" => {
+            "the service is left out; write `provider: motan2` with any `proxy`, import the file, and add the filter \
+             `mock` to the service"
+        }
+        _ => "the service is left out; write `proxy: motan2:PORT`",
     }
 }

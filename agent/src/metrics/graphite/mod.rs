@@ -83,6 +83,10 @@ pub struct Source {
     pub subjects: Box<dyn Fn() -> Vec<Subject> + Send + Sync>,
     /// How the agent is now.
     pub status: Box<dyn Fn() -> Status + Send + Sync>,
+    /// Port of the management calls, which some names have in them; 0 when there is none.
+    pub management: u16,
+    /// Services called here that have an endpoint out of rotation because calls failed there, each once.
+    pub failing: Box<dyn Fn() -> Vec<Text> + Send + Sync>,
 }
 
 /// One target and how it goes with it, for operators.

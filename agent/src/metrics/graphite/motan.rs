@@ -22,6 +22,7 @@ use super::{
     Form, Source, Status, Target,
     figures::{Bands, Level, Row},
 };
+use crate::call::Text;
 
 /// motan-go's `messageMaxLen`: a packet grows to this, and beyond it only for a single group of lines.
 const PACKET_BYTES: usize = 5 * 1024;
@@ -80,6 +81,7 @@ pub(super) fn build(target: &Arc<Target>, source: &Arc<Source>) -> Box<dyn Form>
 impl Form for Motan {
     fn take(&mut self, rows: &[Row], _: Duration) {
         let mut lines = calls(rows);
+        lines.extend(failing(&self.application, self.source.management, &(self.source.failing)()));
         let since = self.told.elapsed();
         if since >= STATUS_EVERY {
             let now = (self.source.status)();
@@ -182,6 +184,17 @@ fn status(application: &str, before: &Status, now: &Status, since: Duration) -> 
     gauges.chain(counters.map(|(name, n)| format!(".status.{name}.total_count:{n}|c"))).map(line).collect()
 }
 
+/// motan-go's `runtime-error`: it tells of endpoints that it will not try again by itself. Those here are tried again;
+/// what whoever watches this wants to know is that calls failed until an endpoint was left out.
+fn failing(application: &str, management: u16, services: &[Text]) -> Vec<Lines> {
+    let head = format!("motan-agent.runtime-error.circuit-breaker-{application}.byhost.");
+    let line = |service: &Text| {
+        let tails = vec![format!(".endpoint.{management}-{}:1|kv", escape(service))];
+        Lines { head: head.clone(), tails }
+    };
+    services.iter().map(line).collect()
+}
+
 /// Joins lines to packets as motan-go does: what is kept together never spans two of them.
 fn packets(ip: &str, lines: &[Lines]) -> Vec<(String, usize)> {
     let mut packets = vec![(String::new(), 0)];
@@ -252,10 +265,7 @@ async fn interval(target: &Target, lines: &[Lines]) -> anyhow::Result<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{
-        call::Text,
-        metrics::{Histogram, graphite::figures::Counts},
-    };
+    use crate::metrics::{Histogram, graphite::figures::Counts};
 
     fn row(side: &'static str, level: Level, method: &str, ms: &[u64]) -> Row {
         let histogram = Histogram::default();
@@ -353,6 +363,15 @@ mod tests {
         );
     }
 
+    #[test]
+    fn services_with_endpoints_that_fail_are_told_as_runtime_errors() {
+        let lines = failing("my_app", 8002, &[Text::from_static("com.example.Echo"), Text::from_static("b")]);
+        let text: String = packets("127_0_0_1", &lines).into_iter().map(|p| p.0).collect();
+        let name = "motan-agent.runtime-error.circuit-breaker-my_app.byhost.127_0_0_1.endpoint.8002";
+        assert_eq!(text, format!("{name}-com_example_Echo:1|kv\n{name}-b:1|kv\n"));
+        assert_eq!(failing("my_app", 8002, &[]), []);
+    }
+
     #[tokio::test(start_paused = true)]
     async fn the_agent_tells_of_itself_each_half_minute_whatever_the_interval() {
         let (intervals, mut sent) = mpsc::channel(1);
@@ -363,6 +382,8 @@ mod tests {
             name: String::new(),
             subjects: Box::new(Vec::new),
             status: Box::new(status),
+            management: 8002,
+            failing: Box::new(Vec::new),
         };
         let mut form = Motan {
             application: "demo".to_owned(),

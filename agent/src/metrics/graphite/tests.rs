@@ -25,6 +25,8 @@ fn source(stats: &Arc<ServiceStats>) -> Source {
         name: "edge".to_owned(),
         subjects: Box::new(move || vec![subject.clone()]),
         status: Box::new(Status::default),
+        management: 8002,
+        failing: Box::new(Vec::new),
     }
 }
 
