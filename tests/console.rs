@@ -172,9 +172,9 @@ fn a_service_is_seen_moved_watched_and_moved_back() {
     browser.see("tbody th a", "#");
     browser.see("tbody td", "idc-a is to be serviced");
     well(&browser, "commands");
-    browser.shot(&picture("commands"), false);
     browser.click("tbody .deeds button", "Undo");
     browser.fill("Why", "the service is done");
+    browser.shot(&picture("undo"), false);
     browser.click("dialog footer button.danger", "Undo");
     browser.see("tbody .badge", "undone");
     until("all calls are back", || share() < 0.345);
@@ -234,7 +234,14 @@ fn every_kind_of_command_is_given_and_what_is_no_command_is_told() {
     }
     let commands = center.get("/v1/commands?limit=100");
     assert_eq!(commands["items"].as_array().unwrap().len(), 6, "{commands}");
+    // One in the middle of its steps, above those that are over.
+    browser.open("about:blank");
+    browser.open(&url(&center, &page("move")));
+    given("Move 20 %");
+    browser.click("nav.rail a", "Commands");
+    browser.see("tbody .badge", "stepping");
     well(&browser, "commands");
+    browser.shot(&picture("commands"), false);
 }
 
 #[test]
@@ -263,6 +270,7 @@ fn an_instance_is_taken_out_weighed_and_brought_back() {
         return;
     }
     let (center, _mesh) = site();
+    ripen(&center);
     let browser = Browser::start(Look::default());
     let one = address("com.shop.Order", "idc-a", 1);
     let state = || {
@@ -303,6 +311,7 @@ fn an_instance_is_taken_out_weighed_and_brought_back() {
     // All of it is on record.
     browser.click("nav.rail a", "Audit");
     browser.see("td", "instance.out");
+    browser.shot(&picture("audit"), false);
     browser.fill("What begins with", "instance.weight");
     until("the record is searched", || {
         let rows =
@@ -312,7 +321,6 @@ fn an_instance_is_taken_out_weighed_and_brought_back() {
     browser.click("tbody th button", "");
     browser.see("tr.detail pre", "3");
     well(&browser, "audit");
-    browser.shot(&picture("audit"), false);
 }
 
 #[test]

@@ -42,6 +42,7 @@ pub const PROGRAMS: &[(&str, &[&str])] = &[
     ("carbon-cache", &["graphite-carbon"]),
     ("chromium", &["chromium"]),
     ("chromedriver", &["chromium-driver"]),
+    ("fc-list", &["fontconfig"]),
     ("whisper-fetch", &["graphite-carbon", "python3-whisper"]),
     ("prometheus", &["prometheus"]),
 ];
@@ -82,6 +83,32 @@ pub fn provide(programs: &[&str]) -> Vec<String> {
         }
     }
     failed
+}
+
+/// Fonts with Chinese characters, best first: browsers show boxes without one.
+const CHINESE: &[&str] = &["fonts-noto-cjk", "fonts-wqy-microhei"];
+
+/// Installs a font that has Chinese characters, if there is none.
+///
+/// # Errors
+/// It cannot be had; says what to do.
+pub fn provide_chinese() -> Result<()> {
+    let has = || sh::read(Command::new("fc-list").arg(":lang=zh")).is_ok_and(|fonts| !fonts.trim().is_empty());
+    if has() {
+        return Ok(());
+    }
+    let packages = CHINESE.join(" or ");
+    can_install().with_context(|| format!("no font with Chinese characters; install {packages}"))?;
+    let log = log("install");
+    for package in CHINESE {
+        println!("installing {package}");
+        let installed =
+            sh::run_logged(apt(&["install", "-y", "--no-install-recommends"]).arg(package), &log, APT_LIMIT);
+        if installed.is_ok() && has() {
+            return Ok(());
+        }
+    }
+    bail!("no font with Chinese characters: neither {packages} could be installed, see {}", log.display())
 }
 
 fn names(program: &str) -> String {

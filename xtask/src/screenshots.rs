@@ -10,12 +10,20 @@ use crate::{packages, sh};
 const SHOWN: &[&str] = &[
     "services",
     "service",
+    "instance-out",
     "switch",
     "command",
+    "commands",
+    "undo",
     "graph",
     "capacity",
-    "agents",
+    "proposals",
     "alerts",
+    "agents",
+    "registry",
+    "audit",
+    "login",
+    "access",
     "centre-gone",
     "service-zh-dark",
 ];
@@ -23,18 +31,22 @@ const SHOWN: &[&str] = &[
 /// Compiling the tests is most of it.
 const LIMIT: Duration = Duration::from_secs(40 * 60);
 
-/// Runs the console's tests and copies what the docs show. Chinese characters need a font that has them (Debian's
-/// `fonts-noto-cjk`).
+/// Runs the console's tests and copies what the docs show.
 ///
 /// # Errors
-/// A test failed, or a browser is missing.
+/// A test failed, or a browser or a font with Chinese characters is missing.
 pub fn run() -> Result<()> {
-    let missing = packages::provide(&["chromium", "chromedriver"]);
+    let missing = packages::provide(&["chromium", "chromedriver", "fc-list"]);
     if !missing.is_empty() {
         bail!("{}", missing.join("\n"));
     }
+    packages::provide_chinese()?;
     sh::run(&mut sh::cargo(["build", "--package", "center"]))?;
     let taken = sh::target("screenshots");
+    // None of an earlier run is taken for one of this.
+    for name in SHOWN {
+        fs::remove_file(taken.join(format!("{name}.png"))).ok();
+    }
     let mut tests =
         sh::cargo(["test", "--package", "tests", "--test", "system", "console::", "--", "--test-threads", "2"]);
     tests.env("SOCKMESH_SCREENSHOTS", &taken).env("REQUIRE_ALL", "1");
