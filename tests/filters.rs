@@ -434,6 +434,37 @@ fn filters_access_log_writes_the_lines_of_motans_agent() {
 }
 
 #[test]
+fn filters_convert_brings_a_caller_of_breeze_to_a_server_of_simple() {
+    let mesh = Mesh::new("[{access_log: {format: json, arguments: true, mask: [pin]}}, {convert: {to: simple}}]");
+    // 32-bit 5, 64-bit 5, "ab", 32-bit 0.1, null, bytes 00 ff, {"pin": "1234"}: in Breeze, and in Simple.
+    let breeze = b"\x55\x8d\x02ab\x9f\x3d\xcc\xcc\xcd\x99\x9d\0\0\0\x02\0\xff\xdb\x01\x3f\x3f\x03pin\x041234";
+    let simple = b"\x08\x0a\x09\x0a\x01\0\0\0\x02ab\x0a\x3d\xcc\xcc\xcd\0\x03\0\0\0\x02\0\xff\
+        \x02\0\0\0\x0f\0\0\0\x03pin\0\0\0\x041234";
+    let call = |serialization: u8, body: &[u8]| {
+        let frame = Frame { serialization, body: body.to_vec(), ..Frame::default() };
+        Client::open(mesh.rpc).unwrap().call(frame.with("M_p", SERVICE).with("M_m", "echo")).unwrap()
+    };
+    let answer = call(8, breeze);
+    assert_eq!((answer.status, answer.serialization, &answer.body[..]), (0, 8, &breeze[..]));
+    let Seen::Rpc(seen) = mesh.seen() else { panic!("not by HTTP") };
+    assert_eq!((seen.serialization, &seen.body[..]), (6, &simple[..]));
+    let line = until_some("a line", || mesh.agent.access_log().pop());
+    let line: Value = serde_json::from_str(&line).unwrap();
+    let shown = &line["arguments"];
+    assert_eq!((&shown[0], &shown[1]["$int64"], &shown[6]["pin"]), (&5.into(), &5.into(), &"***".into()), "{line}");
+    assert_eq!(line["request_bytes"], breeze.len(), "as its caller sent it");
+
+    let (code, kind, text) = call(0, b"Hxyz").thrown();
+    assert_eq!((code, kind), (400, 1));
+    assert!(text.starts_with("convert: the arguments cannot be converted to simple: serialization 0"), "{text}");
+    mesh.fail(true);
+    assert_eq!(call(8, breeze).thrown(), thrown(500, 1, "oops"));
+    mesh.fail(false);
+    mesh.works();
+    assert_eq!((mesh.events("convert", "arguments_converted"), mesh.events("convert", "refused")), (2.0, 1.0));
+}
+
+#[test]
 fn filters_metrics_count_attempts() {
     let mesh = Mesh::new("[{metrics: {level: both}}]");
     mesh.works();

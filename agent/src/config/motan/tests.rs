@@ -193,6 +193,24 @@ fn every_key_of_the_table_does_what_its_row_says() {
 }
 
 #[test]
+fn providers_are_taken_or_told_what_to_write_instead() {
+    let with_provider = |provider: &str| {
+        let text = with("motan-service", "").replace("proxy: 'motan2:18001'", provider);
+        read(&text, &around())
+    };
+    let (native, told) = with_provider("provider: httpx, URL_FORMAT: 'http://127.0.0.1:98/api/%s'");
+    assert!(native.contains("http://127.0.0.1:98/api/%s") && told.is_empty(), "{told:?}\n{native}");
+    let cgi = "provider: cgi, CGI_HOST: 127.0.0.1, CGI_PORT: 9000, CGI_SCRIPT_FILENAME: /srv/x.php";
+    let (native, told) = with_provider(cgi);
+    assert!(!native.contains("\nservices:") && told.len() == 4, "{told:?}\n{native}");
+    let of = |key: &str| told.iter().find(|line| line.contains(key)).unwrap_or_else(|| panic!("{key}: {told:?}"));
+    assert!(of("provider `cgi` is not supported").contains("fastcgi_pass"), "{told:?}");
+    assert!(of(".CGI_SCRIPT_FILENAME").contains("FastCGI programs are not called"), "{told:?}");
+    let (_, told) = with_provider("provider: mockProvider, proxy: 'motan2:18001'");
+    assert!(told.iter().any(|line| line.contains("add the filter `mock`")), "{told:?}");
+}
+
+#[test]
 fn every_variable_of_the_table_is_read() {
     let before = read(&with("", ""), &around()).0;
     for row in table::VARIABLES.rows.iter().filter(|r| r.fate == Fate::Supported && !r.example.is_empty()) {
