@@ -32,8 +32,9 @@ const INSTANCES: usize = 1_000;
 const FORECASTS: usize = 5_000;
 
 /// Figures that only servers of the site have are asked for this often within the short window of a budget: they change
-/// by the minute, and each look is several questions.
+/// by the minute, and each look is several questions. And so often where agents report that all goes well.
 const LOOKS: u64 = 10;
+const LOOKS_BESIDE: u64 = 2;
 
 /// What was counted less than this ago may not be here yet: agents report every two seconds.
 const SETTLED_MS: u64 = 4_000;
@@ -93,9 +94,11 @@ impl Looker {
             return vec![of.clone()];
         }
         let wanted = |wanted: &str, is: &str| wanted.is_empty() || wanted == is;
-        // Services may be registered elsewhere, and their agents report all the same.
         let keys = self.registry.keys().into_iter().map(|key| (key.service, key.group));
-        let keys = keys.chain(self.monitor.services());
+        // Services may be registered elsewhere, and their agents report all the same; how many instances they have is
+        // not known for sure then.
+        let elsewhere = if per_group { Vec::new() } else { self.monitor.services() };
+        let keys = keys.chain(elsewhere);
         let keys = keys.filter(|(service, group)| wanted(&of.service, service) && wanted(&of.group, group));
         let things: BTreeSet<Of> = keys.map(|(service, group)| Of { service, group, ..of.clone() }).collect();
         things.into_iter().take(THINGS).collect()
@@ -133,7 +136,8 @@ impl Looker {
     /// Whether a budget need not be looked at now. Agents that tell of failures do so at once; what only servers of the
     /// site know (of callers without an agent, or of agents that do not report here) is asked for now and then.
     fn rests(&self, rule: &str, of: &Of, short_ms: u64, stands: &(dyn Fn(&Of) -> bool + Sync)) -> bool {
-        if stands(of) || self.monitor.lately(of).success.is_some_and(|success| success < 1.0) {
+        let lately = self.monitor.lately(of).success;
+        if stands(of) || lately.is_some_and(|success| success < 1.0) {
             return false;
         }
         if !self.monitor.has_sources() {
@@ -144,7 +148,8 @@ impl Looker {
         if rests.get(&key).is_some_and(|until| now < *until) {
             return true;
         }
-        rests.insert(key, now + Duration::from_millis(short_ms / LOOKS));
+        let looks = if lately.is_some() { LOOKS_BESIDE } else { LOOKS };
+        rests.insert(key, now + Duration::from_millis(short_ms / looks));
         false
     }
 

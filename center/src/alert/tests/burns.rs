@@ -196,3 +196,17 @@ async fn what_only_a_server_knows_is_not_asked_for_at_every_look() {
     looker.look(&rule, &|_| true).await;
     assert!(standin.asked.load(Relaxed) > asked, "one that stands is looked at each time");
 }
+
+#[tokio::test]
+async fn a_rule_for_all_services_means_those_that_agents_report_of_too() {
+    let standin = standin(Mood::Empty).await;
+    let center = site("graphite", &standin, Vec::new()).await;
+    report(&center, 1, 100);
+    let looker = Looker::new(center.registry.clone(), center.monitor.clone(), center.decider.clone());
+    let all = AlertRule { of: Of::default(), ..budget() };
+    let found: Vec<Of> = looker.look(&all, &|_| false).await.into_iter().map(|(of, _)| of).collect();
+    assert_eq!(found, [budget().of]);
+    // How many instances it has is not known for sure.
+    let water = AlertRule { condition: Condition::Water { line: "fatal".to_owned() }, ..all };
+    assert!(looker.look(&water, &|_| false).await.is_empty());
+}
