@@ -62,7 +62,7 @@ pub enum Target {
 
 /// What connections arrive at.
 pub enum Listener {
-    /// An address.
+    /// An address, with a socket that was made [`ready_to_copy`](tcp::ready_to_copy) before it listened.
     Tcp(TcpListener),
     /// A unix socket.
     Unix(UnixListener),
@@ -121,11 +121,6 @@ impl Acceptor {
         mut stop: watch::Receiver<bool>,
         drain: Drain,
     ) {
-        // Accepted sockets inherit it: should this process be killed, their ends are resets from the first moment on,
-        // and nobody takes what came so far for all there is. Taken back where the protocol tells.
-        if let Listener::Tcp(listener) = &listener {
-            tcp::reset_on_close(listener);
-        }
         let target = Arc::new(target);
         let mut connections = JoinSet::new();
         let mut asked = drain.clone();
@@ -201,12 +196,8 @@ impl Acceptor {
     }
 
     async fn serve(&self, io: TcpStream, peer: SocketAddr, target: &Target, drain: Drain) -> Result<(), ConnError> {
-        // Small answers must not wait for an acknowledgement.
         // Addresses of a unix socket are of another kind than is asked for here.
         let unix = peer == UNIX && io.local_addr().is_err();
-        if !unix {
-            io.set_nodelay(true)?;
-        }
         let (destination, origin) = match target {
             Target::Fixed(fixed) => {
                 let destination = if unix { UNIX } else { io.local_addr()? };

@@ -12,12 +12,14 @@ use std::{
 
 use anyhow::{Context as _, bail};
 use parking_lot::Mutex;
+use socket2::Socket;
 use tokio::{runtime::Handle, sync::watch};
 
 use crate::{
     accept::{Acceptor, Listener, Target},
     config,
     drain::Drain,
+    protocol::tcp,
 };
 
 /// Runs listeners on the data runtime.
@@ -195,11 +197,11 @@ pub(super) fn bind_admin(ports: &config::Ports) -> anyhow::Result<Admin> {
         };
     }
     let Some((from, to)) = ports.admin_range else {
-        return bind(ports.admin).map(Admin::Tcp).context("ports.admin");
+        return open(ports.admin, |_| Ok(())).map(Admin::Tcp).context("ports.admin");
     };
     let mut last = None;
     for port in from..=to {
-        match bind(SocketAddr::new(ports.admin.ip(), port)) {
+        match open(SocketAddr::new(ports.admin.ip(), port), |_| Ok(())) {
             Ok(listener) => return Ok(Admin::Tcp(listener)),
             Err(error) => last = Some(error),
         }
@@ -210,15 +212,21 @@ pub(super) fn bind_admin(ports: &config::Ports) -> anyhow::Result<Admin> {
 
 /// Binds a data listener.
 pub(super) fn bind(at: SocketAddr) -> anyhow::Result<TcpListener> {
+    open(at, tcp::ready_to_copy)
+}
+
+/// Listens at `at`, `prepare` having been first at the socket.
+fn open(at: SocketAddr, prepare: impl Fn(&Socket) -> std::io::Result<()>) -> anyhow::Result<TcpListener> {
     let bind = || -> std::io::Result<TcpListener> {
         let domain = socket2::Domain::for_address(at);
-        let socket = socket2::Socket::new(domain, socket2::Type::STREAM, Some(socket2::Protocol::TCP))?;
+        let socket = Socket::new(domain, socket2::Type::STREAM, Some(socket2::Protocol::TCP))?;
         socket.set_reuse_address(true)?;
         if at.is_ipv6() {
             socket.set_only_v6(true)?;
         }
         socket.set_nonblocking(true)?;
         socket.bind(&at.into())?;
+        prepare(&socket)?;
         // The kernel caps it at net.core.somaxconn; a burst must not meet a short queue here.
         socket.listen(4096)?;
         Ok(socket.into())

@@ -103,7 +103,7 @@ pub async fn dial_for(
         socket.connect(addr).await
     };
     match tokio::time::timeout(options.connect_timeout, connect).await {
-        Ok(Ok(stream)) if is_self_connected(&stream) => {
+        Ok(Ok(stream)) if is_self_connected(&stream, addr.port()) => {
             // A dial to a free port of the ephemeral range can meet itself (simultaneous open).
             Err(failed(ErrorKind::Connect, "cannot connect to", &"nobody listens there (the connection met itself)"))
         }
@@ -134,6 +134,6 @@ fn is_own_shortage(error: &io::Error) -> bool {
     sys::is_shortage(error) || error.kind() == io::ErrorKind::AddrNotAvailable
 }
 
-fn is_self_connected(stream: &TcpStream) -> bool {
-    matches!((stream.local_addr(), stream.peer_addr()), (Ok(local), Ok(peer)) if local == peer)
+fn is_self_connected(stream: &TcpStream, port: u16) -> bool {
+    stream.local_addr().is_ok_and(|local| local.port() == port && stream.peer_addr().is_ok_and(|peer| peer == local))
 }

@@ -5,11 +5,11 @@ use std::{net::SocketAddr, sync::Arc};
 use bytes::Bytes;
 use model::{Instance, ServiceKey, Snapshot};
 use tokio::{
-    net::{TcpListener, TcpStream},
+    net::{TcpListener, TcpSocket, TcpStream},
     task::JoinSet,
 };
 
-use super::{Accepted, KINDS, Protocol};
+use super::{Accepted, KINDS, Protocol, tcp};
 use crate::{
     accept::Downstream,
     cluster::{Cluster, Parts},
@@ -82,7 +82,10 @@ pub async fn front(name: &'static str, endpoints: &[SocketAddr], settings: Setti
 
 /// Starts a listener of `protocol` in front of `clusters`, of which there must be one.
 pub async fn serve(protocol: Arc<dyn Protocol>, name: &'static str, clusters: Vec<Arc<Cluster>>) -> Front {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    tcp::ready_to_copy(&socket).unwrap();
+    let listener = socket.listen(1024).unwrap();
     let addr = listener.local_addr().unwrap();
     let live = Arc::new(LiveTable::default());
     let first = clusters[0].clone();
@@ -107,7 +110,9 @@ async fn accept(
             accepted = listener.accept() => accepted.unwrap(),
             () = asked.graceful() => break,
         };
-        io.set_nodelay(true).unwrap();
+        if route.protocol != tcp::NAME {
+            tcp::end_on_close(&io);
+        }
         let destination = io.local_addr().unwrap();
         let guard = live.add(peer, destination, (0, String::new()), false, None);
         let io = Downstream::new(io.into(), Bytes::new(), guard.live.clone());

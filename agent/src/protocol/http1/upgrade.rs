@@ -36,6 +36,7 @@ pub(super) async fn run(caller: Guard, read: Bytes, endpoint: Upgrade, report: R
     };
     let caller = Side { io, prefix: join(read, early) };
     let endpoint = Side { io: endpoint.io.into_inner().into_inner(), prefix: endpoint.read_buf };
+    reset_on_close(caller.io.socket());
     let copied = both_ways(caller, endpoint, Report { watch, ..report });
     copied.await.map_err(|error| ConnError::Unserved(error.to_string()))
 }

@@ -52,18 +52,17 @@ pub struct Report {
 /// Copies until both halves have ended or one connection broke.
 ///
 /// Dropping the future resets both connections. Buffers exist only while there is something to pass on,
-/// so an idle connection holds none.
+/// so an idle connection holds none. The caller's connection is one of a listener that is [`ready_to_copy`], and ends
+/// with a reset until it is told otherwise.
 pub fn both_ways(
     caller: Side,
     endpoint: Side,
     report: Report,
 ) -> impl Future<Output = Result<(), CallError>> + Send + 'static {
     let Report { live, watch, idle_timeout } = report;
-    for io in [caller.io.socket(), endpoint.io.socket()] {
-        keep_urgent(io);
-        // From the start, because the kernel closes the sockets of a process that is killed. Undone at a clean end.
-        reset_on_close(io);
-    }
+    keep_urgent(endpoint.io.socket());
+    // From the start, because the kernel closes the sockets of a process that is killed. Undone at a clean end.
+    reset_on_close(endpoint.io.socket());
     let mut pair = Pair {
         caller: caller.io,
         endpoint: endpoint.io,
@@ -83,6 +82,20 @@ pub fn both_ways(
     }
 }
 
+/// Sets of a listener, before it listens, what its connections inherit and would each be a system call for: nothing
+/// waits for an acknowledgement, urgent data stays in its place, and closing is a reset from the first moment on, so
+/// that should this process be killed, nobody takes what came so far for all there is. Who serves them otherwise takes
+/// the last back: [`end_on_close`].
+///
+/// # Errors
+/// Those of `setsockopt(2)`.
+pub fn ready_to_copy(listener: &impl AsFd) -> io::Result<()> {
+    let listener = socket2::SockRef::from(listener);
+    listener.set_tcp_nodelay(true)?;
+    listener.set_out_of_band_inline(true)?;
+    listener.set_linger(Some(Duration::ZERO))
+}
+
 /// Has urgent data read in its place in the stream. Else a byte sent with `MSG_OOB` would be dropped here,
 /// which its sender could not know.
 fn keep_urgent(io: &TcpStream) {
@@ -90,8 +103,7 @@ fn keep_urgent(io: &TcpStream) {
     let _ = socket2::SockRef::from(io).set_out_of_band_inline(true);
 }
 
-/// Makes the coming close of `io` a reset, so that its peer sees a failure and no clean end. For a listener: of what
-/// it accepts.
+/// Makes the coming close of `io` a reset, so that its peer sees a failure and no clean end.
 pub fn reset_on_close(io: &impl AsFd) {
     // Fails only on a socket that is gone already.
     let _ = socket2::SockRef::from(io).set_linger(Some(Duration::ZERO));

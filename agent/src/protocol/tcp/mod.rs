@@ -9,7 +9,7 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 
-pub use self::copy::{Report, Side, both_ways, end_on_close, reset_on_close};
+pub use self::copy::{Report, Side, both_ways, end_on_close, ready_to_copy, reset_on_close};
 use super::{Accepted, ConnError, Detect, Protocol};
 use crate::{
     call::{Body, Call, CallError, Head, Request, Response, ResponseHead, Status, Text},
