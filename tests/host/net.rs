@@ -1,11 +1,12 @@
 //! Ports and network namespaces.
 
 use std::{
-    fs,
+    fs::File,
+    io::{Read as _, Seek as _, Write as _},
     marker::PhantomData,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener},
+    ops::Range,
     os::fd::AsFd as _,
-    sync::atomic::{AtomicU16, Ordering::Relaxed},
 };
 
 use rustix::{
@@ -17,18 +18,28 @@ use crate::{Cmd, temp::serial};
 
 /// A TCP port that nobody uses and the kernel will not give to outgoing connections.
 ///
-/// For programs that must be told their port; listeners of our own ask for port 0.
+/// For programs that must be told their port; listeners of our own ask for port 0. All tests of the host draw from one
+/// sequence, so that a port is not given again before thousands of others were: agents dial endpoints that have gone
+/// for as long as they live, and would call at whoever listens there next.
 pub fn free_port() -> u16 {
-    // Below the usual ephemeral range (32768), each process in a stretch of its own.
-    static NEXT: AtomicU16 = AtomicU16::new(0);
-    let base = 16_000 + (std::process::id() % 80) as u16 * 200;
-    for _ in 0..400 {
-        let port = base + NEXT.fetch_add(1, Relaxed) % 200;
-        if TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).is_ok() {
-            return port;
-        }
-    }
-    panic!("no free port from {base} on");
+    // Below the usual ephemeral range, which begins at 32768.
+    const RANGE: Range<u16> = 16_000..32_000;
+    let path = std::env::temp_dir().join(format!("sockmesh-test-port-{}", rustix::process::getuid().as_raw()));
+    let mut file = File::options().read(true).write(true).create(true).truncate(false).open(&path).unwrap();
+    file.lock().unwrap();
+    let mut last = String::new();
+    file.read_to_string(&mut last).unwrap();
+    // A first file, or one that was cut off, begins anew.
+    let mut port = last.trim().parse().unwrap_or(RANGE.end);
+    let mut ports = RANGE.map(|_| {
+        port = if RANGE.contains(&(port + 1)) { port + 1 } else { RANGE.start };
+        port
+    });
+    let free = ports.find(|port| TcpListener::bind((Ipv4Addr::UNSPECIFIED, *port)).is_ok());
+    let free = free.unwrap_or_else(|| panic!("no free port in {RANGE:?}"));
+    file.rewind().unwrap();
+    write!(file, "{free:5}").unwrap();
+    free
 }
 
 /// `127.0.0.1` with a [`free_port`].
@@ -71,8 +82,8 @@ impl Net {
 
     /// Moves this thread there, with every program and thread it starts from now on, until the guard is dropped.
     pub fn enter(&self) -> Inside {
-        let back = fs::File::open("/proc/thread-self/ns/net").unwrap();
-        join(&fs::File::open(format!("/run/netns/{}", self.name)).unwrap());
+        let back = File::open("/proc/thread-self/ns/net").unwrap();
+        join(&File::open(format!("/run/netns/{}", self.name)).unwrap());
         Inside { back, only_here: PhantomData }
     }
 
@@ -120,7 +131,7 @@ impl Net {
 /// The thread is in another network namespace; see [`Net::enter`].
 #[derive(Debug)]
 pub struct Inside {
-    back: fs::File,
+    back: File,
     /// Another thread would be sent there by the drop.
     only_here: PhantomData<*const ()>,
 }
@@ -131,7 +142,7 @@ impl Drop for Inside {
     }
 }
 
-fn join(namespace: &fs::File) {
+fn join(namespace: &File) {
     let kind = Some(LinkNameSpaceType::Network);
     move_into_link_name_space(namespace.as_fd(), kind).expect("root may enter namespaces");
 }
