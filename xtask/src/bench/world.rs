@@ -30,6 +30,11 @@ use crate::{
 const PATIENCE: Duration = Duration::from_secs(30);
 /// Between two looks at the memory of the agent.
 const LOOK: Duration = Duration::from_millis(100);
+/// Memory that has stayed the same for this long, give or take [`STILL_BYTES`], is that of an agent at rest.
+const STILL: Duration = Duration::from_secs(1);
+const STILL_BYTES: u64 = 100 * 1024;
+/// How long that is waited for.
+const SETTLES: Duration = Duration::from_secs(10);
 
 /// A way, ready to be measured.
 pub struct World {
@@ -163,8 +168,22 @@ impl World {
         // Kept in any case: it is stopped with the others.
         self.agents.push(agent);
         ready?;
-        self.idle = Some(self.memory());
+        self.idle = Some(self.settled(ground));
         Ok(())
+    }
+
+    /// Resident memory once a start is over: the self-test goes on after an agent is ready, and what a start needed is
+    /// given back at its end.
+    fn settled(&self, ground: &Ground<'_>) -> u64 {
+        let deadline = Instant::now() + SETTLES;
+        let (mut seen, mut since) = (self.memory(), Instant::now());
+        while since.elapsed() < STILL && Instant::now() < deadline && !ground.signals.wait(LOOK) {
+            let now = self.memory();
+            if now.abs_diff(seen) > STILL_BYTES {
+                (seen, since) = (now, Instant::now());
+            }
+        }
+        seen
     }
 
     fn agent_group(&self, number: usize) -> PathBuf {
