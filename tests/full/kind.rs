@@ -100,12 +100,20 @@ impl Registered {
         assert!(found.is_ok(), "waited for {standing:?}, have {:?}", self.standing.borrow());
     }
 
-    /// Waits until the registry is known to be out of reach.
+    /// Waits until the registry is known to be out of reach, and says why.
     #[track_caller]
-    pub fn until_pending(&mut self) {
-        let why = |s: &Standing| matches!(s, Standing::Pending(Some(_)));
-        let found = self.handle.block_on(async { timeout(PATIENCE, self.standing.wait_for(why)).await.map(drop) });
-        assert!(found.is_ok(), "waited for a reason, have {:?}", self.standing.borrow());
+    pub fn until_pending(&mut self) -> String {
+        let reason = |s: &Standing| match s {
+            Standing::Pending(why) => why.clone(),
+            _ => None,
+        };
+        let found = self.handle.block_on(async {
+            timeout(PATIENCE, self.standing.wait_for(|s| reason(s).is_some())).await.map(|s| reason(&s.unwrap()))
+        });
+        match found {
+            Ok(Some(why)) => why,
+            _ => panic!("waited for a reason, have {:?}", self.standing.borrow()),
+        }
     }
 }
 

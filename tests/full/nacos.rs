@@ -53,6 +53,38 @@ fn nacos_services_are_followed() {
 }
 
 #[test]
+fn nacos_lets_in_who_has_an_account() {
+    if lacks(NEEDS) {
+        return;
+    }
+    let nacos = Nacos::guarded("ops", "p.q-r_s");
+    let as_who = |api: &str, who: serde_json::Value| {
+        let mut options = json!({"address": nacos.addr().to_string(), "api": api});
+        options.as_object_mut().unwrap().extend(who.as_object().unwrap().clone());
+        Kind::new("nacos", &options.to_string())
+    };
+    for api in APIS {
+        let (group, at) = (format!("g-{api}"), "10.1.2.3:8001");
+        let ours = as_who(api, json!({"username": "ops", "password": "p.q-r_s"}));
+        let mut here = ours.register(&provided("com.Echo", &group, at));
+        here.until(&Standing::Available);
+        until("it is listed", || is_open(&nacos, &group, "com.Echo", at));
+        ours.watch(&key("com.Echo", &group)).list(&[at], false);
+        here.want(Wanted::Gone);
+        here.until(&Standing::Gone);
+        until("it is gone", || nacos.hosts(&group, "com.Echo").is_empty());
+
+        // Nobody else, and it is said whose name was refused.
+        let stranger = as_who(api, json!({"username": "ops", "password": "wrong"}));
+        let mut there = stranger.register(&provided("com.Echo", &group, at));
+        let why = there.until_pending();
+        assert!(why.contains("ops"), "{api}: {why}");
+        as_who(api, json!({})).register(&provided("com.Echo", &group, at)).until_pending();
+        assert_eq!(nacos.hosts(&group, "com.Echo"), [serde_json::Value::Null; 0], "{api}");
+    }
+}
+
+#[test]
 fn nacos_registrations_are_kept_and_taken_back() {
     if lacks(NEEDS) {
         return;
@@ -152,13 +184,13 @@ referers:
         nacos.put("DEFAULT_GROUP", "web", &b.addr().to_string(), "");
         until("what is new is found, and nothing is held any more", || good("b") && !stale());
 
-        nacos.0.proc.signal(Signal::STOP);
+        nacos.server.proc.signal(Signal::STOP);
         assert!(
             within(std::time::Duration::from_secs(60), || stale().then_some(())).is_some(),
             "a hung one is noticed"
         );
         assert!((0..20).all(|_| served()), "{api}: the last list serves");
-        nacos.0.proc.signal(Signal::CONT);
+        nacos.server.proc.signal(Signal::CONT);
         let followed = within(std::time::Duration::from_secs(60), || (!stale()).then_some(()));
         assert!(followed.is_some(), "{api}: followed again");
     }

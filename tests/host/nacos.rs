@@ -10,36 +10,64 @@ use crate::{
     http::{self, Conn},
     need::peer,
     program::Server,
-    until,
+    until, until_some,
 };
 
 /// A running r-nacos, stopped on drop.
-pub struct Nacos(pub Server);
+pub struct Nacos {
+    /// The process.
+    pub server: Server,
+    account: Option<(&'static str, &'static str)>,
+    /// What it gave for the account.
+    token: String,
+}
 
 impl Nacos {
     /// Starts one and waits until it answers. Needs the peer `rnacos`.
     #[track_caller]
     pub fn start() -> Self {
+        Self::with(None)
+    }
+
+    /// The same, which only lets in who logs in by this name and password. They are safe in a form.
+    #[track_caller]
+    pub fn guarded(name: &'static str, password: &'static str) -> Self {
+        Self::with(Some((name, password)))
+    }
+
+    #[track_caller]
+    fn with(account: Option<(&'static str, &'static str)>) -> Self {
         // gRPC is always 1000 above HTTP.
         let port = std::iter::repeat_with(free_port)
             .find(|port| *port < 64_000 && TcpListener::bind(("127.0.0.1", port + 1000)).is_ok())
             .expect("there are more ports");
         let addr = SocketAddr::from(([127, 0, 0, 1], port));
         let dir = Temp::new();
+        let (name, password) = account.unwrap_or_default();
         let cmd = Cmd::new("env")
             .args(["RNACOS_SDK_HOST=127.0.0.1", "RNACOS_HTTP_CONSOLE_PORT=0", "RNACOS_ENABLE_METRICS=false"])
             .arg(format!("RNACOS_HTTP_PORT={port}"))
             .arg(format!("RNACOS_GRPC_PORT={}", port + 1000))
             .arg(format!("RNACOS_DATA_DIR={}", dir.file("data").display()))
+            .arg(format!("RNACOS_ENABLE_OPEN_API_AUTH={}", account.is_some()))
+            .arg(format!("RNACOS_INIT_ADMIN_USERNAME={name}"))
+            .arg(format!("RNACOS_INIT_ADMIN_PASSWORD={password}"))
             .arg(peer("rnacos").join("bin/rnacos").display());
-        let nacos = Self(Server::start(addr, dir, cmd));
+        let mut nacos = Self { server: Server::start(addr, dir, cmd), account, token: String::new() };
         nacos.wait();
         nacos
     }
 
     /// Waits until it answers, takes writes, and listens for gRPC.
     #[track_caller]
-    pub fn wait(&self) {
+    pub fn wait(&mut self) {
+        if let Some((name, password)) = self.account {
+            let form = format!("username={name}&password={password}");
+            self.token = until_some("r-nacos lets in", || {
+                let said = serde_json::from_str::<Value>(&self.try_post("/nacos/v1/auth/login", &form)?).ok()?;
+                said["accessToken"].as_str().map(str::to_owned)
+            });
+        }
         let grpc = SocketAddr::new(self.addr().ip(), self.addr().port() + 1000);
         until("r-nacos answers", || {
             let written = self.try_post("/nacos/v1/cs/configs", "dataId=ready&group=test&content=yes");
@@ -49,21 +77,21 @@ impl Nacos {
 
     /// Ends it on the spot.
     pub fn kill(&mut self) {
-        self.0.proc.signal(Signal::KILL);
-        self.0.proc.wait();
+        self.server.proc.signal(Signal::KILL);
+        self.server.proc.wait();
     }
 
     /// Starts it again without anything: a killed one does not always come up with what it had written down.
     #[track_caller]
     pub fn again(&mut self) {
-        let _ = std::fs::remove_dir_all(self.0.dir().join("data"));
-        self.0.again();
+        let _ = std::fs::remove_dir_all(self.server.dir().join("data"));
+        self.server.again();
         self.wait();
     }
 
     /// Where its HTTP API is.
     pub fn addr(&self) -> SocketAddr {
-        self.0.addr()
+        self.server.addr()
     }
 
     fn try_post(&self, path: &str, form: &str) -> Option<String> {
@@ -73,6 +101,10 @@ impl Nacos {
     fn send(&self, method: &str, path: &str, form: &str) -> Option<http::Message> {
         let mut conn = Conn::open(self.addr()).ok()?;
         let length = form.len();
+        let path = match (self.token.as_str(), path.contains('?')) {
+            ("", _) => path.to_owned(),
+            (token, asked) => format!("{path}{}accessToken={token}", if asked { '&' } else { '?' }),
+        };
         conn.send(format!(
             "{method} {path} HTTP/1.1\r\nHost: nacos\r\nContent-Type: application/x-www-form-urlencoded\r\n\
              Content-Length: {length}\r\n\r\n{form}"

@@ -12,7 +12,7 @@ use tokio::sync::watch;
 use super::*;
 use crate::{
     Provided, Scope, Standing, Wanted,
-    testing::{Answer, StandIn, built, list, refusal},
+    testing::{Answer, Asked, Certificates, StandIn, built, list, refusal},
 };
 
 fn registry(at: std::net::SocketAddr, more: &str) -> Arc<dyn Registry> {
@@ -164,4 +164,34 @@ fn says_what_is_wrong_with_its_options() {
     assert!(told("{}").contains("`address` is missing"));
     assert!(told("{address: a, api: udp}").contains("unknown variant `udp`"));
     assert!(told("{address: 'a:65000'}").contains("use `api: http`"));
+}
+
+#[tokio::test]
+async fn over_tls_passwords_go_only_to_who_is_believed() {
+    let certificates = Certificates::new("nacos");
+    let logins = Arc::new(AtomicUsize::new(0));
+    let count = logins.clone();
+    let rule = move |asked: &Asked| {
+        if asked.line.starts_with("POST /nacos/v1/auth/login") {
+            count.fetch_add(1, SeqCst);
+            return ok(r#"{"accessToken":"t0","tokenTtl":18000}"#);
+        }
+        ok(LIST)
+    };
+    let server = StandIn::over(Some(certificates.server(true)), rule).await;
+    let cx = BuildCx { base_dir: certificates.dir.clone(), ..BuildCx::default() };
+    let made = |api: &str, tls: &str| {
+        let port = server.at.port();
+        let yaml = format!("{{address: 'localhost:{port}', api: {api}, username: ops, password: p, tls: {{{tls}}}}}");
+        build(&serde_yaml::from_str(&yaml).unwrap(), &cx)
+    };
+    let own = "cert_file: own.pem, key_file: own.key";
+    let stranger = made("http", &format!("ca_file: own.pem, {own}")).unwrap();
+    list(&mut stranger.watch(&key("com.Echo", "yf")), "", true).await;
+    assert_eq!(logins.load(SeqCst), 0, "the password was shown to nobody");
+    let registry = made("http", &format!("ca_file: ca.pem, {own}")).unwrap();
+    list(&mut registry.watch(&key("com.Echo", "yf")), "10.0.0.1:8001", false).await;
+    assert_eq!(logins.load(SeqCst), 1);
+    let told = format!("{:#}", made("grpc", "ca_file: ca.pem").err().expect("refused"));
+    assert!(told.contains("`api: http` only"), "{told}");
 }
