@@ -171,6 +171,30 @@ fn redirect_auto_learns_programs_and_leaves_those_on_tcp_that_would_notice() {
     assert_eq!(world.counter("pair_failed") + world.counter("pair_busy") + world.counter("pair_full"), 0.0);
 }
 
+/// Nobody knows a server before the first connection to it, which goes by TCP for life: calls that keep coming must not
+/// keep it.
+#[test]
+fn redirect_reaches_calls_whose_connection_is_older_than_the_verdict() {
+    if lacks(&[Need::Kernel, Need::Program("nginx"), Need::Program("curl")]) {
+        return;
+    }
+    let servers = Cgroup::new("servers");
+    let (server, _) = nginx(&servers, 100);
+    let settings = Settings { enroll: &[&servers], capture: "redirect: auto", ..Settings::default() };
+    let listen = SocketAddr::from(([127, 0, 0, 1], free_port()));
+    let service = format!("{{service: s, protocol: http, listen: \"{listen}\", endpoints: [{}]}}", server.addr());
+    let agent = Agent::with(&settings, &format!("referers:\n  - {service}\n"));
+    until("the self-test has been made", || agent.page("/metrics").contains("sockmesh_redirect_selftest{"));
+    let call = || assert_eq!(Cmd::line(&format!("curl -sSf --max-time 50 http://{listen}/")).run().ok(), "n");
+    let redirected = || agent.metric("sockmesh_capture_total", &["outcome=\"redirected\""]);
+    call();
+    assert_eq!(redirected(), 0.0, "the first connection is dialled before nginx is known");
+    until("calls go past TCP", || {
+        call();
+        redirected() > 0.0
+    });
+}
+
 #[test]
 fn redirect_moves_a_gigabyte_unchanged_and_holds_little_of_it() {
     if lacks(&[Need::Kernel, Need::Program("nginx"), Need::Program("curl"), Need::Program("cmp")]) {
