@@ -348,8 +348,10 @@ fn motan_java(work: &Work) -> Result<()> {
 
 fn rnacos(work: &Work) -> Result<()> {
     let mut command = sh::cargo(["install", "rnacos", "--locked", "--root", ".", "--version", work.version()]);
-    work.run(command.env("CARGO_TARGET_DIR", work.dir().join("build")))?;
-    fs::remove_dir_all(work.dir().join("build")).context("cannot remove what the build left")
+    // Beside it: a build that took too long goes on where it was.
+    let build = work.dir().with_file_name("rnacos-build");
+    work.run(command.env("CARGO_TARGET_DIR", &build))?;
+    fs::remove_dir_all(build).context("cannot remove what the build left")
 }
 
 /// Its own requirements are open at the top, and what came since does not work with it.
