@@ -1,12 +1,10 @@
 //! Commands of a centre, obeyed where a site's agents listen to Consul or Nacos.
 
-use std::net::SocketAddr;
-
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use host::{
     Need,
     consul::Consul,
-    http, lacks,
+    lacks,
     nacos::Nacos,
     site::{Texts, obeys},
 };
@@ -36,12 +34,11 @@ fn consul_a_site_that_listens_to_it_obeys() {
 }
 
 /// What Nacos holds for idc-a.
-struct InNacos<'a>(&'a Nacos, SocketAddr);
+struct InNacos<'a>(&'a Nacos);
 
 impl Texts for InNacos<'_> {
     fn get(&self) -> Option<String> {
-        let found = http::get(self.1, "/nacos/v1/cs/configs?dataId=motan.command&group=idc-a").ok()?;
-        (found.status() == 200).then(|| found.text())
+        self.0.config("motan.command", "idc-a")
     }
 
     fn put(&self, text: &str) {
@@ -57,6 +54,6 @@ fn nacos_a_site_that_listens_to_it_obeys() {
     }
     for api in ["grpc", "http"] {
         let nacos = Nacos::start();
-        obeys("nacos", &format!("address: '{}', api: {api}", nacos.addr()), &InNacos(&nacos, nacos.addr()));
+        obeys("nacos", &format!("address: '{}', api: {api}", nacos.addr()), &InNacos(&nacos));
     }
 }
