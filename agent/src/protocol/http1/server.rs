@@ -163,16 +163,17 @@ impl Session {
             Body::Stream(FromCaller { inner: body, polled, shared, request: number }.boxed_unsync())
         };
         let kept = self.answer.lock().take();
-        let result = match kept {
+        let (result, rest) = match kept {
             Some(result) => {
                 // The call had it; hyper must see its end, too.
                 if let Body::Stream(body) = body {
                     let _ = body.collect().await;
                 }
-                result
+                (result, Body::Empty)
             }
             None => self.call(parts, body).await,
         };
+        let goes_on = discard(rest, expects);
         let (mut response, endpoint) = match result {
             Ok(response) => self.pass_on(response, &asked),
             Err(error) => {
@@ -189,7 +190,9 @@ impl Session {
             None if held => self.shared.resume(),
             None => {}
         }
-        if self.shared.draining.load(Relaxed) && response.status() != StatusCode::SWITCHING_PROTOCOLS {
+        if !goes_on {
+            response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        } else if self.shared.draining.load(Relaxed) && response.status() != StatusCode::SWITCHING_PROTOCOLS {
             response.headers_mut().append(CONNECTION, HeaderValue::from_static("close"));
         }
         response
@@ -210,7 +213,8 @@ impl Session {
         *self.answer.lock() = Some(answer);
     }
 
-    async fn call(&self, parts: RequestParts, body: Body) -> Result<Response, CallError> {
+    /// Makes the call; what of the body nobody asked for comes back.
+    async fn call(&self, parts: RequestParts, body: Body) -> (Result<Response, CallError>, Body) {
         let RequestParts { method, uri, mut headers, .. } = parts;
         let upgrade = headers::strip_request(&mut headers);
         if let Some(authority) = uri.authority().filter(|_| uri.scheme().is_some()) {
@@ -230,12 +234,15 @@ impl Session {
     pub(super) async fn whole(&self, request: whole::Request) -> Result<Response, CallError> {
         let whole::Request { method, uri, path, headers, body, raw: _ } = request;
         let body = if body.is_empty() { Body::Empty } else { Body::Full(body) };
-        self.forward(HttpHead { method, uri, headers, upgrade: None }, path, body).await
+        self.forward(HttpHead { method, uri, headers, upgrade: None }, path, body).await.0
     }
 
-    async fn forward(&self, head: HttpHead, path: Text, mut body: Body) -> Result<Response, CallError> {
+    async fn forward(&self, head: HttpHead, path: Text, mut body: Body) -> (Result<Response, CallError>, Body) {
         let HttpHead { method, headers, .. } = &head;
-        let cluster = self.cluster(headers)?;
+        let cluster = match self.cluster(headers) {
+            Ok(cluster) => cluster,
+            Err(error) => return (Err(error), body),
+        };
         let mut call = Call::new(cluster.info.service.clone(), method_text(method));
         call.peer = Some(self.peer);
         call.local = Some(self.live.destination);
@@ -245,16 +252,20 @@ impl Session {
         // RFC 9110 section 9.2.2.
         call.idempotent = method.is_idempotent();
         if cluster.may_repeat(&call) && !headers.contains_key(EXPECT) {
-            body = gather(body).await?;
+            body = match gather(body).await {
+                Ok(body) => body,
+                Err(error) => return (Err(error), Body::Empty),
+            };
         }
         if let Body::Full(bytes) = &body {
             call.request_bytes = bytes.len() as u64;
         }
         let head = Head::Http(Box::new(head));
-        let result = cluster.call(&mut Request { call, head, body }).await;
+        let mut request = Request { call, head, body };
+        let result = cluster.call(&mut request).await;
         let endpoint = result.as_ref().map_or_else(|error| error.endpoint, |response| response.endpoint);
         self.live.called(&cluster.info.service, endpoint);
-        result
+        (result, request.body)
     }
 
     /// The only cluster, or the one whose service is named by Host.
@@ -318,6 +329,22 @@ async fn gather(body: Body) -> Result<Body, CallError> {
             Ok(Body::Full(stream.collect().await?.to_bytes()))
         }
         other => Ok(other),
+    }
+}
+
+/// Has what is left of a body that nobody asked for read, so that the caller's connection goes on: by itself hyper ends
+/// it without a word unless all of it is there already. `false` when it is too much for that, or only comes when asked
+/// for: then the answer has to tell of the end.
+fn discard(rest: Body, expects: bool) -> bool {
+    match rest {
+        Body::Stream(rest) if rest.is_end_stream() => true,
+        Body::Stream(rest) if expects || rest.size_hint().exact().is_none_or(|n| n > MAX_GATHERED_BYTES) => false,
+        Body::Stream(rest) => {
+            // Ends with the connection at the latest.
+            tokio::spawn(async move { rest.collect().await.map(drop) });
+            true
+        }
+        Body::Empty | Body::Full(_) => true,
     }
 }
 

@@ -147,6 +147,26 @@ async fn failures_have_their_status() {
 }
 
 #[tokio::test]
+async fn a_body_that_nobody_wants_is_read_or_the_end_is_told() {
+    let nobody = front(NAME, &[], Settings::default()).await;
+    let mut caller = nobody.caller().await;
+    for _ in 0..2 {
+        caller.send("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\n").await;
+        // The answer is there before the body has left.
+        let answer = caller.message().await.unwrap();
+        assert_eq!((answer.status(), answer.header("connection")), (503, None));
+        caller.send("hello").await;
+    }
+    assert_eq!(caller.ask(GET).await.status(), 503, "the connection goes on");
+    for more in ["Content-Length: 100000", "Transfer-Encoding: chunked", "Content-Length: 5\r\nExpect: 100-continue"] {
+        let mut caller = nobody.caller().await;
+        caller.send(format!("POST / HTTP/1.1\r\nHost: a\r\n{more}\r\n\r\n")).await;
+        let answer = caller.message().await.unwrap();
+        assert_eq!((answer.status(), answer.header("connection")), (503, Some("close")), "{more}");
+    }
+}
+
+#[tokio::test]
 async fn no_more_connections_are_kept_than_configured() {
     let gate = Arc::new(tokio::sync::Barrier::new(6));
     let held = gate.clone();
